@@ -1,0 +1,262 @@
+"""The command line: compose and check every cell, run them, report, and own the exit status.
+
+Hydra runs the jobs; this wraps it. Its callbacks can't do this work: their exceptions become warnings, and none is
+called when a job failed.
+
+Exit status: 0 all cells are there; 1 some failed; 2 the command or configuration is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ddim_lab.config import Config, ConfigError, config_folder
+
+__all__ = ["main"]
+
+BAD_INPUT: Final = 2
+INTERRUPTED: Final = 130
+BASIC_SWEEPER: Final = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def main() -> None:
+    """Entry point of `python -m ddim_lab` and of the console script `ddim-lab`."""
+    try:
+        sys.exit(_main(sys.argv[1:]))
+    except ConfigError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"ddim_lab: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("ddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _main(arguments: list[str]) -> int:
+    parser = get_args_parser()
+    parser.error = _refuse_arguments  # type: ignore[method-assign]
+    asked = parser.parse_args(arguments)
+    if asked.help or asked.hydra_help or asked.info is not None or asked.shell_completion:
+        return _hand_to_hydra(arguments)
+    with _composer(asked):
+        if asked.cfg is not None:
+            _compose([text for text in asked.overrides if not _is_sweep(text)])
+            return _hand_to_hydra(arguments)
+        sweep, plan, first = _plan(asked, arguments)
+    return _run(sweep, plan, first, arguments)
+
+
+def _refuse_arguments(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; see python -m ddim_lab --help")
+
+
+def _hand_to_hydra(arguments: Sequence[str]) -> int:
+    """Let Hydra do what the arguments say; its exit status."""
+    from ddim_lab.run import job
+
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(job)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+# -- before the first job: every cell composed and checked ----------------------------------------------
+
+
+@contextlib.contextmanager
+def _composer(asked: argparse.Namespace) -> Iterator[None]:
+    """Hydra ready to compose, with --config-dir as Hydra itself would have it."""
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
+        if asked.config_dir is not None:
+            from hydra.core.global_hydra import GlobalHydra
+
+            folder = Path(asked.config_dir).absolute()
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir: there is no folder {folder}")
+            GlobalHydra.instance().config_loader().get_search_path().prepend("command-line", f"file://{folder}")
+        yield
+
+
+def _compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
+    """Compose one configuration; Hydra's and OmegaConf's errors in one line."""
+    try:
+        return hydra.compose("config", overrides=list(overrides), return_hydra_config=hydra_too)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], Config]:
+    """The sweep's folder, its plan and its first cell's configuration: every cell composed and checked."""
+    parse = OverridesParser.create()
+    try:
+        overrides = parse.parse_overrides(asked.overrides)
+        plain = [override.input_line for override in overrides if not override.is_sweep_override()]
+        base = _compose([text for text in plain if text is not None], hydra_too=True)
+        many = asked.multirun or str(base.hydra.mode) == "RunMode.MULTIRUN"
+        if not many and any(override.is_sweep_override() for override in overrides):
+            swept = next(override for override in overrides if override.is_sweep_override())
+            raise ConfigError(f"{swept.input_line} lists several values: add -m to run them all")
+        cells = _cells(base, overrides, parse) if many else [list(asked.overrides)]
+    except HydraException as error:
+        raise ConfigError(_explain(error)) from error
+    checked = [_check(cell, position, len(cells)) for position, cell in enumerate(cells)]
+    first = checked[0]
+    outputs = Path(first.outputs_dir).absolute()
+    sweep = _sweep_folder(base, overrides, outputs, many)
+    plan = {
+        "schema": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "ddim_lab", *arguments]),
+        "name": sweep.name,
+        "title": first.study.title,
+        "notes": first.study.notes,
+        "reference": first.study.reference,
+        "outputs_dir": os.path.relpath(outputs, sweep),
+        "cells": [
+            {"number": number, "task": config.task.name, "overrides": overrides_of, "labels": config.labels()}
+            for number, (overrides_of, config) in enumerate(zip(cells, checked, strict=True))
+        ],
+    }
+    return sweep, plan, first
+
+
+def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesParser) -> list[list[str]]:
+    """The overrides of each job of a sweep, as Hydra's basic sweeper makes them."""
+    sweeper = base.hydra.sweeper
+    if sweeper.get("_target_") != BASIC_SWEEPER:
+        return [[text for override in overrides if (text := override.input_line) and not override.is_sweep_override()]]
+    from_file = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    swept = [*parser.parse_overrides(from_file), *overrides]
+    batches = BasicSweeper.split_arguments(swept, max_batch_size=None)
+    return [cell for batch in batches for cell in batch]
+
+
+def _check(cell: Sequence[str], position: int, total: int) -> Config:
+    """One cell's configuration, with all that can be known before work starts."""
+    config = Config.from_hydra(_compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
+    config.check_machine()
+    return config
+
+
+def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path, many: bool) -> Path:
+    """One new folder a command, named by the time to the microsecond; or the one that the user named."""
+    named = {override.key_or_group for override in overrides}
+    if many and "hydra.sweep.dir" in named:
+        return Path(base.hydra.sweep.dir).absolute()
+    if not many and "hydra.run.dir" in named:
+        raise ConfigError(
+            "hydra.run.dir can't be set: a job's folder is part of its sweep's; set hydra.sweep.dir or outputs_dir"
+        )
+    return outputs / "sweeps" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+
+
+# -- run, report, say -----------------------------------------------------------------------------------
+
+
+def _run(sweep: Path, plan: dict[str, Any], first: Config, arguments: Sequence[str]) -> int:
+    from ddim_lab.run import environment
+    from ddim_lab.store import Store, write_json
+
+    outputs = (sweep / plan["outputs_dir"]).resolve()
+    try:
+        Store(outputs).check_writable()
+        write_json(sweep / "plan.json", {**plan, "environment": environment()})
+    except OSError as error:
+        raise ConfigError(
+            f"outputs_dir={outputs} can't be written: {error.strerror or error}; set outputs_dir"
+        ) from None
+    folder = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
+    places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'"]
+    try:
+        status = _hand_to_hydra([*arguments, *places])
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
+    finally:
+        failed = _report(sweep, first)
+    return status or int(failed)
+
+
+def _report(sweep: Path, first: Config) -> bool:
+    """Build the report, mirror it, say where it is; whether any cell failed."""
+    from ddim_lab.report import build, rows
+    from ddim_lab.run import mirror_report
+
+    page = build(sweep)
+    table = rows(sweep)
+    hint = mirror_report(sweep, table, first)
+    print((sweep / "table.md").read_text(encoding="utf-8"))
+    print(f"report: {page}")
+    if hint is not None:
+        print(f"W&B runs are offline; to upload them: {hint}")
+    return any(row["status"] != "done" for row in table)
+
+
+# -- errors in one line ---------------------------------------------------------------------------------
+
+
+def _explain(error: Exception) -> str:
+    """What Hydra says in many lines, in one that names the option and what to do."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_option(match.group(1))
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
+        group, _, choice = match.group(1).rpartition("/")
+        options = re.search(r"Available options in '[^']*':\n((?:\t\S+\n?)+)", text)
+        known = ", ".join(options.group(1).split()) if options else ""
+        return (
+            f"{group}={choice}: there is no such choice; use one of: {known}"
+            if known
+            else f"no config {match.group(1)}"
+        )
+    if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"+{match.group(1)}: the option exists; leave the + away"
+    if match := re.search(
+        r"mismatched input|LexerNoViableAlt|no viable alternative|extraneous input|token recognition", text
+    ):
+        return f"an override can't be read: {' '.join(text.split())}; write option=value, and quote special characters"
+    return " ".join(text.strip().splitlines()[0].split())
+
+
+def _unknown_option(name: str) -> str:
+    composed = OmegaConf.to_container(hydra.compose("config"), resolve=False)
+    known = sorted(_flat(composed))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _flat(value, f"{prefix}{key}.")
+
+
+def _is_sweep(text: str) -> bool:
+    return bool(OverridesParser.create().parse_override(text).is_sweep_override())
+
+
+if __name__ == "__main__":
+    main()

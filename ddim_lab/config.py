@@ -1,0 +1,356 @@
+"""The configuration, typed and strict: what conf/ may say, checked before any work starts.
+
+Hydra composes, pydantic checks. An unknown option, a value out of range or an impossible combination is a
+`ConfigError` whose message is one line: what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+
+from ddim_lab.diffusion import Prediction
+from ddim_lab.sampler import Clip, Sampler, Variance
+from ddim_lab.schedule import NoiseSchedule
+
+__all__ = ["Config", "ConfigError", "config_folder"]
+
+PositiveInt = Annotated[StrictInt, Field(ge=1)]
+NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message is one line for the user."""
+
+
+def config_folder() -> Path:
+    """Where the YAML files are: inside the package when installed as a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Group):
+    """conf/data: the images to train on, to refer to and to hold out."""
+
+    name: Literal["digits"]
+    root: StrictStr | None
+    num_samples: PositiveInt
+
+
+class UNetConfig(_Group):
+    """conf/model: a diffusers `UNet2DModel`, sized by the data."""
+
+    kind: Literal["unet"]
+    weights: Literal["ema", "raw"]
+    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    attention: tuple[StrictBool, ...]
+    layers_per_block: PositiveInt
+    norm_num_groups: PositiveInt
+    dropout: Fraction
+
+
+class GaussianConfig(_Group):
+    """conf/model/gaussian: exact eps of one Gaussian with the training images' mean and variance; no training."""
+
+    kind: Literal["gaussian"]
+
+
+class EmpiricalConfig(_Group):
+    """conf/model/empirical: exact eps of the training images as point masses; no training."""
+
+    kind: Literal["empirical"]
+
+
+class _BetaRange(_Group):
+    num_timesteps: PositiveInt
+    beta_start: Number
+    beta_end: Number
+
+
+class LinearConfig(_BetaRange):
+    """conf/schedule/linear."""
+
+    name: Literal["linear"]
+
+    def build(self) -> NoiseSchedule:
+        return NoiseSchedule.linear(self.num_timesteps, self.beta_start, self.beta_end)
+
+
+class ScaledLinearConfig(_BetaRange):
+    """conf/schedule/scaled_linear."""
+
+    name: Literal["scaled_linear"]
+
+    def build(self) -> NoiseSchedule:
+        return NoiseSchedule.scaled_linear(self.num_timesteps, self.beta_start, self.beta_end)
+
+
+class SigmoidConfig(_BetaRange):
+    """conf/schedule/sigmoid."""
+
+    name: Literal["sigmoid"]
+
+    def build(self) -> NoiseSchedule:
+        return NoiseSchedule.sigmoid(self.num_timesteps, self.beta_start, self.beta_end)
+
+
+class ConstantConfig(_Group):
+    """conf/schedule/constant."""
+
+    name: Literal["constant"]
+    num_timesteps: PositiveInt
+    beta_end: Number
+
+    def build(self) -> NoiseSchedule:
+        return NoiseSchedule.constant(self.num_timesteps, self.beta_end)
+
+
+class CosineConfig(_Group):
+    """conf/schedule/cosine."""
+
+    name: Literal["cosine"]
+    num_timesteps: PositiveInt
+    offset: NonNegative
+    max_beta: Number
+
+    def build(self) -> NoiseSchedule:
+        return NoiseSchedule.cosine(self.num_timesteps, self.offset, self.max_beta)
+
+
+class BetasFileConfig(_Group):
+    """conf/schedule/file: betas from a text file or .npy array."""
+
+    name: Literal["file"]
+    path: StrictStr
+
+    def build(self) -> NoiseSchedule:
+        return NoiseSchedule.from_file(self.path)
+
+
+ModelConfig = Annotated[UNetConfig | GaussianConfig | EmpiricalConfig, Field(discriminator="kind")]
+ScheduleConfig = Annotated[
+    LinearConfig | ScaledLinearConfig | SigmoidConfig | ConstantConfig | CosineConfig | BetasFileConfig,
+    Field(discriminator="name"),
+]
+
+
+class TrainingConfig(_Group):
+    """conf/training: how the eps-model is trained (Ho et al. 2020, Algorithm 1)."""
+
+    seed: Seed
+    max_steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Positive
+    learning_rate_decay: Literal["constant", "cosine"]
+    warmup_steps: NonNegativeInt
+    ema_decay: Fraction
+    gradient_clip: Positive
+    random_flip: StrictBool
+    precision: Literal["auto", "fp32", "bf16"]
+    checkpoint_every: PositiveInt
+
+
+class SamplerConfig(_Group):
+    """conf/sampler: a few numbers on the one sampler."""
+
+    name: StrictStr
+    eta: NonNegative
+    variance: Variance
+    spacing: StrictStr
+    clip: Clip
+    timesteps: tuple[StrictInt, ...] | None
+
+
+class GenerateConfig(_Group):
+    """conf/task/generate: sample, score, time, repeat."""
+
+    name: Literal["generate"]
+
+
+class MetricsConfig(_Group):
+    """conf/metrics: what is measured of a cell."""
+
+    features: Literal["classifier", "pixels"]
+    reference: Literal["train", "held_out", "all"]
+    speed_repeats: PositiveInt
+    probe_samples: PositiveInt
+    noise_seeds: Annotated[StrictInt, Field(ge=2)]
+
+
+class RuntimeConfig(_Group):
+    """conf/runtime: where and in what precision."""
+
+    device: StrictStr
+    precision: Literal["auto", "fp32", "tf32", "bf16"]
+    deterministic: StrictBool
+
+
+class LoggerConfig(_Group):
+    """conf/logger: what mirrors the files."""
+
+    name: Literal["wandb", "csv"]
+    project: StrictStr = "ddim_lab"
+    entity: StrictStr | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
+
+
+class StudyConfig(_Group):
+    """What the report says of a sweep: title, notes, and known numbers to stand beside ours."""
+
+    title: StrictStr | None
+    notes: StrictStr | None
+    reference: dict[str, Any] | None
+
+
+class Config(_Group):
+    """One job."""
+
+    data: DataConfig
+    model: ModelConfig
+    schedule: ScheduleConfig
+    training: TrainingConfig
+    sampler: SamplerConfig
+    task: GenerateConfig
+    metrics: MetricsConfig
+    runtime: RuntimeConfig
+    logger: LoggerConfig
+    study: StudyConfig
+    steps: PositiveInt
+    num_samples: Annotated[StrictInt, Field(ge=2)]
+    batch_size: PositiveInt
+    seed: Seed
+    save_samples: StrictBool
+    force: StrictBool
+    outputs_dir: StrictStr
+
+    @classmethod
+    def from_hydra(cls, composed: DictConfig) -> Config:
+        """The checked configuration of one job.
+
+        Raises:
+            ConfigError: with one line for the user.
+        """
+        try:
+            values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_first_line(error)) from None
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """What no single value shows: combinations. Raises ConfigError."""
+        try:
+            self.build_sampler()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if isinstance(self.model, UNetConfig):
+            widths, groups = self.model.block_out_channels, self.model.norm_num_groups
+            if len(self.model.attention) != len(widths):
+                raise ConfigError(
+                    f"model.attention needs one true or false a level: {len(widths)}, got {len(self.model.attention)}"
+                )
+            if any(width % groups for width in widths):
+                raise ConfigError(f"model.block_out_channels must be multiples of model.norm_num_groups={groups}")
+        if self.training.warmup_steps > self.training.max_steps:
+            raise ConfigError(
+                f"training.warmup_steps={self.training.warmup_steps} exceeds"
+                f" training.max_steps={self.training.max_steps}"
+            )
+
+    def check_machine(self) -> None:
+        """What depends on this machine: the device. Raises ConfigError."""
+        from ddim_lab.runtime import Runtime
+
+        Runtime.resolve(self.runtime)
+
+    def build_schedule(self) -> NoiseSchedule:
+        """The noise schedule."""
+        return self.schedule.build()
+
+    def build_sampler(self, prediction: Prediction = "eps") -> Sampler:
+        """The sampler on its schedule."""
+        return Sampler(
+            self.build_schedule(),
+            steps=self.steps,
+            eta=self.sampler.eta,
+            variance=self.sampler.variance,
+            spacing=self.sampler.spacing,
+            clip=self.sampler.clip,
+            timesteps=self.sampler.timesteps,
+            prediction=prediction,
+        )
+
+    def labels(self) -> dict[str, Any]:
+        """What names this job among the others of a sweep."""
+        return {
+            "data": self.data.name,
+            "model": self.model.kind,
+            "sampler": self.sampler.name,
+            "eta": self.sampler.eta,
+            "variance": self.sampler.variance,
+            "spacing": self.sampler.spacing if self.sampler.timesteps is None else "custom",
+            "clip": self.sampler.clip,
+            "steps": self.steps if self.sampler.timesteps is None else len(self.sampler.timesteps),
+            "num_samples": self.num_samples,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "training_seed": self.training.seed,
+        }
+
+
+_BOUNDS: Final = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault as `option=value: what it must be`."""
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"] if part not in _UNION_TAGS)
+    kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{place}: no such option"
+    if kind == "missing":
+        return f"{place} is not set"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return f"{place}={given}: must be {words} {context[key]}"
+    if kind == "literal_error":
+        return f"{place}={given}: must be {context['expected']}"
+    if kind in ("int_type", "int_parsing", "int_from_float"):
+        return f"{place}={given}: must be a whole number"
+    if kind in ("float_type", "float_parsing", "finite_number"):
+        return f"{place}={given}: must be a finite number"
+    if kind == "bool_type":
+        return f"{place}={given}: must be true or false"
+    return f"{place}={given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+_UNION_TAGS: Final = frozenset(
+    {"unet", "gaussian", "empirical", "linear", "scaled_linear", "sigmoid", "constant", "cosine", "file"}
+)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

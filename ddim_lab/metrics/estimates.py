@@ -1,0 +1,33 @@
+"""Uncertainty of what is measured; plain numbers in, plain numbers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["jackknife_se", "paired_se"]
+
+
+def jackknife_se(leave_one_out: Sequence[float]) -> float:
+    """Standard error by the delete-a-group jackknife: se^2 = (G - 1)/G sum_g (d_g - mean d)^2.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), Eq. 11.5, with groups for points.
+
+    It covers the drawing of samples alone: neither the training seed nor the bias of a Frechet distance in N.
+
+    Args:
+        leave_one_out: d_g, the statistic with group g of G left out, in the statistic's unit; G >= 2.
+    """
+    groups = len(leave_one_out)
+    if groups < 2:
+        raise ValueError(f"a jackknife needs at least 2 groups, not {groups}")
+    mean = math.fsum(leave_one_out) / groups
+    return math.sqrt((groups - 1) / groups * math.fsum((d - mean) ** 2 for d in leave_one_out))
+
+
+def paired_se(first: Sequence[float], second: Sequence[float]) -> float:
+    """Standard error of the difference of two statistics over the same groups, pairing group by group.
+
+    Group g must hold the same samples (the same x_T) in both; then what they share cancels.
+    """
+    return jackknife_se([b - a for a, b in zip(first, second, strict=True)])

@@ -1,0 +1,167 @@
+"""Fréchet distance between feature distributions, its standard error, and nearest neighbours.
+
+    FD = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))       (Dowson & Landau 1982; Heusel et al. 2017)
+
+Means and covariances come from float64 sums; the distance itself is torchmetrics'.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+__all__ = ["GROUPS", "FeatureSums", "FrechetDistance", "median_nearest_distance"]
+
+GROUPS: Final = 20
+"""Groups of samples whose sums are kept apart for the delete-a-group jackknife; sample i is in group i mod 20."""
+
+
+@final
+@dataclass(frozen=True)
+class FeatureSums:
+    """Sufficient statistics of feature vectors f [n, D]: n, sum f, sum f f^T, float64 on the CPU."""
+
+    count: int
+    total: Tensor
+    outer: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> FeatureSums:
+        """Sums over batches of features [B, D]."""
+        count, total, outer = 0, None, None
+        for batch in batches:
+            features = batch.double()
+            count += len(features)
+            total = features.sum(0) if total is None else total + features.sum(0)
+            outer = features.T @ features if outer is None else outer + features.T @ features
+        if total is None or outer is None:
+            raise ValueError("no features to sum")
+        return cls(count, total.cpu(), outer.cpu())
+
+    def save(self, path: Path) -> None:
+        """Write as .npz with arrays count, total, outer."""
+        np.savez(path, count=self.count, total=self.total.numpy(), outer=self.outer.numpy())
+
+    @classmethod
+    def load(cls, path: Path) -> FeatureSums:
+        """Read what `save` wrote; nothing is unpickled."""
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                return cls(int(file["count"]), torch.from_numpy(file["total"]), torch.from_numpy(file["outer"]))
+        except (ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} does not hold feature statistics: {error}") from None
+
+
+@final
+class _PassThrough(nn.Module):
+    """Lets torchmetrics' FID take features where it expects images."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def _distance(reference: FeatureSums, count: int, total: Tensor, outer: Tensor) -> float:
+    fid = FrechetInceptionDistance(feature=_PassThrough(len(total)))
+    fid.orig_dtype = torch.float64
+    fid.real_features_num_samples = torch.tensor(reference.count)
+    fid.real_features_sum, fid.real_features_cov_sum = reference.total, reference.outer
+    fid.fake_features_num_samples = torch.tensor(count)
+    fid.fake_features_sum, fid.fake_features_cov_sum = total, outer
+    fid._update_count = 1  # filled from sums, not by update()
+    return float(fid.compute())
+
+
+@final
+class FrechetDistance(Metric):
+    """Fréchet distance of streamed features to a reference, with what its standard error needs.
+
+    Memory is 20 sums of D x D float64, whatever the number of samples; sums add up over processes.
+
+    Args:
+        reference: statistics of the real images.
+    """
+
+    higher_is_better = False
+    is_differentiable = False
+    full_state_update = False
+
+    counts: Tensor
+    totals: Tensor
+    outers: Tensor
+
+    def __init__(self, reference: FeatureSums, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._reference = reference
+        size = len(reference.total)
+        self.add_state("counts", torch.zeros(GROUPS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("totals", torch.zeros(GROUPS, size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("outers", torch.zeros(GROUPS, size, size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor, indices: Tensor) -> None:
+        """Add features [B, D] of the samples `indices` [B]."""
+        features = features.double()
+        group = indices.to(features.device) % GROUPS
+        for g in sorted(set(group.tolist())):
+            chosen = features[group == g]
+            self.counts[g] += len(chosen)
+            self.totals[g] += chosen.sum(0)
+            self.outers[g] += chosen.T @ chosen
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples have been added."""
+        return int(self.counts.sum())
+
+    def compute(self) -> Tensor:
+        """FD of all samples added, a float64 scalar.
+
+        Raises:
+            ValueError: fewer than two samples: no covariance.
+        """
+        if self.num_samples < 2:
+            raise ValueError(f"a Fréchet distance needs at least 2 samples, got {self.num_samples}")
+        sums = (self.num_samples, self.totals.sum(0).cpu(), self.outers.sum(0).cpu())
+        return torch.tensor(_distance(self._reference, *sums), dtype=torch.float64)
+
+    @staticmethod
+    def between(reference: FeatureSums, other: FeatureSums) -> float:
+        """FD between two finished sums, for real images against real ones."""
+        return _distance(reference, other.count, other.total, other.outer)
+
+    def leave_one_out(self) -> list[float]:
+        """FD without group g, for each g that holds samples: the jackknife's replicates."""
+        count, total, outer = self.counts.sum(), self.totals.sum(0), self.outers.sum(0)
+        return [
+            _distance(
+                self._reference,
+                int(count - self.counts[g]),
+                (total - self.totals[g]).cpu(),
+                (outer - self.outers[g]).cpu(),
+            )
+            for g in range(GROUPS)
+            if self.counts[g] > 0 and count - self.counts[g] >= 2
+        ]
+
+
+def median_nearest_distance(images: Tensor, others: Tensor) -> float:
+    """Median over `images` of the Euclidean distance to the nearest of `others`; both [*, C, H, W] in [-1, 1].
+
+    Samples that sit much nearer to the training images than held-out images do were memorised.
+    """
+    flat = others.flatten(1).double()
+    nearest = [torch.cdist(part.flatten(1).double(), flat).amin(1) for part in torch.split(images, 1024)]
+    return float(torch.cat(nearest).median())

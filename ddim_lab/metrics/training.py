@@ -1,0 +1,59 @@
+"""Training of the classifier whose features `metrics.features=classifier` compares: seconds, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ddim_lab.data import ImageData
+from ddim_lab.loaders import TrainingBatches
+from ddim_lab.metrics.features import Classifier
+
+__all__ = ["train_classifier"]
+
+
+@final
+class _ClassifierTraining(pl.LightningModule):
+    def __init__(self, network: Classifier, learning_rate: float) -> None:
+        super().__init__()
+        self.network = network
+        self._learning_rate = learning_rate
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.network.head(self.network(batch["images"])), batch["labels"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self._learning_rate)
+
+
+def train_classifier(network: Classifier, data: ImageData, recipe: Mapping[str, Any]) -> float:
+    """Train in place on the training split; return the accuracy on the held-out split.
+
+    Args:
+        network: freshly made; its weights are drawn again from the recipe's seed.
+        data: the data set.
+        recipe: `ddim_lab.metrics.features.CLASSIFIER`.
+    """
+    torch.manual_seed(recipe["seed"])
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.reset_parameters()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=recipe["steps"],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = TrainingBatches(data.train, recipe["batch_size"], recipe["seed"])
+    trainer.fit(_ClassifierTraining(network, recipe["learning_rate"]), datamodule=batches)
+    network.eval()
+    with torch.no_grad():
+        guesses = network.head(network(data.held_out.images)).argmax(1)
+    return float((guesses == data.held_out.labels).double().mean())

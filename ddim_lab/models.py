@@ -1,0 +1,173 @@
+"""The eps-model of a job: trained once and kept, or known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ddim_lab.analytic import EmpiricalEps, GaussianEps
+from ddim_lab.config import Config, UNetConfig
+from ddim_lab.data import ImageData, from_uint8
+from ddim_lab.diffusion import Prediction
+from ddim_lab.runtime import Runtime
+from ddim_lab.sampler import EpsModel
+from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.store import Store, content_key, read_json, write_json
+
+__all__ = ["Mirror", "Model", "obtain_model", "training_fingerprint"]
+
+TRAINING_VERSION = 1
+"""Raised whenever the same configuration would train to other weights."""
+
+Mirror = Callable[[dict[str, float], int], None]
+
+
+@final
+@dataclass(frozen=True)
+class Model:
+    """An eps-model that is ready to be loaded.
+
+    Attributes:
+        kind: "unet", "gaussian" or "empirical".
+        digest: identifies the weights (or the data and schedule of an exact model).
+        weights: "ema", "raw" or "exact".
+        parameters: number of them.
+        fingerprint: of the training, or None.
+        prediction: what it predicts.
+        trained: whether this call trained it.
+        load: gives the network, on the CPU, in evaluation mode.
+    """
+
+    kind: str
+    digest: str
+    weights: str
+    parameters: int
+    fingerprint: str | None
+    prediction: Prediction
+    trained: bool
+    load: Callable[[], nn.Module]
+
+    def recipe(self) -> dict[str, Any]:
+        """What of it names a cell."""
+        return {"kind": self.kind, "digest": self.digest, "weights": self.weights, "prediction": self.prediction}
+
+
+def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[str, Any]:
+    """The allow-list of what makes trained weights what they are, resolved."""
+    assert isinstance(config.model, UNetConfig)
+    training = config.training.model_dump(exclude={"checkpoint_every", "precision"})
+    return {
+        "version": TRAINING_VERSION,
+        "data": data.digest,
+        "model": config.model.model_dump(exclude={"weights"}),
+        "schedule": config.schedule.model_dump(),
+        "training": {**training, "precision": runtime.training_precision(config.training.precision)},
+    }
+
+
+def training_fingerprint(config: Config, data: ImageData, runtime: Runtime) -> str:
+    """SHA-256 of `training_recipe`: the name of the model under outputs/models/."""
+    return content_key(training_recipe(config, data, runtime))
+
+
+def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store, mirror: Callable[[], Any]) -> Model:
+    """The model that conf/model names; a U-Net is trained if the store has none of this fingerprint.
+
+    Args:
+        config, data, runtime, store: of the job.
+        mirror: called if training starts; a context manager that gives a `Mirror` for the training's values.
+    """
+    schedule = config.build_schedule()
+    if isinstance(config.model, UNetConfig):
+        return _unet(config, config.model, data, schedule, runtime, store, mirror)
+    kind = config.model.kind
+    digest = content_key({"kind": kind, "data": data.digest, "schedule": config.schedule.model_dump()})
+
+    def load() -> nn.Module:
+        images = from_uint8(data.train.images)
+        if kind == "empirical":
+            return _Function(EmpiricalEps(schedule, images))
+        # A pixel that never changes would have variance 0; one grey level's square keeps it proper.
+        variance = images.double().var(0).clamp(min=127.5**-2)
+        return _Function(GaussianEps(schedule, images.double().mean(0), variance))
+
+    return Model(kind, digest, "exact", 0, None, "eps", False, load)
+
+
+def _unet(
+    config: Config,
+    unet: UNetConfig,
+    data: ImageData,
+    schedule: NoiseSchedule,
+    runtime: Runtime,
+    store: Store,
+    mirror: Callable[[], Any],
+) -> Model:
+    recipe = training_recipe(config, data, runtime)
+    fingerprint = content_key(recipe)
+
+    def build(folder: Path) -> None:
+        from ddim_lab.module import train, weights_digest  # diffusers and Lightning, only where something is trained
+
+        with mirror() as send:
+            averaged, raw, write_curve = train(
+                data,
+                unet,
+                schedule,
+                config.training,
+                accelerator=runtime.accelerator,
+                precision=runtime.training_precision(config.training.precision),
+                work=store.work_folder("models", fingerprint),
+                mirror=send,
+            )
+        averaged.save_pretrained(folder)
+        raw.save_pretrained(folder / "raw")
+        write_curve(folder / "training_curve.csv")
+        description = {
+            "fingerprint": fingerprint,
+            "recipe": recipe,
+            "prediction": "eps",
+            "parameters": sum(parameter.numel() for parameter in averaged.parameters()),
+            "digests": {"ema": weights_digest(averaged), "raw": weights_digest(raw)},
+        }
+        write_json(folder / "model.json", description)
+
+    folder, trained = store.obtain("models", fingerprint, build)
+    if trained:
+        store.discard_work("models", fingerprint)
+    description = read_json(folder / "model.json")
+
+    def load() -> nn.Module:
+        from ddim_lab.module import load_unet
+
+        return load_unet(folder if unet.weights == "ema" else folder / "raw")
+
+    return Model(
+        kind="unet",
+        digest=description["digests"][unet.weights],
+        weights=unet.weights,
+        parameters=description["parameters"],
+        fingerprint=fingerprint,
+        prediction=description["prediction"],
+        trained=trained,
+        load=load,
+    )
+
+
+@final
+class _Function(nn.Module):
+    """An exact eps-model as a module, so that it goes where networks go."""
+
+    def __init__(self, function: EpsModel) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        output = self._function(x_t, t)
+        assert isinstance(output, torch.Tensor)
+        return output

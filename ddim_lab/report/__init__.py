@@ -1,0 +1,85 @@
+"""The report of a sweep: results.csv, table.md, table.tex and report.html from the files that its jobs left.
+
+A pure function of those files: the same files give the same bytes. `python -m ddim_lab.report DIR` rebuilds it.
+Nothing here imports torch. The parts, each on top of the ones before:
+
+    sweep      the files, read and checked
+    estimates  jackknife errors, a straight line, a Pareto front
+    rows       one flat row a cell
+    series     which cells share a line, a name and a table; paired differences
+    timing     time against network forwards
+    text       the paper-shaped tables as Markdown and LaTeX
+    charts     Vega-Lite specifications, and the same as PNG
+    page       report.html
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ddim_lab.report.rows import csv_text, sweep_rows
+from ddim_lab.report.sweep import ReportError, read_sweep
+
+__all__ = ["ReportError", "build", "rows", "static_charts"]
+
+
+def build(sweep_dir: Path) -> Path:
+    """Write results.csv, table.md, table.tex and report.html into `sweep_dir`; return the path of report.html.
+
+    Each file is replaced whole or not at all. Numbers come first: a page that can't be built leaves the tables.
+
+    Raises:
+        ReportError: if `sweep_dir` holds no usable plan.json, or can't be written to.
+    """
+    from ddim_lab.report.page import page
+    from ddim_lab.report.series import paper_tables
+    from ddim_lab.report.text import latex, markdown
+
+    sweep = read_sweep(sweep_dir)
+    tables = paper_tables(sweep)
+    try:
+        _write(sweep_dir / "results.csv", csv_text(sweep_rows(sweep)))
+        _write(sweep_dir / "table.md", markdown(sweep, tables))
+        _write(sweep_dir / "table.tex", latex(sweep, tables))
+        report = sweep_dir / "report.html"
+        _write(report, page(sweep))
+    except OSError as error:
+        raise ReportError(f"the report can't be written into {sweep_dir}: {error}") from error
+    return report
+
+
+def rows(sweep_dir: Path) -> list[dict[str, Any]]:
+    """One row a cell in the plan's order, with the columns of results.csv; None where there is no value.
+
+    Raises:
+        ReportError: as `build`.
+    """
+    return sweep_rows(read_sweep(sweep_dir))
+
+
+def static_charts(sweep_dir: Path) -> dict[str, bytes]:
+    """The report's charts as PNG files, by name: fd_against_steps, fd_against_seconds, time_against_steps, …
+
+    Raises:
+        ReportError: as `build`.
+    """
+    from ddim_lab.report.charts import static_png, sweep_charts
+
+    return {chart.name: static_png(chart) for chart in sweep_charts(read_sweep(sweep_dir))}
+
+
+def _write(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all: beside it first, then in its place."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        beside.chmod(0o644)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,649 @@
+"""report.html: one self-contained file, made of sections, each a list of blocks.
+
+A new task adds what it has to show by adding a function to SECTIONS; it returns a Section, or None where the sweep
+has nothing for it. Text goes through the template's escaping, charts through `script_json`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jinja2
+from markupsafe import Markup
+
+from ddim_lab.report.charts import Chart, page_spec, sweep_charts
+from ddim_lab.report.pictures import Embedded, embed
+from ddim_lab.report.rows import COLUMNS, cell_row, exact
+from ddim_lab.report.series import PaperTable, Series, name_cells, name_series, neighbours, paper_tables
+from ddim_lab.report.sweep import Cell, Sweep
+from ddim_lab.report.text import (
+    DASH,
+    STANDARD_ERROR,
+    Entry,
+    TextTable,
+    decimals,
+    equal_n_text,
+    metric_facts,
+    number,
+    one_line,
+    paper_text,
+    same_metric,
+    steps_text,
+)
+from ddim_lab.report.timing import contended, timing_fits
+
+HERE = Path(__file__).parent
+PREVIEW_BUDGET = 1_500_000
+TASK_PICTURE_BUDGET = 1_500_000
+
+
+@dataclass(frozen=True)
+class Box:
+    """One place of a grid. `exact` is the value as results.csv has it, under the name `field` of cell `cell`."""
+
+    text: str
+    exact: str | None = None
+    field: str | None = None
+    cell: int | None = None
+    under: tuple[str, ...] = ()
+    tint: str | None = None
+    strength: float = 0.0
+    mark: int | None = None
+    head: bool = False
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table with a heading, and notes under it."""
+
+    kind: ClassVar[str] = "grid"
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Box, ...], ...]
+    facts: str = ""
+    footnotes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    wide: bool = False
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A paragraph."""
+
+    kind: ClassVar[str] = "prose"
+    text: str
+    wide: bool = True
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart that the page's script draws."""
+
+    kind: ClassVar[str] = "figure"
+    chart: Chart
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures one under another, each with its label, at the same width."""
+
+    kind: ClassVar[str] = "strip"
+    title: str
+    pictures: tuple[tuple[str, Embedded | None, str], ...]
+    wide: bool = True
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Texts one click away: (summary, text)."""
+
+    kind: ClassVar[str] = "folds"
+    items: tuple[tuple[str, str], ...]
+    wide: bool = True
+
+
+Block = Grid | Prose | Figure | Strip | Folds
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, with a heading that the contents link to."""
+
+    id: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the sections draw on, computed once."""
+
+    sweep: Sweep
+    tables: tuple[PaperTable, ...]
+    charts: tuple[Chart, ...]
+    series: dict[int, Series]
+    names: dict[int, str]
+
+    def charts_of(self, *names: str, table: PaperTable | None = None) -> list[Block]:
+        """The charts whose name begins as one of `names`, of `table` if given."""
+        return [
+            Figure(chart)
+            for chart in self.charts
+            if chart.name.startswith(names) and (table is None or chart.table == table)
+        ]
+
+
+def content(sweep: Sweep) -> Content:
+    """Name, arrange and draw what the sweep left."""
+    series = name_series(sweep.cells)
+    return Content(
+        sweep=sweep,
+        tables=tuple(paper_tables(sweep)),
+        charts=tuple(sweep_charts(sweep)),
+        series=series,
+        names=name_cells(sweep.cells, series),
+    )
+
+
+def page(sweep: Sweep) -> str:
+    """The whole report as HTML."""
+    everything = content(sweep)
+    sections = [section for make in SECTIONS if (section := make(everything)) is not None]
+    return _template().render(
+        title=sweep.title,
+        command=one_line(sweep.plan.command),
+        created=sweep.plan.created,
+        summary=summary(everything),
+        failures=[(everything.names[c.number], c.status, c.error) for c in sweep.cells if c.error is not None],
+        plan_notes=sweep.plan.notes,
+        sections=sections,
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        specs=script_json({chart.name: page_spec(chart) for chart in everything.charts}),
+        library=_chart_library() if everything.charts else "",
+        code=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+    )
+
+
+@functools.cache
+def _chart_library() -> Markup:
+    """Vega, Vega-Lite and vega-embed as one script of 0.9 MB, bundled once a process (1.5 s)."""
+    from vl_convert import javascript_bundle
+
+    script: str = javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    if "</script" in script.lower() or "<!--" in script:
+        raise AssertionError("the chart library can't stand inside a script element as it is")
+    return Markup(script)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that nothing inside can break out of: it holds no "<", ">" or "&" (WHATWG HTML, 4.12.1.3)."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+# What was run
+
+
+def summary(content: Content) -> str:
+    """One paragraph: how many cells of what, on what model, data and machine, and how they ended."""
+    cells = content.sweep.cells
+    done = [cell for cell in cells if cell.status == "done"]
+
+    def values(name: str) -> list[Any]:
+        return list(dict.fromkeys(v for c in cells if (v := c.plan.labels.get(name)) is not None))
+
+    def recipe(*path: str) -> list[Any]:
+        found = (c.result.recipe_value(*path) for c in done if c.result)
+        return list(dict.fromkeys(v for v in found if isinstance(v, str | int | float)))
+
+    series = sorted(set(content.series.values()), key=lambda s: s.index)
+    parts = [f"{_count(len(cells), 'cell')}: {_listed(s.label for s in series)}"]
+    if steps := sorted(values("steps")):
+        parts[0] += f"; {_listed(map(str, steps))} steps"
+    if values("spacing"):
+        parts[0] += f"; spacing {_listed(map(str, values('spacing')))}"
+    model = f"Data: {_listed(map(str, values('data'))) or 'not said'}. Model: {_listed(map(str, values('model')))}"
+    extra = [f"{p:,} parameters" for p in recipe("model", "parameters")]
+    extra += [f"{w} weights" for w in recipe("model", "weights")]
+    extra += [f"training seed {s}" for s in values("training_seed")]
+    parts.append(model + (f" ({', '.join(extra)})" if extra else ""))
+    if counts := values("num_samples"):
+        text = f"{_listed(f'{n:,}' for n in counts)} samples a cell"
+        if batches := values("batch_size"):
+            text += f", in batches of {_listed(map(str, batches))}"
+        if seeds := values("seed"):
+            text += f", seed {_listed(map(str, seeds))}"
+        parts.append(text + ": sample i starts from the same noise x_T in every cell of a seed")
+    if devices := recipe("runtime", "device_name") or recipe("runtime", "device"):
+        parts.append(f"On {_listed(map(str, devices))}, {_listed(map(str, recipe('runtime', 'precision')))}")
+    cached = sum(1 for c in done if c.pointer and c.pointer.cached)
+    outcome = f"{len(done)} of {len(cells)} done"
+    if cached:
+        outcome += f", {cached} of them found in the store"
+    if seconds := math.fsum(c.pointer.seconds for c in cells if c.pointer and c.pointer.seconds):
+        outcome += f"; the jobs took {_duration(seconds)}"
+    parts.append(outcome)
+    return ". ".join(parts) + "."
+
+
+def _listed(texts: Iterable[str]) -> str:
+    items = list(texts)
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+# Sections
+
+
+def results_section(content: Content) -> Section | None:
+    """The paper-shaped tables, and for each its charts and paired differences."""
+    blocks: list[Block] = []
+    for table in content.tables:
+        blocks.append(_paper_grid(content.sweep, table))
+        if (beside := equal_n_text(table)) is not None:
+            blocks.append(_text_grid(beside, table, field="fd_at_equal_n"))
+        if table.metric is not None:
+            blocks += content.charts_of("fd_against", table=table)
+        if (differences := _difference_grid(table)) is not None:
+            blocks.append(differences)
+    return Section("results", "Results", tuple(blocks)) if blocks else None
+
+
+def _paper_grid(sweep: Sweep, table: PaperTable) -> Grid:
+    return _text_grid(paper_text(sweep, table), table, field="fd", distance=same_metric(sweep, table))
+
+
+def _text_grid(text: TextTable, table: PaperTable, *, field: str, distance: bool = False) -> Grid:
+    """A text table as boxes, tinted by value, or by the distance from the published number."""
+    footnotes = text.footnotes()
+    if table.metric is None:
+        field = table.measure
+    values = [e.value for _, entries in text.rows for e in entries if e and e.value is not None and e.value > 0]
+    low, high = (min(values), max(values)) if values else (0.0, 0.0)
+
+    def tint(entry: Entry) -> tuple[str | None, float]:
+        if entry.value is None or entry.value <= 0:
+            return None, 0.0
+        if distance:
+            if entry.paper is None or entry.paper <= 0:
+                return None, 0.0
+            return "far", min(1.0, abs(math.log2(entry.value / entry.paper)))
+        if high <= low:
+            return None, 0.0
+        return "best", 1.0 - math.log(entry.value / low) / math.log(high / low)
+
+    def box(entry: Entry | None, cell: Cell | None) -> Box:
+        if entry is None:
+            return Box("")
+        under = []
+        if entry.paper is not None:
+            under.append(f"paper {entry.paper:g}")
+        if entry.difference is not None:
+            under.append(number(entry.difference, decimals([entry.paper]), sign=True))
+        name, strength = tint(entry)
+        return Box(
+            entry.text,
+            exact=None if entry.value is None else exact(entry.value),
+            field=None if cell is None else field,
+            cell=None if cell is None else cell.number,
+            under=tuple(under),
+            tint=name,
+            strength=round(strength, 3),
+            mark=footnotes.index(entry.note) + 1 if entry.note else None,
+        )
+
+    rows = []
+    for index, (label, entries) in enumerate(text.rows):
+        cells = table.rows[index].cells if index < len(table.rows) else {}
+        boxes = (box(entry, cells.get(steps)) for entry, steps in zip(entries, table.columns, strict=True))
+        rows.append((Box(label, head=True), *boxes))
+    notes = list(text.notes)
+    if distance:
+        notes.append("The stronger the colour, the further from the paper: full at half or twice its value.")
+    elif high > low:
+        notes.append("The stronger the colour, the lower (better) the value, on a log scale.")
+    return Grid(
+        text.heading,
+        ("", *text.columns),
+        tuple(rows),
+        facts=text.facts,
+        footnotes=tuple(footnotes),
+        notes=tuple(notes),
+    )
+
+
+def _difference_grid(table: PaperTable) -> Grid | None:
+    comparisons = neighbours(table)
+    if not comparisons:
+        return None
+    found = [d for c in comparisons for d in c.differences.values()]
+    places = decimals([], [d.se for d in found])
+
+    def box(comparison_steps: int | None, differences: Mapping[int | None, Any]) -> Box:
+        difference = differences.get(comparison_steps)
+        if difference is None:
+            return Box("")
+        text = f"{number(difference.value, places, sign=True)} ± {number(difference.se, places)}"
+        clear = difference.se > 0 and abs(difference.value) > 2 * difference.se
+        return Box(text, exact=exact(difference.value), tint="clear" if clear else None, strength=1.0)
+
+    rows = tuple(
+        (
+            Box(f"{c.second.label} − {c.first.label}", head=True),
+            *(box(steps, c.differences) for steps in table.columns),
+        )
+        for c in comparisons
+    )
+    heading, facts = metric_facts(table)
+    return Grid(
+        f"Paired differences of {heading}",
+        ("", *map(steps_text, table.columns)),
+        rows,
+        facts=facts,
+        notes=(
+            "Neighbouring rows at the same steps, second minus first, ± the paired jackknife standard error: sample i "
+            "starts from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
+        ),
+    )
+
+
+def speed_section(content: Content) -> Section | None:
+    """Time against steps with its fit, and every cell's timing."""
+    cells = [cell for cell in content.sweep.cells if cell.speed is not None]
+    if not cells:
+        return None
+    blocks: list[Block] = content.charts_of("time_against_steps")
+    fits = timing_fits(content.sweep.cells, content.series)
+    if fits:
+        rows = tuple(
+            (
+                Box(fit.series.label if fit.series else "all series", head=True),
+                Box(f"{fit.line.slope * 1e3:.4g}", exact=exact(fit.line.slope * 1e3)),
+                Box(number(fit.line.intercept * 1e3, 3), exact=exact(fit.line.intercept * 1e3)),
+                Box(DASH if fit.line.r_squared is None else f"{fit.line.r_squared:.5f}"),
+                Box(str(fit.line.points)),
+            )
+            for fit in fits
+        )
+        blocks.append(
+            Grid(
+                "Linear fit: time an image = intercept + slope · forwards",
+                ("", "slope, ms a step an image", "intercept, ms", "R²", "points"),
+                rows,
+                notes=("Least squares on the medians. R² says nothing for two points and is left out there.",),
+            )
+        )
+    lines = tuple(_speed_row(content, cell) for cell in cells)
+    notes = ["Median of the repeats over one batch; quartiles in brackets."]
+    if late := contended(cells):
+        notes.append(
+            f"{_count(len(late), 'cell')} marked “contended” ran beside other work: the time is no fair measure, and "
+            "stays out of the charts and the fit."
+        )
+    columns = ("", "NFE", "ms an image", "quartiles", "images a second", "forward's share", "peak memory", "")
+    blocks.append(Grid("Timing", columns, lines, notes=tuple(notes), wide=True))
+    return Section("speed", "Speed", tuple(blocks))
+
+
+def _speed_row(content: Content, cell: Cell) -> tuple[Box, ...]:
+    row, speed = cell_row(cell), cell.speed
+
+    def box(name: str, shown: Callable[[Any], str]) -> Box:
+        return _row_box(cell, row, name, shown)
+
+    quartiles = ""
+    if speed and speed.images and speed.seconds_q1 is not None and speed.seconds_q3 is not None:
+        quartiles = f"[{speed.seconds_q1 / speed.images * 1e3:.3g}, {speed.seconds_q3 / speed.images * 1e3:.3g}]"
+    return (
+        Box(content.names[cell.number], head=True),
+        box("nfe", str),
+        box("seconds_per_image", lambda value: f"{value * 1e3:.4g}"),
+        Box(quartiles),
+        box("images_per_second", lambda value: f"{value:,.4g}"),
+        box("forward_share", lambda value: f"{value:.1%}"),
+        box("peak_memory", lambda value: f"{value / 2**20:,.0f} MiB"),
+        Box("contended", tint="far", strength=0.6) if speed and speed.contended else Box(""),
+    )
+
+
+def _row_box(cell: Cell, row: Mapping[str, Any], name: str, shown: Callable[[Any], str], code: bool = False) -> Box:
+    """The value `name` of a cell's row, shown short and kept exact; a dash where there is none."""
+    value = row[name]
+    if value is None:
+        return Box(DASH)
+    return Box(shown(value), exact=exact(value), field=name, cell=cell.number, code=code)
+
+
+def samples_section(content: Content) -> Section | None:
+    """One row of samples a cell, the same x_T down the columns."""
+    ordered = sorted(
+        (cell for cell in content.sweep.cells if cell.folder is not None),
+        key=lambda cell: (content.series[cell.number].index, cell.steps or 0, cell.number),
+    )
+    cells = [cell for cell in ordered if cell.folder and (cell.folder / "preview.png").exists()]
+    if not cells:
+        return None
+    pictures = embed([cell.folder / "preview.png" for cell in cells if cell.folder], PREVIEW_BUDGET)
+    groups: dict[tuple[str, str], list[tuple[str, Embedded | None, str]]] = {}
+    for cell, picture in zip(cells, pictures, strict=True):
+        group = tuple(str(cell.plan.labels.get(name)) for name in ("data", "seed"))
+        groups.setdefault((group[0], group[1]), []).append((content.names[cell.number], picture, ""))
+    text = "The first images of each cell. A column is one sample: it starts from the same noise x_T in every row."
+    if any(picture and picture.shrunk for picture in pictures):
+        text += " Shown smaller than they are; preview.png in each cell's folder has the full size."
+    strips = [
+        Strip(f"{data}, seed {seed}" if len(groups) > 1 else "", tuple(rows)) for (data, seed), rows in groups.items()
+    ]
+    return Section("samples", "Samples", (Prose(text), *strips))
+
+
+def determinism_section(content: Content) -> Section | None:
+    """Whether the same start gives the same images, and how much the sampler's own noise matters."""
+    cells = [cell for cell in content.sweep.cells if cell.determinism is not None]
+    if not cells:
+        return None
+    rows = []
+    for cell in cells:
+        row = cell_row(cell)
+        sizes = " + ".join(map(str, cell.determinism.split_sizes)) if cell.determinism else ""
+        split = _row_box(cell, row, "split_max_abs_diff", _small)
+        rows.append(
+            (
+                Box(content.names[cell.number], head=True),
+                _row_box(cell, row, "repeat_max_abs_diff", _small),
+                _row_box(cell, row, "repeat_identical", lambda value: "yes" if value else "no"),
+                split,
+                Box(sizes),
+                _row_box(cell, row, "noise_variance", _small),
+                _row_box(cell, row, "sha256", lambda value: value[:12], code=True),
+                _row_box(cell, row, "determinism_images", str),
+            )
+        )
+    columns = (
+        "",
+        "same x_T twice: max |difference|",
+        "bitwise equal",
+        "batch split: max |difference|",
+        "split",
+        "variance across noise seeds",
+        "SHA-256 of the images",
+        "images",
+    )
+    notes = (
+        "The same x_T sampled twice, and again with the batch split: differences of the final state, in which images "
+        "span [−1, 1]. Variance: over noise seeds at fixed x_T; at η 0 nothing is drawn, so it must be exactly 0.",
+    )
+    return Section("determinism", "Determinism", (Grid("", columns, tuple(rows), notes=notes, wide=True),))
+
+
+def _small(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2e}".replace("e-0", "e−").replace("e-", "e−").replace("e+0", "e")
+
+
+def nearest_section(content: Content) -> Section | None:
+    """Nearest-neighbour distances: does the model copy its training images?"""
+    cells = [cell for cell in content.sweep.cells if cell.quality and cell.quality.nearest]
+    if not cells:
+        return None
+    names = ("nearest_samples_to_train", "nearest_samples_to_held_out", "nearest_held_out_to_train")
+    rows = []
+    for cell in cells:
+        row = cell_row(cell)
+        boxes = (_row_box(cell, row, name, lambda value: f"{value:.3f}") for name in names)
+        rows.append((Box(content.names[cell.number], head=True), *boxes))
+    columns = (
+        "",
+        "sample → nearest training image",
+        "sample → nearest held-out image",
+        "held-out → nearest training image",
+    )
+    note = (
+        "Mean distances. A model that copies has samples much nearer to the training images than held-out real images "
+        "are: the first column far below the last. New images give about the same in both."
+    )
+    return Section("nearest", "Nearest neighbours", (Grid("", columns, tuple(rows), notes=(note,), wide=True),))
+
+
+def tasks_section(content: Content) -> Section | None:
+    """Tables and pictures that tasks added to their cells, as they are."""
+    shown = [
+        (c, c.result, c.folder) for c in content.sweep.cells if c.result and (c.result.tables or c.result.pictures)
+    ]
+    files = [
+        folder / picture.file
+        for _, result, folder in shown
+        if folder is not None
+        for picture in result.pictures
+        if Path(picture.file).name == picture.file  # beside result.json, nowhere else
+    ]
+    embedded = dict(zip(files, embed(files, TASK_PICTURE_BUDGET), strict=True))
+    blocks: list[Block] = []
+    for cell, result, folder in shown:
+        name = content.names[cell.number]
+        for table in result.tables:
+            rows = tuple(tuple(Box(_plain(value), exact=exact(value)) for value in row) for row in table.rows)
+            blocks.append(Grid(table.title, table.columns, rows, facts=name))
+        if result.pictures and folder is not None:
+            strip = tuple(
+                (picture.title, embedded.get(folder / picture.file), picture.caption) for picture in result.pictures
+            )
+            blocks.append(Strip(name, strip))
+    return Section("tasks", "Task results", tuple(blocks)) if blocks else None
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return DASH
+    return f"{value:.5g}".replace("-", "−") if isinstance(value, float) else str(value)
+
+
+def cost_section(content: Content) -> Section | None:
+    """The training curve, and where the time went."""
+    blocks = content.charts_of("training_curve", "time_per_phase")
+    return Section("cost", "Training and cost", tuple(blocks)) if blocks else None
+
+
+def recipes_section(content: Content) -> Section | None:
+    """Each cell's full recipe, one click away, and every number of results.csv."""
+    items = []
+    for cell in content.sweep.cells:
+        lines = [f"overrides: {' '.join(cell.plan.overrides) or 'none'}", f"status: {cell.status}"]
+        if cell.error:
+            lines.append(f"error: {cell.error}")
+        if cell.key:
+            lines.append(f"cell: {cell.key}")
+        text = "\n".join(lines)
+        if cell.result:
+            text += "\nrecipe: " + pretty(cell.result.recipe)
+        items.append((f"{content.names[cell.number]}{'' if cell.status == 'done' else f' ({cell.status})'}", text))
+    rows = []
+    for cell in content.sweep.cells:
+        row = cell_row(cell)
+        boxes = (Box(exact(row[n]), exact=exact(row[n]), field=n, cell=cell.number) for n in COLUMNS)
+        rows.append((Box(content.names[cell.number], head=True), *boxes))
+    numbers = Grid("Every number, as in results.csv", ("", *COLUMNS), tuple(rows), wide=True, folded=True)
+    return Section("recipes", "Recipes", (Folds(tuple(items)), numbers))
+
+
+def pretty(value: Any, indent: int = 0) -> str:
+    """JSON for reading: objects one entry a line, lists on one line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    inner = "  " * (indent + 1)
+    entries = (f"{inner}{json.dumps(k, ensure_ascii=False)}: {pretty(v, indent + 1)}" for k, v in value.items())
+    return "{\n" + ",\n".join(entries) + "\n" + "  " * indent + "}"
+
+
+def environment_section(content: Content) -> Section | None:
+    """Versions, commit, and what the standard error covers."""
+    here = content.sweep.plan.environment
+    facts = [(name, value) for name, value in here.items() if name not in ("git_commit", "git_dirty")]
+    facts.append(("git commit", _commit(here)))
+    commits = {_commit(c.result.environment) for c in content.sweep.cells if c.result and c.result.environment}
+    if commits - {_commit(here)}:
+        facts.append(("cells computed at commit", ", ".join(sorted(commits))))
+    packages: dict[str, set[str]] = {}
+    for cell in content.sweep.cells:
+        found = cell.result.environment.get("packages") if cell.result else None
+        for name, version in found.items() if isinstance(found, dict) else ():
+            packages.setdefault(str(name), set()).add(str(version))
+    facts += [(name, ", ".join(sorted(versions))) for name, versions in sorted(packages.items()) if name not in here]
+    rows = tuple((Box(str(name), head=True), Box(DASH if v is None else str(v), code=True)) for name, v in facts)
+    blocks: list[Block] = [Grid("Environment", ("", ""), rows)]
+    if any(cell.quality for cell in content.sweep.cells):
+        blocks.append(Prose(STANDARD_ERROR, wide=False))
+    return Section("environment", "Environment", tuple(blocks))
+
+
+def _commit(environment: Mapping[str, Any]) -> str:
+    commit, dirty = environment.get("git_commit"), environment.get("git_dirty")
+    if not commit:
+        return "not in a git checkout"
+    return f"{commit}{' with uncommitted changes' if dirty else ', clean' if dirty is False else ''}"
+
+
+SECTIONS: tuple[Callable[[Content], Section | None], ...] = (
+    results_section,
+    samples_section,
+    speed_section,
+    determinism_section,
+    nearest_section,
+    tasks_section,
+    cost_section,
+    recipes_section,
+    environment_section,
+)

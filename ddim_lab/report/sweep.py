@@ -1,0 +1,364 @@
+"""Read what a sweep left on disk: its plan, each job's pointer, each cell's result.
+
+Everything is checked as it is read. A plan that can't be read is an error, for without it there is nothing to
+report; a pointer or a result that can't be read is a hole, which the report marks and explains.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA = 1
+Status = Literal["done", "failed", "missing"]
+
+
+class ReportError(Exception):
+    """The folder can't be reported on; the message says what is wrong and what to do."""
+
+
+class _Record(BaseModel):
+    """A record of a file. Unknown entries are left alone: a task may keep more than the report shows."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class PlanCell(_Record):
+    """One job as it was planned: its overrides, and the resolved values that name it."""
+
+    number: int
+    task: str = "generate"
+    overrides: tuple[str, ...] = ()
+    labels: dict[str, Any] = {}
+
+
+class Reference(_Record):
+    """Published numbers to stand beside ours: rows by sampler preset, columns by steps."""
+
+    source: str
+    metric: str
+    columns: Literal["steps"] = "steps"
+    rows: dict[str, dict[str, float]] = {}
+
+
+class Plan(_Record):
+    """plan.json: what the sweep set out to do."""
+
+    created: str = ""
+    command: str = ""
+    name: str = ""
+    title: str | None = None
+    notes: str | None = None
+    reference: Reference | None = None
+    outputs_dir: str = "../.."
+    environment: dict[str, Any] = {}
+    cells: tuple[PlanCell, ...] = ()
+
+
+class Pointer(_Record):
+    """pointer.json: how one job ended, and which cell it stands for."""
+
+    status: Literal["done", "failed"]
+    cell: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    cached: bool = False
+    error: str | None = None
+    seconds: float | None = None
+    phases: dict[str, float] = {}
+
+
+class EqualN(_Record):
+    """Fréchet distances of samples and of held-out real images, both at the same number of images."""
+
+    num_samples: int
+    fd_samples: float | None = None
+    fd_held_out: float | None = None
+
+
+class Nearest(_Record):
+    """Mean distances to the nearest neighbour."""
+
+    samples_to_train: float | None = None
+    samples_to_held_out: float | None = None
+    held_out_to_train: float | None = None
+
+
+class Quality(_Record):
+    """A Fréchet distance with the four things it means nothing without: metric, features, reference, N."""
+
+    fd: float | None = None
+    fd_se: float | None = None
+    name: str = "FD"
+    features: str | None = None
+    reference: str | None = None
+    num_samples: int | None = None
+    leave_one_out: tuple[float, ...] = ()
+    equal_n: EqualN | None = None
+    nearest: Nearest | None = None
+
+
+class Speed(_Record):
+    """Seconds of one batch of `images` images, over repeats; `seconds_per_image` is the median's share."""
+
+    images: int | None = None
+    repeats: int | None = None
+    seconds_median: float | None = None
+    seconds_q1: float | None = None
+    seconds_q3: float | None = None
+    images_per_second: float | None = None
+    seconds_per_image: float | None = None
+    forward_share: float | None = None
+    warmup_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    contended: bool = False
+
+
+class Determinism(_Record):
+    """Differences between runs that should be equal, and the variance that the sampler's own noise makes."""
+
+    images: int | None = None
+    repeat_max_abs_diff: float | None = None
+    repeat_identical: bool | None = None
+    split_max_abs_diff: float | None = None
+    split_sizes: tuple[int, ...] = ()
+    noise_seeds: int | None = None
+    noise_images: int | None = None
+    noise_variance: float | None = None
+    sha256: str | None = None
+
+
+class Measurements(_Record):
+    """What one cell measured; a task leaves out what it does not measure."""
+
+    nfe: int | None = None
+    quality: Quality | None = None
+    speed: Speed | None = None
+    determinism: Determinism | None = None
+
+
+class TaskTable(_Record):
+    """A table that a task adds to its cell, shown as it is."""
+
+    title: str = ""
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
+
+
+class TaskPicture(_Record):
+    """A picture that a task adds to its cell: a file beside result.json."""
+
+    title: str = ""
+    file: str
+    caption: str = ""
+
+
+class Result(_Record):
+    """result.json: what a cell is (its recipe) and what was measured of it."""
+
+    key: str
+    task: str = "generate"
+    recipe: dict[str, Any] = {}
+    measurements: Measurements = Measurements()
+    phases: dict[str, float] = {}
+    environment: dict[str, Any] = {}
+    tables: tuple[TaskTable, ...] = ()
+    pictures: tuple[TaskPicture, ...] = ()
+
+    def recipe_value(self, *path: str) -> Any:
+        """The recipe's entry at `path`, or None where the recipe has no such entry."""
+        value: Any = self.recipe
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One planned job and what became of it.
+
+    `result` is there exactly if `status` is "done"; otherwise `error` says in one line why it is not.
+    """
+
+    plan: PlanCell
+    status: Status
+    error: str | None
+    pointer: Pointer | None
+    result: Result | None
+    folder: Path | None
+
+    @property
+    def number(self) -> int:
+        return self.plan.number
+
+    @property
+    def key(self) -> str | None:
+        return self.pointer.cell if self.pointer else None
+
+    @property
+    def steps(self) -> int | None:
+        steps = self.plan.labels.get("steps")
+        return steps if isinstance(steps, int) and not isinstance(steps, bool) else None
+
+    @property
+    def quality(self) -> Quality | None:
+        return self.result.measurements.quality if self.result else None
+
+    @property
+    def speed(self) -> Speed | None:
+        return self.result.measurements.speed if self.result else None
+
+    @property
+    def determinism(self) -> Determinism | None:
+        return self.result.measurements.determinism if self.result else None
+
+    @property
+    def fd(self) -> float | None:
+        """The Fréchet distance, if it was measured and is a number."""
+        return finite(self.quality.fd) if self.quality else None
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Seconds to sample one image; None where it was not timed, or timed beside other work."""
+        if self.speed is None or self.speed.contended:
+            return None
+        return finite(self.speed.seconds_per_image)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's plan and its cells, in the plan's order."""
+
+    folder: Path
+    outputs: Path
+    plan: Plan
+    cells: tuple[Cell, ...]
+
+    @property
+    def title(self) -> str:
+        return self.plan.title or f"Sweep {self.plan.name or self.folder.name}"
+
+
+def finite(value: float | None) -> float | None:
+    """`value`, or None if it is absent, infinite or not a number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read the sweep in `folder`.
+
+    Raises:
+        ReportError: if `folder` holds no plan.json, or one that can't be used.
+    """
+    if not folder.is_dir():
+        raise ReportError(f"{folder} is not a folder; give a sweep's folder, as outputs/sweeps/<date-time>")
+    path = folder / "plan.json"
+    if not path.is_file():
+        raise ReportError(f"{folder} has no plan.json; give a sweep's folder, as outputs/sweeps/<date-time>")
+    try:
+        plan = Plan.model_validate(_load(path))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path} can't be used: {_one_line(error)}") from error
+    if not plan.cells:
+        raise ReportError(f"{path} plans no cell; there is nothing to report")
+    outputs = folder / plan.outputs_dir
+    cells = tuple(_read_cell(folder, outputs, planned) for planned in plan.cells)
+    return Sweep(folder=folder, outputs=outputs, plan=plan, cells=cells)
+
+
+def _read_cell(folder: Path, outputs: Path, planned: PlanCell) -> Cell:
+    def hole(status: Status, error: str, pointer: Pointer | None = None) -> Cell:
+        return Cell(planned, status, error, pointer, None, None)
+
+    path = folder / "jobs" / str(planned.number) / "pointer.json"
+    if not path.is_file():
+        return hole("missing", "the job left no record: it was stopped, or has not run")
+    try:
+        pointer = Pointer.model_validate(_load(path))
+    except (OSError, ValueError) as error:
+        return hole("failed", f"pointer.json is damaged: {_one_line(error)}")
+    if pointer.status == "failed":
+        return hole("failed", _one_line(pointer.error or "the job failed and gave no reason"), pointer)
+    if pointer.cell is None:
+        return hole("failed", "pointer.json is damaged: the job is done but names no cell", pointer)
+
+    cell = outputs / "cells" / pointer.cell
+    path = cell / "result.json"
+    if not path.is_file():
+        return hole("missing", f"cells/{pointer.cell[:12]}…/result.json is not there", pointer)
+    try:
+        result = Result.model_validate(_load(path))
+    except (OSError, ValueError) as error:
+        return hole("failed", f"result.json is damaged: {_one_line(error)}", pointer)
+    if result.key != pointer.cell:
+        return hole("failed", f"result.json is damaged: it calls itself cell {result.key[:12]}", pointer)
+    return Cell(planned, "done", None, pointer, result, cell)
+
+
+def _load(path: Path) -> Any:
+    """The JSON object in `path`, of the schema that this version reads."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    if value.get("schema") != SCHEMA:
+        raise ValueError(f"its schema is {value.get('schema')!r}, this version reads {SCHEMA}")
+    return value
+
+
+def _one_line(error: object) -> str:
+    """An error as one line of at most 300 characters."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        text = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    else:
+        text = str(error)
+    return re.sub(r"\s+", " ", text).strip()[:300]
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """The loss of one training run over its optimiser steps."""
+
+    name: str
+    fingerprint: str
+    points: tuple[tuple[float, float], ...]
+
+
+def training_curves(sweep: Sweep, most_points: int = 300) -> list[TrainingCurve]:
+    """The training curves of the models that the cells used, thinned by averaging neighbours.
+
+    A curve that is not there, or can't be read, is left out: a given model has none.
+    """
+    curves: dict[str, TrainingCurve] = {}
+    for cell in sweep.cells:
+        fingerprint = cell.result.recipe_value("model", "fingerprint") if cell.result else None
+        if not isinstance(fingerprint, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", fingerprint):
+            continue
+        if fingerprint in curves:
+            continue
+        points = _read_curve(sweep.outputs / "models" / fingerprint / "training_curve.csv")
+        if points:
+            labels = cell.plan.labels
+            name = f"{labels.get('model', 'model')}, training seed {labels.get('training_seed', '?')}"
+            curves[fingerprint] = TrainingCurve(name, fingerprint, tuple(_thin(points, most_points)))
+    return list(curves.values())
+
+
+def _read_curve(path: Path) -> list[tuple[float, float]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            pairs = [(float(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [(step, loss) for step, loss in pairs if math.isfinite(step) and math.isfinite(loss)]
+
+
+def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    width = math.ceil(len(points) / most)
+    bins = [points[start : start + width] for start in range(0, len(points), width)]
+    return [(sum(s for s, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]

@@ -1,0 +1,311 @@
+"""The paper-shaped tables as Markdown and LaTeX, and the entries that the page shares with them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ddim_lab.report.series import PaperTable, held_out_levels, published
+from ddim_lab.report.sweep import Cell, Sweep, finite
+
+DASH = "—"
+STANDARD_ERROR = (
+    "± is one standard error by the delete-a-group jackknife over groups of samples. It covers sampling only: "
+    "neither the training seed nor the bias that a finite N gives the Fréchet distance."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place of a table: the text, the exact values behind it, and why it is empty if it is."""
+
+    text: str
+    value: float | None = None
+    se: float | None = None
+    paper: float | None = None
+    difference: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A paper-shaped table, ready to be written: heading, columns, labelled rows of entries, notes under it.
+
+    `kind` says which measure the values are, `rows` pairs each series' label with its entries, and a place that
+    was not planned is None.
+    """
+
+    heading: str
+    facts: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Entry | None, ...]], ...]
+    notes: tuple[str, ...]
+
+    def footnotes(self) -> list[str]:
+        """The reasons of the holes, each once, in reading order; a hole's mark is its place here + 1."""
+        found = (entry.note for _, entries in self.rows for entry in entries if entry and entry.note)
+        return list(dict.fromkeys(found))
+
+
+def decimals(values: Iterable[float | None], errors: Iterable[float | None] = ()) -> int:
+    """Decimals that show every value's size and the smallest error's first digit: 2 to 6."""
+    numbers = [abs(v) for v in (*values, *errors) if v is not None and math.isfinite(v) and v != 0]
+    if not numbers:
+        return 2
+    return min(6, max(2, -math.floor(math.log10(min(numbers)))))
+
+
+def number(value: float, places: int, *, sign: bool = False) -> str:
+    """A value with a true minus sign."""
+    return f"{value:+.{places}f}".replace("-", "−") if sign else f"{value:.{places}f}".replace("-", "−")
+
+
+def metric_facts(table: PaperTable) -> tuple[str, str]:
+    """The table's heading, and the line that keeps network, reference and N beside its values."""
+    metric = table.metric
+    if metric is None:
+        kind = {"seconds_per_image": "Milliseconds an image", "status": "What became of each cell"}[table.measure]
+        labels = table.cells[0].plan.labels
+        return kind, f"{labels.get('data', 'data not said')}, {labels.get('num_samples', '?')} samples a cell"
+    count = f"{metric.num_samples:,}" if metric.num_samples is not None else "not said"
+    facts = f"features: {metric.features or 'not said'} · reference: {metric.reference or 'not said'} · N = {count}"
+    weights = sorted({w for c in table.cells if c.result and (w := c.result.recipe_value("model", "weights"))})
+    if weights:
+        facts += f" · weights: {', '.join(map(str, weights))}"
+    return metric.name, facts
+
+
+def same_metric(sweep: Sweep, table: PaperTable) -> bool:
+    """Whether the published numbers are of the table's metric, so that a difference means something."""
+    reference = sweep.plan.reference
+    return reference is not None and table.metric is not None and table.metric.name == reference.metric
+
+
+def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
+    """The table with our value ± its standard error and, where there is one, the published number."""
+    heading, facts = metric_facts(table)
+    compare = same_metric(sweep, table)
+    papers = {cell.number: published(sweep, cell) for cell in table.cells} if table.metric else {}
+    values = [cell.fd for cell in table.cells]
+    errors = [finite(cell.quality.fd_se) if cell.quality else None for cell in table.cells]
+    places = decimals(values, errors)
+
+    def entry(cell: Cell) -> Entry:
+        if table.measure == "status" and cell.status == "done":
+            return Entry("done")
+        if table.measure == "seconds_per_image" and cell.seconds_per_image is not None:
+            seconds = cell.seconds_per_image
+            return Entry(f"{seconds * 1e3:.3g}", seconds)
+        paper = papers.get(cell.number)
+        if cell.fd is None or table.measure != "fd":
+            return Entry(DASH, paper=paper, note=f"{place(cell)}: {why_empty(cell, table)}")
+        se = finite(cell.quality.fd_se) if cell.quality else None
+        text = number(cell.fd, places) + (f" ± {number(se, places)}" if se is not None else "")
+        difference = cell.fd - paper if compare and paper is not None else None
+        return Entry(text, cell.fd, se, paper, difference)
+
+    def place(cell: Cell) -> str:
+        row = next(row for row in table.rows if cell in row.cells.values())
+        return f"{row.series.label}, {steps_text(cell.steps)}"
+
+    notes = [STANDARD_ERROR] if any(e is not None for e in errors) else []
+    if any(paper is not None for paper in papers.values()) and sweep.plan.reference:
+        source, name = sweep.plan.reference.source, sweep.plan.reference.metric
+        if compare:
+            notes.insert(0, f"Each place: ours / paper / ours − paper. Paper: {source}.")
+        else:
+            notes.insert(
+                0,
+                f"Each place: ours / paper ({name}; {source}). Ours is {heading}, another metric, "
+                "so no difference is given.",
+            )
+    notes += [
+        f"{heading} of held-out real images against the same reference: {number(level, decimals([level]))} "
+        f"at N = {count:,}. Compare it with samples at that N only."
+        for count, level in held_out_levels(table).items()
+    ]
+    rows = tuple(
+        (
+            row.series.label,
+            tuple(entry(row.cells[s]) if s in row.cells else None for s in table.columns),
+        )
+        for row in table.rows
+    )
+    return TextTable(heading, facts, tuple(steps_text(s) for s in table.columns), rows, tuple(notes))
+
+
+def equal_n_text(table: PaperTable) -> TextTable | None:
+    """The samples' FD at the number of images that held-out real images allow, and theirs as the last row.
+
+    None where no cell has such values, where their N differs between cells, or where it is the table's own N (the
+    held-out level then compares with the table itself).
+    """
+    levels = held_out_levels(table)
+    if len(levels) != 1 or table.metric is None or table.metric.num_samples in levels:
+        return None
+    ((count, level),) = levels.items()
+
+    def at_equal_n(cell: Cell) -> float | None:
+        equal_n = cell.quality.equal_n if cell.quality else None
+        return finite(equal_n.fd_samples) if equal_n else None
+
+    values = [at_equal_n(cell) for cell in table.cells]
+    places = decimals([*values, level])
+
+    def entry(cell: Cell) -> Entry:
+        value = at_equal_n(cell)
+        return Entry(DASH) if value is None else Entry(number(value, places), value)
+
+    rows = [
+        (
+            row.series.label,
+            tuple(entry(row.cells[s]) if s in row.cells else None for s in table.columns),
+        )
+        for row in table.rows
+    ]
+    rows.append(("held-out real images", (Entry(number(level, places), level),) * len(table.columns)))
+    return TextTable(
+        f"{table.metric.name} at N = {count:,}, beside held-out real images",
+        f"features: {table.metric.features or 'not said'} · reference: {table.metric.reference or 'not said'}",
+        tuple(steps_text(s) for s in table.columns),
+        tuple(rows),
+        ("The last row is real images that were not trained on: samples as good as real would score about that.",),
+    )
+
+
+def why_empty(cell: Cell, table: PaperTable) -> str:
+    """Why a cell shows no value in its table."""
+    if cell.error is not None:
+        return f"{cell.status}: {cell.error}"
+    if table.measure == "seconds_per_image":
+        timed = cell.speed is not None
+        return "timed beside other work, left out" if timed else "not timed"
+    value = cell.quality.fd if cell.quality else None
+    return "no Fréchet distance was measured" if value is None else f"the Fréchet distance is {value!r}"
+
+
+def steps_text(steps: int | None) -> str:
+    return DASH if steps is None else f"S = {steps}"
+
+
+# Markdown
+
+
+def markdown(sweep: Sweep, tables: Iterable[PaperTable]) -> str:
+    """table.md: each table under a heading that names metric, network, reference and N."""
+    lines = [f"# {md(sweep.title)}", ""]
+    if sweep.plan.command:
+        lines += [f"    {one_line(sweep.plan.command)}", ""]
+    for table in tables:
+        for text in (paper_text(sweep, table), equal_n_text(table)):
+            if text is not None:
+                lines += _markdown_table(text)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_table(text: TextTable) -> list[str]:
+    footnotes = text.footnotes()
+
+    def show(entry: Entry | None) -> str:
+        if entry is None:
+            return ""
+        mark = f" [{footnotes.index(entry.note) + 1}]" if entry.note else ""
+        return md(_with_paper(entry)) + mark
+
+    lines = [f"## {md(text.heading)}", "", md(text.facts), ""]
+    lines.append("| " + " | ".join(("", *map(md, text.columns))) + " |")
+    lines.append("|---|" + "---:|" * len(text.columns))
+    lines += ["| " + " | ".join((md(label), *map(show, entries))) + " |" for label, entries in text.rows]
+    lines.append("")
+    for index, note in enumerate(footnotes, start=1):
+        lines += [f"[{index}] {md(note)}", ""]
+    for note in text.notes:
+        lines += [md(note), ""]
+    return lines
+
+
+def _with_paper(entry: Entry) -> str:
+    if entry.paper is None:
+        return entry.text
+    parts = [entry.text, f"{entry.paper:g}"]
+    if entry.difference is not None:
+        parts.append(number(entry.difference, decimals([entry.paper]), sign=True))
+    return " / ".join(parts)
+
+
+def one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def md(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
+
+
+# LaTeX
+
+
+def latex(sweep: Sweep, tables: Iterable[PaperTable]) -> str:
+    """table.tex: each table as a booktabs tabular in a table environment, to paste."""
+    lines = ["% needs \\usepackage{booktabs}; encoding UTF-8"]
+    for table in tables:
+        for text in (paper_text(sweep, table), equal_n_text(table)):
+            if text is not None:
+                lines += _latex_table(text)
+    return "\n".join(lines) + "\n"
+
+
+def _latex_table(text: TextTable) -> list[str]:
+    footnotes = text.footnotes()
+
+    def show(entry: Entry | None) -> str:
+        if entry is None:
+            return ""
+        mark = f"$^{{{footnotes.index(entry.note) + 1}}}$" if entry.note else ""
+        return tex(_with_paper(entry)) + mark
+
+    lines = [
+        "\\begin{table}",
+        "  \\centering",
+        f"  \\caption{{{tex(text.heading)}. {tex(text.facts)}.}}",
+        f"  \\begin{{tabular}}{{l{'r' * len(text.columns)}}}",
+        "    \\toprule",
+        "    " + " & ".join(("", *map(tex, text.columns))) + " \\\\",
+        "    \\midrule",
+    ]
+    lines += ["    " + " & ".join((tex(label), *map(show, entries))) + " \\\\" for label, entries in text.rows]
+    lines += ["    \\bottomrule", "  \\end{tabular}"]
+    remarks = [f"$^{{{i}}}$ {tex(note)}" for i, note in enumerate(footnotes, start=1)]
+    for remark in (*remarks, *map(tex, text.notes)):
+        lines += ["", f"  {{\\footnotesize {remark}\\par}}"]
+    return [*lines, "\\end{table}", ""]
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "η": r"$\eta$",
+    "σ\u0302": r"$\hat{\sigma}$",
+    "σ": r"$\sigma$",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "·": r"$\cdot$",
+    "—": "---",
+    "…": r"\dots{}",
+}
+_TEX_PATTERN = re.compile("|".join(re.escape(text) for text in sorted(_TEX, key=len, reverse=True)))
+
+
+def tex(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    return _TEX_PATTERN.sub(lambda match: _TEX[match.group()], one_line(text))

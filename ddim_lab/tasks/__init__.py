@@ -1,0 +1,1 @@
+"""What a job measures; one module a task (conf group `task`)."""

@@ -1,0 +1,343 @@
+"""Mirror one job into Weights & Biases. The only file that knows wandb, and the first that may fail.
+
+The files under `outputs/` are the truth; a W&B run repeats them. Hence three rules:
+
+- Nothing here raises. The first error of wandb in a run becomes one warning, and the job goes on untracked.
+- Nothing here waits long. Starting and finishing are bounded, and a server that did not answer is not asked
+  again in the same process: what was logged stays on disk, for `wandb sync`.
+- Jobs never share a run, and every run is finished, as failed if its block raised.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, final
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+JobType = Literal["train", "cell", "report"]
+Mode = Literal["online", "offline", "off"]
+
+# What a job's curves are drawn over. Lightning names the first; the second is the number of sampling steps.
+_AXES: Mapping[JobType, str] = {"train": "trainer/global_step", "cell": "steps", "report": "steps"}
+
+_log = logging.getLogger(__name__)
+
+# Servers that did not answer this process. A sweep meets a dead server once, not once a cell.
+_unreachable: set[str] = set()
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """How jobs are tracked.
+
+    Attributes:
+        logger: "wandb", or "csv" for files alone (wandb is then not even imported).
+        directory: folder of the runs' files; a run lies in `directory/wandb/`.
+        project: W&B project.
+        entity: W&B user or team; None is the account's default.
+        mode: "auto" follows `WANDB_MODE` and `wandb offline`, and without them is online when somebody is
+            logged in and offline when nobody is. "online" and "offline" win over the environment.
+        init_timeout_seconds: how long to wait for the server before going offline.
+        finish_timeout_seconds: how long to wait for the upload at a run's end before leaving it to `wandb sync`.
+    """
+
+    logger: Literal["wandb", "csv"]
+    directory: Path
+    project: str = "ddim_lab"
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
+    init_timeout_seconds: float = 10.0
+    finish_timeout_seconds: float = 20.0
+
+
+@final
+class Run:
+    """One job's run. Every method does nothing when the run is off, and none raises.
+
+    Made by `track`. `mode` is "online", "offline" (the data wait on disk for `wandb sync`, also when an upload
+    was cut short) or "off".
+    """
+
+    def __init__(self, backend: Any = None, mode: Mode = "off", axis: str = "steps") -> None:
+        self.mode: Mode = mode
+        self._backend = backend
+        self._axis = axis
+        self._broken = False
+
+    @property
+    def directory(self) -> Path | None:
+        """The run's folder, to give to `wandb sync`; None when off."""
+        return None if self._backend is None else Path(self._backend.dir).parent
+
+    @property
+    def url(self) -> str | None:
+        """The run's page; None unless online."""
+        return self._backend.url if self.mode == "online" else None
+
+    def log(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers. `step` is the job's x axis (training step, or sampling steps) and may come in any order."""
+        at = {} if step is None else {self._axis: step}
+        self._send(lambda backend: backend.log({**values, **at}))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set the run's final values, one column each in W&B's table of runs."""
+        self._send(lambda backend: backend.summary.update(dict(values)))
+
+    def image(self, name: str, image: Path | bytes, caption: str | None = None) -> None:
+        """Log a picture: a file, or an encoded picture (PNG, JPEG) in memory."""
+
+        def send(backend: Any) -> None:
+            import io
+
+            import wandb
+            from PIL import Image
+
+            source = str(image) if isinstance(image, Path) else Image.open(io.BytesIO(image))
+            backend.log({name: wandb.Image(source, caption=caption)})
+
+        self._send(send)
+
+    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Log a table. A column may mix numbers, text and None."""
+
+        def send(backend: Any) -> None:
+            import wandb
+
+            data = [list(row) for row in rows]
+            backend.log({name: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
+
+        self._send(send)
+
+    def html(self, name: str, path: Path) -> None:
+        """Log a self-contained HTML page, byte for byte."""
+
+        def send(backend: Any) -> None:
+            import wandb
+
+            backend.log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)})
+
+        self._send(send)
+
+    def lightning_logger(self) -> Logger:
+        """A Lightning logger that writes into this run, and nowhere when it is off.
+
+        Not Lightning's WandbLogger: that one raises into the training loop what wandb raises.
+        """
+        return _lightning_logger(self)
+
+    def _send(self, action: Callable[[Any], object]) -> None:
+        if self._backend is None or self._broken:
+            return
+        try:
+            action(self._backend)
+        except Exception as error:
+            self._broken = True
+            _warn("W&B failed; this run is tracked no further, its results are in the files", error)
+
+    def _finish(self, *, failed: bool) -> None:
+        if self._backend is None:
+            return
+        try:
+            self._backend.finish(exit_code=1 if failed else 0)
+        except TimeoutError:
+            self.mode = "offline"
+            _unreachable.add(self._backend.settings.base_url)
+            _log.warning("W&B did not take the run in time; the rest of this process is tracked offline.")
+        except Exception as error:
+            if not self._broken:
+                _warn("W&B failed to finish the run; its results are in the files", error)
+            _drop_service()
+
+
+@contextmanager
+def track(
+    config: TrackingConfig,
+    *,
+    job_type: JobType,
+    name: str,
+    group: str,
+    run_config: Mapping[str, Any],
+    tags: Sequence[str] = (),
+) -> Iterator[Run]:
+    """Track one job: a run of its own, finished when the block ends and marked failed when it raises.
+
+    Args:
+        config: where and how.
+        job_type: "train", "cell" or "report"; it fixes the x axis of `Run.log`.
+        name: what the run is called among its group.
+        group: the sweep it belongs to.
+        run_config: the job's resolved configuration, plain nested values.
+        tags: labels, cut to the 64 characters that W&B allows.
+    """
+    run = _start(config, job_type, name, group, run_config, tags)
+    try:
+        yield run
+    except BaseException:
+        run._finish(failed=True)
+        raise
+    run._finish(failed=False)
+
+
+def offline_sync_hint(directories: Iterable[Path]) -> str | None:
+    """The command that uploads these runs' folders, or None where there is nothing to upload.
+
+    Where they are all the offline runs of their parent folder, one pattern names them.
+    """
+    runs = set(directories)
+    # `wandb sync` passes over a run that was begun online, even one that is named.
+    arguments = [] if all(run.name.startswith("offline-run-") for run in runs) else ["--include-online"]
+    for parent in sorted({run.parent for run in runs}):
+        offline = set(parent.glob("offline-run-*"))
+        if len(offline) > 1 and offline <= runs:
+            arguments.append(f"{shlex.quote(str(parent))}/offline-run-*")
+            runs -= offline
+    arguments.extend(shlex.quote(str(run)) for run in sorted(runs))
+    return " ".join(["wandb", "sync", *arguments]) if arguments else None
+
+
+def _start(
+    config: TrackingConfig,
+    job_type: JobType,
+    name: str,
+    group: str,
+    run_config: Mapping[str, Any],
+    tags: Sequence[str],
+) -> Run:
+    """A live run, or one that is off."""
+    if config.logger == "csv":
+        return Run()
+    try:
+        # wandb's own error reports hold up the end of a process by 20 s where the server doesn't answer.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        library = wandb.setup(wandb.Settings(silent=True, x_service_wait=config.init_timeout_seconds)).settings
+
+        def init(mode: Literal["online", "offline"]) -> Any:
+            return wandb.init(
+                mode=mode,
+                id=uuid.uuid4().hex[:12],  # of our own: WANDB_RUN_ID would make one run of all jobs
+                project=config.project,
+                entity=config.entity,
+                dir=str(config.directory.absolute()),
+                job_type=job_type,
+                name=name,
+                group=group,
+                tags=[tag[:64] for tag in dict.fromkeys(tags)],  # longer or repeated ones it refuses
+                config=dict(run_config),
+                settings=wandb.Settings(
+                    reinit="create_new",
+                    init_timeout=config.init_timeout_seconds,
+                    finish_timeout=config.finish_timeout_seconds,
+                    finish_timeout_raises=True,
+                    silent=True,
+                    console="off",
+                    symlink=False,
+                    use_dot_wandb=False,
+                    allow_offline_artifacts=False,  # they keep a table's data outside the run's folder
+                    # The files hold the environment that matters. No code, host, user or command line goes out,
+                    # and no sampling thread runs beside a cell's timing.
+                    host="",
+                    disable_code=True,
+                    disable_git=True,
+                    disable_job_creation=True,
+                    label_disable=True,
+                    save_code=False,
+                    x_disable_meta=True,
+                    x_disable_machine_info=job_type != "train",
+                    x_disable_stats=job_type != "train",
+                    x_save_requirements=False,
+                ),
+            )
+
+        mode = _mode(config, library)
+        if mode == "off":
+            return Run()
+        if mode == "online":
+            try:
+                backend = init("online")
+            except Exception as error:
+                _unreachable.add(library.base_url)
+                _warn("W&B did not take the run; tracking offline from here on", error)
+                mode = "offline"
+        if mode == "offline":
+            backend = init("offline")
+    except Exception as error:
+        _warn("W&B did not start; this run is not tracked, its results are in the files", error)
+        _drop_service()
+        return Run()
+
+    axis = _AXES[job_type]
+    run = Run(backend, mode, axis)
+    run._send(lambda backend: backend.define_metric(axis))
+    run._send(lambda backend: backend.define_metric("*", step_metric=axis))
+    return run
+
+
+def _mode(config: TrackingConfig, library: Any) -> Mode:
+    """Online, offline or off, found without a prompt and without the network."""
+    wanted = config.mode if config.mode != "auto" else os.environ.get("WANDB_MODE") or library.mode
+    if wanted == "disabled":
+        return "off"
+    if wanted in ("offline", "dryrun") or library.base_url in _unreachable:
+        return "offline"
+    from wandb.sdk.lib import wbauth
+
+    try:
+        credentials = wbauth.authenticate_session(
+            host=library.base_url, source="ddim_lab", prompt=False, update_session=False
+        )
+    except Exception as error:
+        _warn("W&B: the login can't be used; tracking offline", error)
+        return "offline"
+    if credentials is None:
+        if config.mode == "online":
+            _log.warning("W&B: nobody is logged in (`wandb login` does it); tracking offline.")
+        return "offline"
+    return "online"
+
+
+def _lightning_logger(run: Run) -> Logger:
+    from pytorch_lightning.loggers import Logger
+    from pytorch_lightning.utilities import rank_zero_only
+
+    class RunLogger(Logger):
+        @property
+        def name(self) -> str | None:
+            return None
+
+        @property
+        def version(self) -> int | str | None:
+            return None
+
+        @rank_zero_only
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            run.log(metrics, step)
+
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            """The run has had the whole configuration since it started."""
+
+    return RunLogger()
+
+
+def _drop_service() -> None:
+    """Forget wandb's helper process, which has most likely died, so that the next run starts a new one."""
+    with suppress(Exception):
+        import wandb
+
+        wandb.teardown()
+    os.environ.pop("WANDB_SERVICE", None)  # the address of a helper that a parent process had started
+
+
+def _warn(what: str, error: Exception) -> None:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    _log.warning("%s (%s).", what, lines[0].rstrip("."))

@@ -1,0 +1,440 @@
+"""W&B mirrors the files and never disturbs a job: real offline runs, read back; real dead and dying servers."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_offline import read_run
+
+from ddim_lab import tracking
+from ddim_lab.tracking import TrackingConfig, offline_sync_hint, track
+
+KEY = "5e1f" * 10  # the form of an API key; it opens nothing
+NOBODY_LISTENS = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Neither this machine's account nor the network, and a wandb that has seen nothing yet."""
+    import wandb
+
+    wandb.teardown()
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_BASE_URL", NOBODY_LISTENS)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-settings"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    tracking._unreachable.clear()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrackingConfig:
+    return TrackingConfig(logger="wandb", directory=tmp_path / "runs", init_timeout_seconds=2)
+
+
+def track_cell(config: TrackingConfig, **changes: Any) -> Any:
+    arguments: dict[str, Any] = {"job_type": "cell", "name": "cell", "group": "sweep", "run_config": {}}
+    return track(config, **(arguments | changes))
+
+
+def png(size: int = 8) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((size, size)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def tracking_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == tracking.__name__ and r.levelno >= logging.WARNING]
+
+
+def assert_nowhere(text: str, folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if text.encode() in path.read_bytes()] == []
+
+
+# --- What is in the files
+
+
+def test_what_was_logged_is_read_back(config: TrackingConfig, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("<!doctype html><p>σ̂</p>", encoding="utf-8")
+    picture = tmp_path / "samples.png"
+    picture.write_bytes(png())
+    third = 1 / 3
+    with track_cell(config) as run:
+        run.log({"fd": third, "images_per_second": 812.5}, step=50)
+        run.log({"lpips": float("nan")})
+        run.image("samples", picture, "eta 0")
+        run.image("grid", png(16))
+        run.table("cells", ["steps", "note"], [[10, "a"], [None, 2.5]])
+        run.html("report", page)
+        run.summary({"fd_se": 0.25, "sha256": "c0ffee"})
+        assert run.mode == "offline"
+        assert run.url is None
+    read = read_run(run.directory)
+
+    assert read.values("fd") == [third]
+    assert read.values("steps")[0] == 50
+    assert [math.isnan(value) for value in read.values("lpips")] == [True]
+    assert read.values("samples.caption") == ["eta 0"]
+    files = run.directory / "files"
+    assert (files / read.values("samples.path")[0]).read_bytes() == png()
+    assert read.values("grid.width") == [16]
+    table = json.loads((files / read.values("cells.path")[0]).read_text())
+    assert table == {"columns": ["steps", "note"], "data": [[10, "a"], [None, 2.5]]}
+    assert (files / read.values("report.path")[0]).read_bytes() == page.read_bytes()
+    assert read.summary["fd"] == third
+    assert read.summary["fd_se"] == 0.25
+    assert read.summary["sha256"] == "c0ffee"
+    assert read.exit_code == 0
+
+
+def test_a_long_run_is_read_back_over_the_blocks_of_its_file(config: TrackingConfig) -> None:
+    with track(config, job_type="train", name="n", group="g", run_config={"long": "x" * 70_000}) as run:
+        for step in range(300):
+            run.log({"loss": step / 7}, step=step)
+    read = read_run(run.directory)
+    assert read.config == {"long": "x" * 70_000}
+    assert read.values("loss") == [step / 7 for step in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("job_type", "axis"), [("train", "trainer/global_step"), ("cell", "steps"), ("report", "steps")]
+)
+def test_curves_have_an_axis_and_its_values_come_in_any_order(config: TrackingConfig, job_type: Any, axis: str) -> None:
+    with track_cell(config, job_type=job_type) as run:
+        for step in (50, 10, 25):
+            run.log({"fd": step / 2}, step=step)
+    read = read_run(run.directory)
+    assert read.axes == {"*": axis}
+    assert read.values(axis) == [50, 10, 25]
+    assert read.values("fd") == [25.0, 5.0, 12.5]
+
+
+def test_two_jobs_are_two_runs(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "one")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "another")
+    recipe = {"sampler": {"eta": 0.5}, "steps": [10, 25]}
+    # The training starts inside the cell that needs it, and ends first.
+    with track(config, job_type="cell", name="c", group="sweep", run_config=recipe, tags=["ddim", "x" * 70]) as cell:
+        cell.log({"fd": 1.0}, step=10)
+        with track(config, job_type="train", name="t", group="sweep", run_config={"lr": 1e-3}) as train:
+            train.log({"loss": 2.0}, step=0)
+        cell.log({"fd": 3.0}, step=25)
+    assert cell.directory != train.directory
+    assert sorted((config.directory / "wandb").iterdir()) == sorted([cell.directory, train.directory])
+    a, b = read_run(cell.directory), read_run(train.directory)
+    assert (a.job_type, a.name, a.group, a.project) == ("cell", "c", "sweep", "ddim_lab")
+    assert (b.job_type, b.name, b.group, b.project) == ("train", "t", "sweep", "ddim_lab")
+    assert a.config == recipe
+    assert b.config == {"lr": 1e-3}
+    assert a.tags == ("ddim", "x" * 64)
+    assert (a.values("fd"), a.values("loss")) == ([1.0, 3.0], [])
+    assert (b.values("fd"), b.values("loss")) == ([], [2.0])
+    assert (a.exit_code, b.exit_code) == (0, 0)
+
+
+def test_nothing_about_the_machine_goes_along(config: TrackingConfig) -> None:
+    with track_cell(config) as run:
+        run.log({"fd": 1.0}, step=10)
+    read = read_run(run.directory)
+    assert read.host == ""
+    assert read.record_types.isdisjoint({"environment", "stats", "output", "output_raw"})
+    assert [path for path in (run.directory / "files").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("error", [ValueError("the job's own"), KeyboardInterrupt(), SystemExit(3)])
+def test_a_raising_job_is_marked_failed(config: TrackingConfig, error: BaseException) -> None:
+    runs = []
+
+    def job() -> None:
+        with track_cell(config) as run:
+            runs.append(run)
+            run.log({"fd": 1.0}, step=10)
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        job()
+    assert caught.value is error
+    read = read_run(runs[0].directory)
+    assert read.exit_code == 1
+    assert read.values("fd") == [1.0]
+
+
+# --- Which mode
+
+
+def test_offline_and_silent_where_nobody_is_logged_in(
+    config: TrackingConfig, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with track_cell(config) as run:
+        run.log({"fd": 1.0}, step=10)
+    assert run.mode == "offline"
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.name.partition(".")[0] != "wandb"] == []
+
+
+def test_asked_to_be_online_without_an_account(
+    config: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    online = TrackingConfig(logger="wandb", directory=tmp_path, mode="online")
+    with track_cell(online) as run:
+        assert run.mode == "offline"
+    (warning,) = tracking_warnings(caplog)
+    assert "wandb login" in warning
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("offline", "offline"), ("dryrun", "offline"), ("disabled", "off")])
+def test_the_environment_decides_even_with_an_account(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, mode: str, expected: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with track_cell(config) as run:
+        run.log({"fd": 1.0}, step=10)
+        run.image("grid", png())
+    assert run.mode == expected
+    assert (config.directory / "wandb").exists() == (expected == "offline")
+
+
+def test_csv_does_not_import_wandb(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from ddim_lab.tracking import TrackingConfig, track
+config = TrackingConfig(logger="csv", directory=Path(sys.argv[1]))
+with track(config, job_type="cell", name="n", group="g", run_config={}) as run:
+    run.log({"fd": 1.0}, step=10)
+    run.summary({"fd": 1.0})
+    run.image("a", b"no picture", "b")
+    run.table("a", ["b"], [[1]])
+    run.html("a", Path("no such file"))
+assert (run.mode, run.directory, run.url) == ("off", None, None)
+assert not any(name.partition(".")[0] == "wandb" for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- When W&B fails
+
+
+def test_an_unreachable_server_costs_the_bound_once(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    start = time.monotonic()
+    with track_cell(config) as first:
+        first.log({"fd": 1.5}, step=10)
+    middle = time.monotonic()
+    with track_cell(config) as second:
+        second.log({"fd": 2.5}, step=25)
+    end = time.monotonic()
+    assert (first.mode, second.mode) == ("offline", "offline")
+    assert 1.5 < middle - start < 8  # it did try
+    assert end - middle < 1
+    assert read_run(first.directory).values("fd") == [1.5]
+    assert read_run(second.directory).values("fd") == [2.5]
+    assert len(tracking_warnings(caplog)) == 1
+    assert_nowhere(KEY, config.directory)
+
+
+def test_a_server_that_never_answers_does_not_hold_up_the_end_of_the_process(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from ddim_lab.tracking import TrackingConfig, track
+config = TrackingConfig(logger="wandb", directory=Path(sys.argv[1]), init_timeout_seconds=1)
+with track(config, job_type="cell", name="n", group="g", run_config={}) as run:
+    run.log({"fd": 1.5}, step=10)
+print(run.mode)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_ERROR_REPORTING")}
+        environment |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+        )
+        seconds = time.monotonic() - start
+    assert done.stdout == "offline\n"
+    assert KEY not in done.stderr
+    assert seconds < 12  # wandb's own error reports would make it 20 more
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Takes a run, as W&B would, and from then on keeps everybody waiting."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.runs: list[str] = []
+        self.closing = threading.Event()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != "/graphql" or b"upsertBucket" not in body:
+            self.server.closing.wait()
+            return
+        name = json.loads(body)["variables"]["name"]
+        self.server.runs.append(name)
+        project = {"name": "ddim_lab", "entity": {"name": "somebody"}}
+        bucket = {"id": "1", "name": name, "displayName": name, "config": "{}", "historyLineCount": 0}
+        answer = {"data": {"upsertBucket": {"bucket": bucket | {"project": project}, "inserted": True}}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *args: object) -> None:
+        """Not on the console."""
+
+
+def test_a_server_that_dies_under_the_run_leaves_it_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrackingConfig(logger="wandb", directory=tmp_path / "runs", finish_timeout_seconds=2)
+    server = _Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        with track_cell(config) as first:
+            first.log({"fd": 1.5}, step=10)
+            assert first.mode == "online"
+            assert first.url is not None
+            assert server.runs[0] in first.url
+            start = time.monotonic()
+        with track_cell(config) as second:
+            second.log({"fd": 2.5}, step=25)
+        assert time.monotonic() - start < 8
+    finally:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+    assert (first.mode, second.mode) == ("offline", "offline")
+    assert read_run(first.directory).values("fd") == [1.5]
+    assert read_run(second.directory).values("fd") == [2.5]
+    assert len(tracking_warnings(caplog)) == 1
+    assert str(first.directory) in (offline_sync_hint([first.directory, second.directory]) or "")
+    assert_nowhere(KEY, config.directory)
+
+
+def test_a_dead_helper_process_costs_one_run(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
+    import wandb
+
+    with track_cell(config) as first:
+        helper = wandb.setup().ensure_service()._proc._process
+        helper.send_signal(signal.SIGKILL)
+        helper.wait()
+        for step in range(3):
+            first.log({"fd": 1.0}, step=step)
+        first.summary({"fd": 1.0})
+    assert len(tracking_warnings(caplog)) == 1
+    with track_cell(config) as second:
+        second.log({"fd": 2.5}, step=25)
+    assert read_run(second.directory).values("fd") == [2.5]
+    assert len(tracking_warnings(caplog)) == 1
+
+
+def test_what_wandb_refuses_is_a_warning(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
+    with track_cell(config) as run:
+        run.log({"fd": 1.5}, step=10)
+        run.image("samples", Path("no such picture.png"))
+        run.image("samples", b"no picture")
+    read = read_run(run.directory)
+    assert read.values("fd") == [1.5]
+    assert read.exit_code == 0
+    assert len(tracking_warnings(caplog)) == 1
+
+
+def test_a_run_that_cannot_start_is_a_warning(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
+    refused = TrackingConfig(logger="wandb", directory=config.directory, project="no/such#project")
+    with track_cell(refused) as run:
+        run.log({"fd": 1.5}, step=10)
+    assert run.mode == "off"
+    assert len(tracking_warnings(caplog)) == 1
+
+
+# --- Beside it
+
+
+def test_lightning_logs_into_this_run_and_no_other(config: TrackingConfig, tmp_path: Path) -> None:
+    import torch
+    import wandb
+    from pytorch_lightning import LightningModule, Trainer
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+            self.save_hyperparameters({"anything": 1})
+
+        def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+            self.log("loss", float(index))
+            return self.weight * batch.sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    silent = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+    with wandb.init(mode="offline", dir=tmp_path, settings=silent) as live:
+        with track_cell(config, job_type="train") as run:
+            Trainer(
+                logger=run.lightning_logger(),
+                default_root_dir=tmp_path,
+                accelerator="cpu",
+                max_epochs=1,
+                log_every_n_steps=1,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ).fit(Module(), torch.utils.data.DataLoader(torch.ones(3, 1)))
+            run.summary({"after": "fit"})
+        other = Path(live.dir).parent
+    read = read_run(run.directory)
+    assert read.values("loss") == [0.0, 1.0, 2.0]
+    assert read.values("trainer/global_step") == [0, 1, 2]
+    assert read.summary["after"] == "fit"
+    assert read.exit_code == 0
+    assert read_run(other).history == []
+
+
+def test_sync_hint(tmp_path: Path) -> None:
+    folder = tmp_path / "my runs"
+    runs = [folder / f"offline-run-2026-{name}" for name in "ab"]
+    cut_short = folder / "run-2026-c"
+    for run in [*runs, cut_short]:
+        run.mkdir(parents=True)
+    assert offline_sync_hint([]) is None
+    assert offline_sync_hint(runs[:1]) == f"wandb sync '{runs[0]}'"
+    assert offline_sync_hint(runs) == f"wandb sync '{folder}'/offline-run-*"
+    assert (
+        offline_sync_hint([*runs, cut_short]) == f"wandb sync --include-online '{folder}'/offline-run-* '{cut_short}'"
+    )
