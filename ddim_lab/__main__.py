@@ -55,26 +55,30 @@ def main() -> None:
 def _main(arguments: list[str]) -> int:
     parser = get_args_parser()
     parser.error = _refuse_arguments  # type: ignore[method-assign]
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     if asked.help or asked.hydra_help or asked.info is not None or asked.shell_completion:
-        return _hand_to_hydra(arguments)
+        return _hand_to_hydra(asked, arguments)
     with _composer(asked):
         if asked.cfg is not None:
             _compose([text for text in asked.overrides if not _is_sweep(text)])
-            return _hand_to_hydra(arguments)
-        sweep, plan, first = _plan(asked, arguments)
-    return _run(sweep, plan, first, arguments)
+        else:
+            sweep, plan, first = _plan(asked, arguments)
+    if asked.cfg is not None:
+        return _hand_to_hydra(asked, arguments)
+    return _run(sweep, plan, first, asked, arguments)
 
 
 def _refuse_arguments(message: str) -> NoReturn:
     raise ConfigError(f"{message}; see python -m ddim_lab --help")
 
 
-def _hand_to_hydra(arguments: Sequence[str]) -> int:
-    """Let Hydra do what the arguments say; its exit status."""
+def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Sequence[str] = ()) -> int:
+    """Let Hydra do what the arguments say, with `more` overrides; its exit status."""
     from ddim_lab.run import job
 
-    sys.argv = [sys.argv[0], *arguments]
+    # Hydra's parser takes overrides in one piece only.
+    flags = [text for text in arguments if text not in asked.overrides]
+    sys.argv = [sys.argv[0], *flags, *asked.overrides, *more]
     try:
         hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(job)()
     except SystemExit as stop:
@@ -165,17 +169,15 @@ def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path
     named = {override.key_or_group for override in overrides}
     if many and "hydra.sweep.dir" in named:
         return Path(base.hydra.sweep.dir).absolute()
-    if not many and "hydra.run.dir" in named:
-        raise ConfigError(
-            "hydra.run.dir can't be set: a job's folder is part of its sweep's; set hydra.sweep.dir or outputs_dir"
-        )
+    if "hydra.run.dir" in named:
+        raise ConfigError("hydra.run.dir is fixed: a job's folder is part of its sweep's; set outputs_dir instead")
     return outputs / "sweeps" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
 
 # -- run, report, say -----------------------------------------------------------------------------------
 
 
-def _run(sweep: Path, plan: dict[str, Any], first: Config, arguments: Sequence[str]) -> int:
+def _run(sweep: Path, plan: dict[str, Any], first: Config, asked: argparse.Namespace, arguments: Sequence[str]) -> int:
     from ddim_lab.run import environment
     from ddim_lab.store import Store, write_json
 
@@ -190,7 +192,7 @@ def _run(sweep: Path, plan: dict[str, Any], first: Config, arguments: Sequence[s
     folder = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
     places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'"]
     try:
-        status = _hand_to_hydra([*arguments, *places])
+        status = _hand_to_hydra(asked, arguments, places)
     except KeyboardInterrupt:
         status = INTERRUPTED
         print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)

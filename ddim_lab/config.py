@@ -187,7 +187,6 @@ class MetricsConfig(_Group):
     features: Literal["classifier", "pixels"]
     reference: Literal["train", "held_out", "all"]
     speed_repeats: PositiveInt
-    probe_samples: PositiveInt
     noise_seeds: Annotated[StrictInt, Field(ge=2)]
 
 
@@ -244,8 +243,10 @@ class Config(_Group):
         Raises:
             ConfigError: with one line for the user.
         """
+        if missing := sorted(OmegaConf.missing_keys(composed)):
+            raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=...")
         try:
-            values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            values = OmegaConf.to_container(composed, resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(_first_line(error)) from None
         try:

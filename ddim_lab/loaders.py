@@ -19,8 +19,7 @@ __all__ = ["SampleIndices", "TrainingBatches"]
 # Lightning announces devices, tips and its own reasons for stopping, and sets its level when it is imported: the one
 # place that every use of Lightning passes turns that down to warnings.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-warnings.filterwarnings("ignore", message=".*resume.*mid-epoch.*|.*mid-epoch.*|.*IterableDataset.*")
+warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
 
 
 @final

@@ -64,7 +64,7 @@ class NamedNoise:
     """Standard normal noise named by (seed, sample index, timestep).
 
     Element j of sample i at label t is a function of (seed, i, t, j) alone. Counter words: block of four
-    elements, t + 1, i, stream; the key is the seed.
+    elements, t + 1, i, stream; the key is the seed. A counter word has 32 bits: 0 <= i < 2^32.
 
     Args:
         seed: 0 <= seed < 2^64.

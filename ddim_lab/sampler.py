@@ -163,7 +163,7 @@ class Sampler:
                 f" the largest valid eta is {math.floor(limit * 1e4) / 1e4:.4f}"
             )
         self.schedule: Final = schedule
-        self.steps: Final = steps
+        self.steps: Final = int(steps)
         self.eta: Final = float(eta)
         self.variance: Final = variance
         self.spacing: Final = spacing if timesteps is None else "custom"
@@ -279,7 +279,11 @@ class Sampler:
         timesteps = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
         output = model(x.to(_input_dtype(model, x.dtype)), timesteps)
         if not isinstance(output, Tensor):
-            output = output.sample  # diffusers wraps its tensor
+            output = getattr(output, "sample", output)  # diffusers wraps its tensor
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"the model returned {type(output).__name__}: it must return a tensor, or an object with one as .sample"
+            )
         if output.shape != x.shape:
             raise ValueError(
                 f"the model returned shape {tuple(output.shape)} for a state of shape {tuple(x.shape)}; "

@@ -26,6 +26,8 @@ Ints = npt.NDArray[np.int64]
 CLEAN: Final = -1
 """The timestep of a clean image: the t_prev of every sampler's last step. alpha_bar(CLEAN) = 1."""
 
+_FAINTEST: Final = float(np.finfo(np.float32).tiny)
+
 
 @final
 class NoiseSchedule:
@@ -35,7 +37,8 @@ class NoiseSchedule:
         betas: beta(0), ..., beta(T-1), shape [T], each strictly between 0 and 1.
 
     Raises:
-        ValueError: betas are not one finite list inside (0, 1).
+        ValueError: betas are not one finite list inside (0, 1); or so small that alpha_bar stands still, or so many
+            and large that alpha_bar falls below 1.2e-38, where 1 / sqrt(alpha_bar) means nothing in float32.
     """
 
     def __init__(self, betas: npt.ArrayLike) -> None:
@@ -49,6 +52,13 @@ class NoiseSchedule:
         self._betas = values
         # The clean level is stored in front, so that index t + 1 also serves t = -1.
         self._alpha_bars = np.concatenate([np.ones(1), np.cumprod(1.0 - values)])
+        if self._alpha_bars[-1] < _FAINTEST:
+            raise ValueError(
+                f"alpha_bar falls to {self._alpha_bars[-1]:.3g}: these {values.size} betas leave no signal at the last"
+                " timestep; lower them (betas meant for 1000 timesteps scale with 1000 / num_timesteps)"
+            )
+        if not (np.diff(self._alpha_bars) < 0).all():
+            raise ValueError(f"betas down to {values.min():g} are too small: alpha_bar must fall at every timestep")
         self._betas.setflags(write=False)
         self._alpha_bars.setflags(write=False)
 
@@ -135,7 +145,7 @@ class NoiseSchedule:
 
 
 def _check_range(num_timesteps: int, beta_start: float, beta_end: float) -> None:
-    if num_timesteps < 1:
+    if _whole("num_timesteps", num_timesteps) < 1:
         raise ValueError(f"num_timesteps must be at least 1, got {num_timesteps}")
     if not (0.0 < beta_start < 1.0 and 0.0 < beta_end < 1.0):
         raise ValueError(
@@ -211,10 +221,11 @@ def spaced_timesteps(spacing: str, steps: int, num_timesteps: int = 1000) -> Int
         num_timesteps: T.
 
     Raises:
-        ValueError: unknown spacing, or S outside 1..T.
+        ValueError: unknown spacing, or S not a whole number in 1..T.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}: use one of {', '.join(SPACINGS)}")
+    steps, num_timesteps = _whole("steps", steps), _whole("num_timesteps", num_timesteps)
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps must be between 1 and {num_timesteps} (the schedule's timesteps), got {steps}")
     return SPACINGS[spacing](steps, num_timesteps)
@@ -224,13 +235,14 @@ def timestep_pairs(timesteps: Sequence[int] | Ints, num_timesteps: int) -> tuple
     """The walk from noise to image: pairs (t, t_prev), descending, the last t_prev being -1.
 
     Args:
-        timesteps: visited timesteps in either order. A repeated one is kept: it costs a forward and moves nothing.
+        timesteps: visited timesteps in either order. A repeated one is kept: it costs a forward and moves nothing
+            (unless the step clips x_0 and keeps eps).
         num_timesteps: T.
 
     Raises:
-        ValueError: empty, out of {0, ..., T-1}, or neither ascending nor descending.
+        ValueError: empty, not whole numbers, out of {0, ..., T-1}, or neither ascending nor descending.
     """
-    values = [_as_int(t) for t in timesteps]
+    values = [_whole("timesteps", t) for t in timesteps]
     if not values:
         raise ValueError("timesteps is empty: name at least one")
     if min(values) < 0 or max(values) >= num_timesteps:
@@ -241,7 +253,11 @@ def timestep_pairs(timesteps: Sequence[int] | Ints, num_timesteps: int) -> tuple
     return tuple(zip(ordered, [*ordered[1:], CLEAN], strict=True))
 
 
-def _as_int(value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value:
-        raise ValueError(f"timesteps must be whole numbers, got {value!r}")
-    return int(value)
+def _whole(name: str, value: Any) -> int:
+    try:
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if whole is None or isinstance(value, bool) or whole != value:
+        raise ValueError(f"{name}: {value!r} is not a whole number")
+    return whole

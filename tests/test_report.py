@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -179,7 +180,7 @@ class Outputs:
                     "fd": value,
                     "fd_se": jackknife_se(leave_one_out),
                     "name": "FD (digits classifier)",
-                    "features": "classifier 3f2a91c0",
+                    "features": "3f2a91c0" * 8,
                     "reference": "digits train, n=1437",
                     "num_samples": named["num_samples"],
                     "leave_one_out": leave_one_out,
@@ -297,6 +298,11 @@ class Page(HTMLParser):
     def charts(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(next(text for kind, text in self.scripts if kind == "application/json"))
         return found
+
+
+def drawn_values(chart: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every record that the chart draws, whichever of its layers holds it."""
+    return [record for values in chart["datasets"].values() for record in values]
 
 
 def read_csv(sweep: Path) -> list[dict[str, str]]:
@@ -553,7 +559,7 @@ def test_markdown_and_latex_tables_hold_the_values(tmp_path: Path) -> None:
     shown = [[float(v.split("±")[0]) for v in line.strip("| ").split("|")[1:]] for line in lines[:3]]
     assert np.allclose(np.array(shown).ravel(), [float(row["fd"]) for row in table], atol=0.005)
     assert "## FD (digits classifier)" in markdown
-    assert "classifier 3f2a91c0 · reference: digits train, n=1437 · N = 1,437" in markdown
+    assert "features: 3f2a91c03f2a · reference: digits train, n=1437 · N = 1,437" in markdown
     assert "held-out real images | 2.91 |" in markdown
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 2
     assert r"$\eta$ 0.5 & " in latex
@@ -579,8 +585,7 @@ def test_values_on_the_page_equal_results_csv(tmp_path: Path) -> None:
     for (field, number), values in page.values.items():
         assert values == {table[number][field]}
     drawn = {
-        (record["series"], record["steps"]): record["fd"]
-        for record in page.charts["fd_against_steps"]["layer"][1]["data"]["values"]
+        (record["series"], record["steps"]): record["fd"] for record in drawn_values(page.charts["fd_against_steps"])
     }
     assert drawn == {(f"η {float(r['eta']):g}", int(r["steps"])): float(r["fd"]) for r in table}
 
@@ -622,7 +627,7 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     assert not [attributes for tag, attributes in page.tags if tag == "img" and attributes.get("src") == "x"]
     assert f"η 0 · {HOSTILE}" in page.text
     # and inside the charts' JSON, where the parser would have ended the script at the first "</"
-    drawn = page.charts["fd_against_steps"]["layer"][0]["data"]["values"]
+    drawn = drawn_values(page.charts["fd_against_steps"])
     assert f"η 0 · {HOSTILE}" in {record["series"] for record in drawn}
     assert not set("<>&") & set(script_json({"a": HOSTILE}))
 
@@ -640,8 +645,10 @@ def test_same_files_same_bytes(tmp_path: Path) -> None:
 def test_line_on_the_page_is_the_line_of_the_times(tmp_path: Path) -> None:
     page = Page(build(nine(tmp_path).done()))
     # seconds an image = 0.0002 + 0.0012 S in the synthetic cells
-    place = page.text.index("all series")
-    assert page.text[place:].split()[:6] == ["all", "series", "1.2", "0.200", "1.00000", "9"]
+    assert re.search(r"all series\s*1\.2\s*0\.200\s*1\.000009\s", page.text)
+    lines = [r for r in drawn_values(page.charts["time_against_steps"]) if "low" not in r]
+    assert [r["forwards"] for r in lines] == [10, 50]
+    assert [r["ms"] for r in lines] == pytest.approx([12.2, 60.2], rel=1e-9)
 
 
 def test_contended_times_are_flagged_and_left_out(tmp_path: Path) -> None:
@@ -655,10 +662,9 @@ def test_contended_times_are_flagged_and_left_out(tmp_path: Path) -> None:
     page = Page(build(sweep))
     assert page.values[("seconds_per_image", 1)] == {"9.0"}
     assert "1 cell marked “contended”" in page.text
-    points = [layer["data"]["values"] for layer in page.charts["time_against_steps"]["layer"]][-1]
-    assert [record["forwards"] for record in points] == [10, 50]
-    front = page.charts["fd_against_seconds"]["layer"][-1]["data"]["values"]
-    assert [record["steps"] for record in front] == ["10", "50"]
+    points = drawn_values(page.charts["time_against_steps"])
+    assert {record["forwards"] for record in points} == {10, 50}
+    assert {record["steps"] for record in drawn_values(page.charts["fd_against_seconds"])} == {"10", "50"}
 
 
 def test_held_out_level_is_drawn_only_at_equal_n(tmp_path: Path) -> None:
@@ -682,6 +688,16 @@ def drop(*names: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def nulls(result: dict[str, Any]) -> None:
+    """Everything that a measurement may leave out (a single image has no split, a CPU no peak memory)."""
+    measured = result["measurements"]
+    for name in ("fd_se", "leave_one_out", "equal_n", "nearest"):
+        measured["quality"][name] = None
+    for name in ("split_max_abs_diff", "split_sizes"):
+        measured["determinism"][name] = None
+    result["recipe"]["model"]["fingerprint"] = None
+
+
 def nan_fd(result: dict[str, Any]) -> None:
     result["measurements"]["quality"].update(fd=math.nan, fd_se=math.nan)
 
@@ -694,13 +710,26 @@ def nan_fd(result: dict[str, Any]) -> None:
         ([{"change": drop("quality")}, {"change": drop("quality"), "steps": 25}], 2),
         ([{"change": drop("quality", "speed", "determinism")}], 1),
         ([{"change": drop("speed")}, {"eta": 0.5}], 2),
+        ([{"change": nulls}, {"eta": 0.5, "change": nulls}], 2),
         ([{"change": nan_fd}, {"steps": 25}], 2),
         ([{"fd": -0.01}, {"fd": 0.0, "steps": 25}], 2),
         ([{"eta": e, "steps": 10} for e in (0.0, 0.5, 1.0)], 3),
         ([{}, {}], 2),
         ([{"steps": None, "overrides": []}], 1),
     ],
-    ids=["one", "holes", "no-quality", "nothing", "no-speed", "nan", "negative", "equal-steps", "twice", "no-steps"],
+    ids=[
+        "one",
+        "holes",
+        "no-quality",
+        "nothing",
+        "no-speed",
+        "nulls",
+        "nan",
+        "negative",
+        "equal-steps",
+        "twice",
+        "no-steps",
+    ],
 )
 def test_unusual_sweeps_are_reported(tmp_path: Path, cells: list[dict[str, Any]], done: int) -> None:
     outputs = Outputs(tmp_path)
@@ -771,11 +800,13 @@ def test_large_and_damaged_previews(tmp_path: Path) -> None:
     page = Page(path)
     assert path.stat().st_size < 3_000_000
     assert "the picture is missing or damaged" in page.text
-    assert "preview.png in each cell's folder has the full size" in page.text
-    images = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
-    sizes = {Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).size[0] / 1536 for source in images}
-    assert len(images) == 7
-    assert all(0 < size < 1 for size in sizes)
+    assert "preview.png in each cell's folder is exact" in page.text
+    sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == 7
+    assert sum(map(len, sources)) < 1_500_000
+    for source in sources:
+        with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
+            assert image.width / image.height == 12
 
 
 def test_static_charts_are_pictures(tmp_path: Path) -> None:
@@ -808,6 +839,35 @@ def test_a_series_has_one_colour_everywhere(tmp_path: Path) -> None:
                 colours.setdefault(key.label, set()).add(key.colour + key.shape)
     assert {label: len(found) for label, found in colours.items()} == {"η 0": 1, "η 0.5": 1, "η 1": 1, "σ̂": 1}
     assert len(set().union(*colours.values())) == 4
+
+
+def test_the_page_draws_its_charts_in_a_browser(tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    path = build(nine(tmp_path, title=HOSTILE).done())
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--enable-logging=stderr"]
+    done = subprocess.run(
+        [browser, *options, "--window-size=500,800", "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    # no error, no message of the page's content security policy, no dialog opened by the title
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    drawn = tmp_path / "drawn.html"
+    drawn.write_text(done.stdout, encoding="utf-8")
+    page = Page(drawn)
+    assert (
+        len([1 for tag, a in page.tags if tag == "svg" and "marks" in (a.get("class") or "")]) == len(page.charts) == 5
+    )
+    points = [a for tag, a in page.tags if tag == "path" and a.get("aria-roledescription") == "point"]
+    assert len(points) >= 3 * 9
+    # as wide as its place in the window, which Chromium makes no narrower than 500 pixels
+    widths = [float(a["width"] or 0) for tag, a in page.tags if tag == "svg" and "marks" in (a.get("class") or "")]
+    assert all(200 < width <= 500 for width in widths)
 
 
 # the command

@@ -20,6 +20,8 @@ from ddim_lab.report.timing import contended, timed, timing_fits
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 GREY = "#888888"
+ONCE = ("train", "feature_network")
+"""Phases that are done once a sweep, beside which the others would vanish."""
 HEIGHT = 300
 STATIC_WIDTH = 560
 
@@ -156,7 +158,7 @@ def _front_chart(table: PaperTable, name: str) -> Chart | None:
     times, values = [r["ms"] for r in records], [r["fd"] for r in records]
     x = alt.X("ms:Q").scale(type="log", domain=_padded(times, 1.25), nice=False)
     x = x.axis(values=_ticks(times), format="~g", grid=False).title("milliseconds an image")
-    y = _log_y(alt, "fd:Q", values, heading)
+    y = _log_y(alt, "fd:Q", values, heading, room=1.35)
     keys = _keys(series for series, _ in found)
     base = alt.Chart(alt.InlineData(values=records))
     line = alt.Chart(alt.InlineData(values=[records[index] for index in front]))
@@ -173,9 +175,12 @@ def _front_chart(table: PaperTable, name: str) -> Chart | None:
         base.mark_point(filled=True, size=70, opacity=1).encode(
             x=x, y=y, color=_colour(alt, keys), shape=_shape(alt, keys), tooltip=tooltip
         ),
-        base.mark_text(dy=-12).encode(x=x, y=y, text="steps:N"),
+        line.mark_text(dx=-14, dy=12).encode(x=x, y=y, text="steps:N"),
     )
-    caption = "Numbers at the points: steps. Ringed and dashed: the Pareto front, which nothing beats in both."
+    caption = (
+        "Ringed and dashed: the Pareto front, which nothing beats in both, with its numbers of steps. Both axes are "
+        "logarithmic; low and left is better."
+    )
     return Chart(name, f"{heading} against time", _spec(chart), keys, caption, table)
 
 
@@ -287,15 +292,15 @@ def phases(cell: Cell) -> dict[str, float]:
 
 
 def _phases_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
-    """Where each cell's time went: stacked bars."""
+    """Where each cell's time went: stacked bars, without what is done ONCE."""
     import altair as alt
 
     cell_names = name_cells(sweep.cells, series)
     records: list[dict[str, Any]] = [
-        {"cell": cell_names[cell.number], "phase": phase, "seconds": seconds, "order": order}
+        {"cell": cell_names[cell.number], "phase": phase.replace("_", " "), "seconds": seconds, "order": order}
         for cell in sweep.cells
         for order, (phase, seconds) in enumerate(phases(cell).items())
-        if _positive(seconds)
+        if _positive(seconds) and phase not in ONCE
     ]
     if not records:
         return None
@@ -317,7 +322,10 @@ def _phases_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
             ],
         )
     )
-    caption = "Training shows in the job that did it. A cell found in the store shows what it cost when computed."
+    once = [(name.replace("_", " "), sum(phases(cell).get(name, 0.0) for cell in sweep.cells)) for name in ONCE]
+    caption = "A cell found in the store shows what it cost when it was computed."
+    if told := ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in once if seconds > 0):
+        caption = f"Not drawn: {told}. {caption}"
     height = max(120, 20 * len(bars))
     return Chart("time_per_phase", "Time per phase", _spec(chart, height), keys, caption)
 
@@ -343,8 +351,8 @@ def _shape(alt: Any, keys: Sequence[Key]) -> Any:
     return alt.Shape("series:N").scale(**scale).title(None)
 
 
-def _log_y(alt: Any, field: str, values: Sequence[float], title: str) -> Any:
-    y = alt.Y(field).scale(type="log", domain=_padded(values, 1.15), nice=False)
+def _log_y(alt: Any, field: str, values: Sequence[float], title: str, room: float = 1.15) -> Any:
+    y = alt.Y(field).scale(type="log", domain=_padded(values, room), nice=False)
     return y.axis(values=_ticks(values), format="~g").title(title)
 
 
@@ -392,7 +400,7 @@ def static_png(chart: Chart) -> bytes:
     import vl_convert
 
     several = len(chart.keys) > 1
-    legend = {"orient": "bottom", "columns": 4} if several else {"disable": True}
+    legend = {"orient": "bottom", "columns": min(6, len(chart.keys))} if several else {"disable": True}
     spec = {
         **chart.spec,
         "title": chart.title,

@@ -48,6 +48,7 @@ class Box:
     """One place of a grid. `exact` is the value as results.csv has it, under the name `field` of cell `cell`."""
 
     text: str
+    error: str = ""
     exact: str | None = None
     field: str | None = None
     cell: int | None = None
@@ -227,7 +228,7 @@ def summary(content: Content) -> str:
         parts[0] += f"; spacing {_listed(map(str, values('spacing')))}"
     model = f"Data: {_listed(map(str, values('data'))) or 'not said'}. Model: {_listed(map(str, values('model')))}"
     extra = [f"{p:,} parameters" for p in recipe("model", "parameters")]
-    extra += [f"{w} weights" for w in recipe("model", "weights")]
+    extra += [f"{'EMA' if w == 'ema' else w} weights" for w in recipe("model", "weights")]
     extra += [f"training seed {s}" for s in values("training_seed")]
     parts.append(model + (f" ({', '.join(extra)})" if extra else ""))
     if counts := values("num_samples"):
@@ -315,8 +316,10 @@ def _text_grid(text: TextTable, table: PaperTable, *, field: str, distance: bool
         if entry.difference is not None:
             under.append(number(entry.difference, decimals([entry.paper]), sign=True))
         name, strength = tint(entry)
+        shown, _, error = entry.text.partition(" ± ")
         return Box(
-            entry.text,
+            shown,
+            error=error,
             exact=None if entry.value is None else exact(entry.value),
             field=None if cell is None else field,
             cell=None if cell is None else cell.number,
@@ -357,9 +360,9 @@ def _difference_grid(table: PaperTable) -> Grid | None:
         difference = differences.get(comparison_steps)
         if difference is None:
             return Box("")
-        text = f"{number(difference.value, places, sign=True)} ± {number(difference.se, places)}"
+        shown, error = number(difference.value, places, sign=True), number(difference.se, places)
         clear = difference.se > 0 and abs(difference.value) > 2 * difference.se
-        return Box(text, exact=exact(difference.value), tint="clear" if clear else None, strength=1.0)
+        return Box(shown, error, exact(difference.value), tint="clear" if clear else None, strength=1.0)
 
     rows = tuple(
         (
@@ -378,6 +381,7 @@ def _difference_grid(table: PaperTable) -> Grid | None:
             "Neighbouring rows at the same steps, second minus first, ± the paired jackknife standard error: sample i "
             "starts from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
         ),
+        wide=True,
     )
 
 
@@ -463,8 +467,8 @@ def samples_section(content: Content) -> Section | None:
         group = tuple(str(cell.plan.labels.get(name)) for name in ("data", "seed"))
         groups.setdefault((group[0], group[1]), []).append((content.names[cell.number], picture, ""))
     text = "The first images of each cell. A column is one sample: it starts from the same noise x_T in every row."
-    if any(picture and picture.shrunk for picture in pictures):
-        text += " Shown smaller than they are; preview.png in each cell's folder has the full size."
+    if any(picture and picture.reduced for picture in pictures):
+        text += " Compressed to keep this page small; preview.png in each cell's folder is exact."
     strips = [
         Strip(f"{data}, seed {seed}" if len(groups) > 1 else "", tuple(rows)) for (data, seed), rows in groups.items()
     ]
@@ -479,7 +483,7 @@ def determinism_section(content: Content) -> Section | None:
     rows = []
     for cell in cells:
         row = cell_row(cell)
-        sizes = " + ".join(map(str, cell.determinism.split_sizes)) if cell.determinism else ""
+        sizes = " + ".join(map(str, (cell.determinism and cell.determinism.split_sizes) or ()))
         split = _row_box(cell, row, "split_max_abs_diff", _small)
         rows.append(
             (
@@ -500,8 +504,8 @@ def determinism_section(content: Content) -> Section | None:
         "batch split: max |difference|",
         "split",
         "variance across noise seeds",
-        "SHA-256 of the images",
-        "images",
+        "SHA-256 of all samples",
+        "tested on images",
     )
     notes = (
         "The same x_T sampled twice, and again with the batch split: differences of the final state, in which images "
@@ -532,8 +536,9 @@ def nearest_section(content: Content) -> Section | None:
         "held-out → nearest training image",
     )
     note = (
-        "Mean distances. A model that copies has samples much nearer to the training images than held-out real images "
-        "are: the first column far below the last. New images give about the same in both."
+        "Median Euclidean distance over pixels, with values in [−1, 1]. A model that copies has samples much nearer to "
+        "the training images than held-out real images are: the first column far below the last. New images give about "
+        "the same in both."
     )
     return Section("nearest", "Nearest neighbours", (Grid("", columns, tuple(rows), notes=(note,), wide=True),))
 
@@ -623,7 +628,7 @@ def environment_section(content: Content) -> Section | None:
             packages.setdefault(str(name), set()).add(str(version))
     facts += [(name, ", ".join(sorted(versions))) for name, versions in sorted(packages.items()) if name not in here]
     rows = tuple((Box(str(name), head=True), Box(DASH if v is None else str(v), code=True)) for name, v in facts)
-    blocks: list[Block] = [Grid("Environment", ("", ""), rows)]
+    blocks: list[Block] = [Grid("", ("", ""), rows)]
     if any(cell.quality for cell in content.sweep.cells):
         blocks.append(Prose(STANDARD_ERROR, wide=False))
     return Section("environment", "Environment", tuple(blocks))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Embedded:
-    """A picture inside the page: its data URI, its size in the file in pixels, and whether it was made smaller."""
+    """A picture inside the page: its data URI, the file's size in pixels, and whether it was compressed."""
 
     uri: str
     width: int
     height: int
-    shrunk: bool
+    reduced: bool
 
     @property
     def shown_width(self) -> int:
@@ -27,8 +27,8 @@ class Embedded:
 def embed(paths: Sequence[Path], budget: int) -> list[Embedded | None]:
     """The pictures as data URIs of `budget` bytes in all at most; None where a file is absent or damaged.
 
-    A picture within its equal share of the budget is embedded byte for byte. One beyond it is made smaller, as a
-    JPEG of half the size again and again until it fits: the file itself stays as it is.
+    A picture within its equal share of the budget is embedded byte for byte. One beyond it becomes a JPEG, of
+    half the size again and again until it fits; the file itself stays as it is.
     """
     share = budget // max(1, len(paths)) * 3 // 4  # base64 makes 4 bytes of 3
     return [_embed(path, share) for path in paths]
@@ -42,7 +42,7 @@ def _embed(path: Path, share: int) -> Embedded | None:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             kind, width, height = (image.format or "PNG").lower(), image.width, image.height
-            shrunk = len(data) > share
+            reduced = len(data) > share
             scaled, scale = image.convert("RGB"), 1
             while len(data) > share and min(width, height) // scale >= 4:
                 small = scaled.resize((max(1, width // scale), max(1, height // scale)), Image.Resampling.LANCZOS)
@@ -52,4 +52,4 @@ def _embed(path: Path, share: int) -> Embedded | None:
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    return Embedded(uri, width, height, shrunk)
+    return Embedded(uri, width, height, reduced)

@@ -7,6 +7,7 @@ in any of these can't be compared, so they never share a table.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,8 +39,13 @@ class Metric:
     def of(cls, quality: Quality) -> Metric:
         return cls(quality.name, quality.features, quality.reference, quality.num_samples)
 
-    def __str__(self) -> str:
-        return f"{self.name}; features: {self.features or 'not said'}; reference: {self.reference or 'not said'}"
+    @property
+    def facts(self) -> str:
+        """Features (a digest as its first 12 digits) and reference, to stand beside every value."""
+        features = self.features or "not said"
+        if re.fullmatch(r"[0-9a-f]{32,}", features):
+            features = features[:12]
+        return f"features: {features} · reference: {self.reference or 'not said'}"
 
 
 @dataclass(frozen=True)
@@ -241,10 +247,10 @@ def paired_difference(first: Cell, second: Cell) -> Difference | None:
     if a is None or b is None or first.fd is None or second.fd is None:
         return None
     same_start = first.plan.labels.get("seed") == second.plan.labels.get("seed")
-    groups = len(a.leave_one_out)
-    if Metric.of(a) != Metric.of(b) or not same_start or groups < 2 or groups != len(b.leave_one_out):
+    d_a, d_b = a.leave_one_out or (), b.leave_one_out or ()
+    if Metric.of(a) != Metric.of(b) or not same_start or len(d_a) < 2 or len(d_a) != len(d_b):
         return None
-    return Difference(second.fd - first.fd, paired_se(a.leave_one_out, b.leave_one_out))
+    return Difference(second.fd - first.fd, paired_se(d_a, d_b))
 
 
 @dataclass(frozen=True)

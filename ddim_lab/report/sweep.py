@@ -82,7 +82,7 @@ class EqualN(_Record):
 
 
 class Nearest(_Record):
-    """Mean distances to the nearest neighbour."""
+    """Median distances to the nearest neighbour: Euclidean, over pixels in [-1, 1]."""
 
     samples_to_train: float | None = None
     samples_to_held_out: float | None = None
@@ -98,7 +98,7 @@ class Quality(_Record):
     features: str | None = None
     reference: str | None = None
     num_samples: int | None = None
-    leave_one_out: tuple[float, ...] = ()
+    leave_one_out: tuple[float, ...] | None = None
     equal_n: EqualN | None = None
     nearest: Nearest | None = None
 
@@ -126,7 +126,7 @@ class Determinism(_Record):
     repeat_max_abs_diff: float | None = None
     repeat_identical: bool | None = None
     split_max_abs_diff: float | None = None
-    split_sizes: tuple[int, ...] = ()
+    split_sizes: tuple[int, ...] | None = None
     noise_seeds: int | None = None
     noise_images: int | None = None
     noise_variance: float | None = None

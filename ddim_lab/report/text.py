@@ -70,11 +70,32 @@ def metric_facts(table: PaperTable) -> tuple[str, str]:
         labels = table.cells[0].plan.labels
         return kind, f"{labels.get('data', 'data not said')}, {labels.get('num_samples', '?')} samples a cell"
     count = f"{metric.num_samples:,}" if metric.num_samples is not None else "not said"
-    facts = f"features: {metric.features or 'not said'} · reference: {metric.reference or 'not said'} · N = {count}"
+    facts = f"{metric.facts} · N = {count}"
     weights = sorted({w for c in table.cells if c.result and (w := c.result.recipe_value("model", "weights"))})
     if weights:
         facts += f" · weights: {', '.join(map(str, weights))}"
+    for field in ("spacing", "clip"):
+        if len(values := {str(cell.plan.labels.get(field)) for cell in table.cells}) == 1:
+            facts += f" · {field}: {values.pop()}"
     return metric.name, facts
+
+
+def unnamed_differences(table: PaperTable) -> list[str]:
+    """Notes on settings that differ between the rows though the rows' names do not say so.
+
+    A row's name says no more than it needs to be told apart, so what goes along with it is said here: samplers that
+    differ in more than their noise must not pass for samplers that differ in nothing else.
+    """
+    notes = []
+    for field, say in (("spacing", "Spacing"), ("clip", "Clipping"), ("model", "Model"), ("seed", "Seed")):
+        rows: dict[str, list[str]] = {}
+        for row in table.rows:
+            for value in dict.fromkeys(str(cell.plan.labels.get(field)) for cell in row.cells.values()):
+                rows.setdefault(value, []).append(row.series.label)
+        if len(rows) > 1 and not all(value in label.split() for value, labels in rows.items() for label in labels):
+            spelled = "; ".join(f"{value} for {', '.join(labels)}" for value, labels in rows.items())
+            notes.append(f"{say} differs between the rows: {spelled}.")
+    return notes
 
 
 def same_metric(sweep: Sweep, table: PaperTable) -> bool:
@@ -126,6 +147,7 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
         f"at N = {count:,}. Compare it with samples at that N only."
         for count, level in held_out_levels(table).items()
     ]
+    notes += unnamed_differences(table)
     rows = tuple(
         (
             row.series.label,
@@ -168,7 +190,7 @@ def equal_n_text(table: PaperTable) -> TextTable | None:
     rows.append(("held-out real images", (Entry(number(level, places), level),) * len(table.columns)))
     return TextTable(
         f"{table.metric.name} at N = {count:,}, beside held-out real images",
-        f"features: {table.metric.features or 'not said'} · reference: {table.metric.reference or 'not said'}",
+        table.metric.facts,
         tuple(steps_text(s) for s in table.columns),
         tuple(rows),
         ("The last row is real images that were not trained on: samples as good as real would score about that.",),
@@ -269,7 +291,7 @@ def _latex_table(text: TextTable) -> list[str]:
     lines = [
         "\\begin{table}",
         "  \\centering",
-        f"  \\caption{{{tex(text.heading)}. {tex(text.facts)}.}}",
+        f"  \\caption{{{tex(text.heading)}; {tex(text.facts)}.}}",
         f"  \\begin{{tabular}}{{l{'r' * len(text.columns)}}}",
         "    \\toprule",
         "    " + " & ".join(("", *map(tex, text.columns))) + " \\\\",

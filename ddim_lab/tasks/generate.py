@@ -33,6 +33,12 @@ __all__ = ["Measured", "generate", "resample"]
 PREVIEW: Final = 12
 """Images of preview.png, one row; the same x_T in every cell of the same seed."""
 
+TIMED_SHARE: Final = 0.1
+"""Largest share of a cell's images that the timed repeats may sample again."""
+
+COMPARED: Final = 64
+"""Samples, at most, on which batch splits are compared."""
+
 NEAREST_AT_MOST: Final = 10_000
 """Samples whose nearest neighbours are looked up: the search costs samples x images."""
 
@@ -251,12 +257,11 @@ def _probe(
     device: torch.device,
     others_busy: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Speed and determinism on the first few samples, one batch. The timed repeats are also the repeats compared."""
-    count = min(config.num_samples, config.metrics.probe_samples)
+    """Speed and determinism on the first samples, in one batch. The timed repeats are also the repeats compared."""
     repeats = config.metrics.speed_repeats
+    count = _timed_batch(config)
     indices = torch.arange(count, device=device)
-    noise = NamedNoise(config.seed)
-    x_T = noise.initial(indices, torch.empty(count, *shape, device=device))
+    x_T = NamedNoise(config.seed).initial(indices, torch.empty(count, *shape, device=device))
 
     def run(chosen: slice = slice(None), seed: int = config.seed) -> Tensor:
         return sampler.sample(network, x_T[chosen], indices=indices[chosen], noise=NamedNoise(seed))
@@ -278,12 +283,12 @@ def _probe(
         timing = time_repeats(run, repeats, device)
         alone = time_repeats(forwards, repeats, device)
         busy = busy or others_busy()
-        half = count // 2
+        half = min(count, COMPARED) // 2
         cut = max(1, round(half * 0.6))
         split = torch.cat([run(slice(0, cut)), run(slice(cut, half))]).cpu() if half >= 2 else None
-        spread = slice(0, min(count, 8))
-        runs = [timing.outputs[0][spread]]
-        runs += [run(spread, config.seed + k).cpu() for k in range(1, config.metrics.noise_seeds)]
+        # Runs of one batch size, so that eta = 0 gives exactly 0 on any device.
+        few = slice(0, min(count, 8))
+        runs = [run(few, config.seed + k).cpu() for k in range(config.metrics.noise_seeds)]
     median = timing.quantile(0.5)
     difference = max_abs_diff(timing.outputs)
     return {
@@ -312,6 +317,14 @@ def _probe(
             "noise_variance": noise_variance(runs),
         },
     }
+
+
+def _timed_batch(config: Config) -> int:
+    """Images in the timed batch: `batch_size`, halved until the repeats are a small share of the cell's own work."""
+    count = min(config.num_samples, config.batch_size)
+    while count > 8 and config.metrics.speed_repeats * count > TIMED_SHARE * config.num_samples:
+        count //= 2
+    return count
 
 
 def _quality(

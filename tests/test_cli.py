@@ -1,0 +1,128 @@
+"""The command line: wrong input is answered before any work, in one line, with a status that is not 0."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddim_lab.__main__ import main
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The command line in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["ddim_lab", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code if isinstance(stop.value.code, int) else 1
+
+
+WRONG = {
+    "steps=0": r"steps=0: must be at least 1",
+    "steps=-3": r"steps=-3: must be at least 1",
+    "steps=1001": r"steps must be between 1 and 1000 .* got 1001",
+    "steps=abc": r"steps=abc: must be a whole number",
+    "steps=2.5": r"steps=2.5: must be a whole number",
+    "steps=true": r"steps=True: must be a whole number",
+    "sampler.eta=-1": r"sampler.eta=-1: must be at least 0",
+    "sampler.eta=nan": r"sampler.eta=nan: must be a finite number",
+    "sampler.eta=2 steps=10": r"eta=2 is too large .* the largest valid eta is 1\.0004",
+    "sampler.etta=0.5": r"sampler.etta: there is no such option; did you mean sampler.eta\?",
+    "+sampler.etta=0.5": r"sampler.etta: no such option",
+    "data=nothing": r"data=nothing: there is no such choice; use one of: .*digits",
+    "sampler=nothing": r"sampler=nothing: there is no such choice; use one of: .*ddpm_large",
+    "+experiments=nothing": r"experiments=nothing: there is no such choice",
+    "num_samples=0": r"num_samples=0: must be at least 2",
+    "num_samples=1": r"num_samples=1: must be at least 2",
+    "batch_size=0": r"batch_size=0: must be at least 1",
+    "schedule.beta_start=0": r"beta_start and beta_end must lie strictly between 0 and 1, got 0 and 0.02",
+    "schedule.beta_end=1.5": r"beta_start and beta_end must lie strictly between 0 and 1, got 0.0001 and 1.5",
+    "schedule.beta_start=0.02 schedule.beta_end=0.01": r"betas must not decrease",
+    "schedule.num_timesteps=0": r"schedule.num_timesteps=0: must be at least 1",
+    "schedule=file": r"schedule.path",
+    "schedule=file schedule.path=/nowhere/betas.txt": r"no file of betas at /nowhere/betas.txt",
+    "sampler.variance=large sampler.eta=0.5": r"variance=large .* needs eta=1, got eta=0.5",
+    "sampler.variance=large": r"variance=large .* needs eta=1, got eta=0",
+    "sampler.spacing=cubic": r"unknown spacing 'cubic': use one of uniform, ",
+    "sampler.clip=yes": r"sampler.clip=.*: must be 'none', 'x0' or 'x0_eps'",
+    "sampler.timesteps=[5,3,4]": r"timesteps must ascend or descend",
+    "sampler.timesteps=[1000]": r"timesteps must lie in 0..999",
+    "sampler.timesteps=[]": r"timesteps is empty",
+    "seed=-1": r"seed=-1: must be at least 0",
+    "runtime.device=abacus": r"runtime.device=abacus",
+    "runtime.precision=fp8": r"runtime.precision=fp8: must be ",
+    "metrics.features=inseption": r"metrics.features=inseption: must be ",
+    "training.learning_rate=0": r"training.learning_rate=0: must be above 0",
+    "training.ema_decay=1": r"training.ema_decay=1: must be below 1",
+    "training.warmup_steps=2000": r"training.warmup_steps=2000 exceeds training.max_steps=1500",
+    "model.attention=[true]": r"model.attention needs one true or false a level: 2, got 1",
+    "model.block_out_channels=[30,30]": r"model.block_out_channels must be multiples of model.norm_num_groups=8",
+    "save_samples=perhaps": r"save_samples=perhaps: must be true or false",
+    "steps=10,25": r"steps=10,25 lists several values: add -m",
+    "-m steps=10,25,0": r"steps=0: must be at least 1",
+    "-m sampler.eta=0,0.5,7 steps=10,25,50": r"eta=7 is too large",
+    "steps": r"steps",
+    "--multirrun steps=10": r"unrecognized arguments: --multirrun",
+    "hydra.run.dir=elsewhere": r"hydra.run.dir is fixed",
+    "--config-dir /nowhere steps=10": r"--config-dir: there is no folder /nowhere",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_input_is_one_clear_line(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    status = run([*line.split(), f"outputs_dir={outputs}"], monkeypatch)
+    printed = capsys.readouterr()
+    assert status == 2
+    assert re.fullmatch(rf"ddim_lab: .*{WRONG[line]}.*\n", printed.err), printed.err
+    assert printed.out == ""
+    assert not outputs.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["runtime.device=cuda", f"outputs_dir={tmp_path}/o"], monkeypatch) == 2
+    assert "runtime.device=cuda: this machine has no usable CUDA device; use auto or cpu" in capsys.readouterr().err
+
+
+def test_an_outputs_folder_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert run([f"outputs_dir={tmp_path}/file/outputs"], monkeypatch) == 2
+    assert re.fullmatch(r"ddim_lab: outputs_dir=\S+ can't be written: .*\n", capsys.readouterr().err)
+
+
+def test_a_process_says_one_line_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ddim_lab", "sampler.eta=2", "steps=10", f"outputs_dir={tmp_path}/o"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "largest valid eta is 1.0004" in done.stderr
+
+
+def test_help_names_what_a_newcomer_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"], monkeypatch) == 0
+    text = capsys.readouterr().out
+    for word in ("+experiments=NAME", "sampler: ", "ddpm_large", "experiments: ", "num_samples", "report.html", "-m"):
+        assert word in text, word
+
+
+def test_cfg_job_prints_the_configuration(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--cfg", "job", "steps=7"], monkeypatch) == 0
+    assert "steps: 7" in capsys.readouterr().out
+
+
+def test_cfg_job_of_a_wrong_option_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--cfg", "job", "stepps=7"], monkeypatch) == 2
+    assert capsys.readouterr().err == "ddim_lab: stepps: there is no such option; did you mean steps?\n"

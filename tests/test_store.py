@@ -1,0 +1,183 @@
+"""The store: written once, whole or not at all, and never read damaged."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddim_lab.store import Store, content_key, read_json, write_json
+
+
+def _write(text: str) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "value.txt").write_text(text)
+        (folder / "other.bin").write_bytes(bytes(range(256)) * 100)
+
+    return build
+
+
+def _refuse(folder: Path) -> None:
+    raise AssertionError("built although it was there")
+
+
+def test_an_object_is_built_once_and_then_found(tmp_path: Path) -> None:
+    store = Store(tmp_path / "outputs")
+    assert store.find("cells", "k") is None
+    folder, built = store.obtain("cells", "k", _write("one"))
+    assert built
+    assert (folder / "deep" / "value.txt").read_text() == "one"
+    assert store.obtain("cells", "k", _refuse) == (folder, False)
+    assert store.find("cells", "k") == folder
+
+
+def test_replace_builds_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.obtain("cells", "k", _write("one"))
+    folder, built = store.obtain("cells", "k", _write("two"), replace=True)
+    assert built
+    assert (folder / "deep" / "value.txt").read_text() == "two"
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["k"]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        store.obtain("models", "k", build)
+    assert list((tmp_path / "models").iterdir()) == []
+    assert store.obtain("models", "k", _write("whole"))[1]
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [_flip, _truncate, _empty, _remove])
+@pytest.mark.parametrize("name", ["deep/value.txt", "other.bin", "MANIFEST.json"])
+def test_damage_is_noticed_set_aside_and_mended(tmp_path: Path, harm: Callable[[Path], None], name: str) -> None:
+    store = Store(tmp_path)
+    folder, _ = store.obtain("references", "k", _write("one"))
+    harm(folder / name)
+    assert store.find("references", "k") is None
+    aside = [path for path in folder.parent.iterdir() if ".damaged-" in path.name]
+    assert len(aside) == 1
+    folder, built = store.obtain("references", "k", _write("one"))
+    assert built
+    assert (folder / "deep" / "value.txt").read_text() == "one"
+
+
+def _obtain_slowly(root: Path, log: Path, gate: Path) -> None:
+    while not gate.exists():
+        time.sleep(0.001)
+
+    def build(folder: Path) -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.2)
+        (folder / "value.txt").write_text("x")
+
+    Store(root).obtain("models", "k", build)
+
+
+def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_obtain_slowly, args=(tmp_path / "o", log, gate)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    gate.touch()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert len(log.read_text().split()) == 1
+
+
+def _hold(root: Path, ready: Path) -> None:
+    with Store(root).lock("models-k", waiting_for="nothing"):
+        ready.touch()
+        time.sleep(600)
+
+
+def test_the_lock_of_a_killed_process_does_not_block(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    holder = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path / "o", ready))
+    holder.start()
+    while not ready.exists():
+        time.sleep(0.01)
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    start = time.monotonic()
+    assert Store(tmp_path / "o").obtain("models", "k", _write("x"))[1]
+    assert time.monotonic() - start < 60
+
+
+def _busy(root: Path, ready: Path, stop: Path) -> None:
+    with Store(root).presence("cpu"):
+        ready.touch()
+        while not stop.exists():
+            time.sleep(0.01)
+
+
+def test_presence_tells_of_another_process_on_the_device(tmp_path: Path) -> None:
+    ready, stop = tmp_path / "ready", tmp_path / "stop"
+    with Store(tmp_path / "o").presence("cpu") as others_busy:
+        assert not others_busy()
+        other = multiprocessing.get_context("fork").Process(target=_busy, args=(tmp_path / "o", ready, stop))
+        other.start()
+        while not ready.exists():
+            time.sleep(0.01)
+        assert others_busy()
+        stop.touch()
+        other.join()
+        assert not others_busy()
+
+
+def test_content_key_names_content_not_order() -> None:
+    assert content_key({"a": 1, "b": [1.5, None]}) == content_key({"b": [1.5, None], "a": 1})
+    assert content_key({"a": 1}) != content_key({"a": 2})
+    with pytest.raises(ValueError, match="JSON"):
+        content_key({"a": float("nan")})
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["file.json"]
+    path.write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"file\.json is damaged"):
+        read_json(path)
+
+
+def test_an_outputs_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        Store(tmp_path / "file" / "outputs").check_writable()

@@ -1,0 +1,217 @@
+"""The main job end to end, tiny: one training for nine cells, nothing twice, holes marked, W&B equal to the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from wandb_offline import read_run
+
+from ddim_lab.report import rows
+from ddim_lab.sampler import Sampler
+
+NINE = ("sampler.eta=0,0.5,1", "steps=3,5,9", "-m")
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of the nine-cell sweep, run once."""
+    folder = tmp_path_factory.mktemp("nine") / "outputs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        assert tiny.run(folder, *NINE) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(outputs: Path) -> list[dict[str, str]]:
+    return tiny.results(tiny.sweeps(outputs)[0])
+
+
+def test_nine_cells_and_one_training(outputs: Path, table: list[dict[str, str]]) -> None:
+    assert len(table) == 9
+    assert {row["status"] for row in table} == {"done"}
+    assert len({row["cell"] for row in table}) == 9
+    trained = [
+        path for path in (outputs / "models").iterdir() if (path / "diffusion_pytorch_model.safetensors").is_file()
+    ]
+    assert len(trained) == 1
+    trainings = [run for run in _wandb_runs(tiny.sweeps(outputs)[0]) if run.job_type == "train"]
+    assert len(trainings) == 1
+
+
+def test_every_cell_has_exactly_the_samples_asked_for(table: list[dict[str, str]]) -> None:
+    assert {row["num_samples"] for row in table} == {"44"}
+    assert [int(row["nfe"]) for row in table] == [3, 5, 9] * 3
+
+
+def test_determinism_is_as_theory_says(table: list[dict[str, str]]) -> None:
+    for row in table:
+        assert row["repeat_identical"] == "True"
+        assert float(row["repeat_max_abs_diff"]) == 0.0
+        variance = float(row["noise_variance"])
+        assert (variance == 0.0) == (float(row["eta"]) == 0.0)
+    for steps in ("3", "5", "9"):
+        by_eta = [float(row["noise_variance"]) for row in table if row["steps"] == steps]
+        assert by_eta == sorted(by_eta)
+
+
+def test_the_same_sweep_again_computes_nothing(
+    outputs: Path, table: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a forward pass in a sweep that was there")
+
+    monkeypatch.setattr(Sampler, "_predict_eps", refuse)
+    monkeypatch.setattr("ddim_lab.models.Model.load", refuse, raising=False)
+    before = {
+        path: path.stat().st_mtime_ns for path in outputs.rglob("*") if "sweeps" not in path.parts and path.is_file()
+    }
+    assert tiny.run(outputs, *NINE) == 0
+    after = {
+        path: path.stat().st_mtime_ns for path in outputs.rglob("*") if "sweeps" not in path.parts and path.is_file()
+    }
+    assert {path: time for path, time in after.items() if "locks" not in path.parts} == {
+        path: time for path, time in before.items() if "locks" not in path.parts
+    }
+    again = tiny.results(tiny.sweeps(outputs)[-1])
+    assert again == table
+
+
+def test_a_failing_cell_leaves_a_hole_and_the_others(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ddim_lab.tasks import generate as task
+
+    original = task.sample_uint8
+
+    def fail_at_four_steps(sampler: Sampler, *arguments: Any) -> Any:
+        if sampler.steps == 4:
+            raise RuntimeError("the device fell off the bus")
+        return original(sampler, *arguments)
+
+    monkeypatch.setattr(task, "sample_uint8", fail_at_four_steps)
+    assert tiny.run(outputs, "steps=3,4,6", "-m") == 1
+    sweep = tiny.sweeps(outputs)[-1]
+    found = tiny.results(sweep)
+    assert [row["status"] for row in found] == ["done", "failed", "done"]
+    assert found[1]["fd"] == ""
+    assert "the device fell off the bus" in found[1]["error"]
+    assert "the device fell off the bus" in (sweep / "report.html").read_text()
+    assert "Traceback" not in capsys.readouterr().err
+    states = {run.config["steps"]: run.exit_code for run in _wandb_runs(sweep) if run.job_type == "cell"}
+    assert states == {3: 0, 4: 1, 6: 0}
+
+
+def test_the_wandb_files_hold_what_the_report_holds(outputs: Path, table: list[dict[str, str]]) -> None:
+    sweep = tiny.sweeps(outputs)[0]
+    runs = _wandb_runs(sweep)
+    assert sorted(run.job_type for run in runs) == ["cell"] * 9 + ["report", "train"]
+    assert {run.group for run in runs} == {sweep.name}
+    assert {run.exit_code for run in runs} == {0}
+    cells = {run.summary["cell"]: run for run in runs if run.job_type == "cell"}
+    for row in table:
+        run = cells[row["cell"]]
+        for column in ("fd", "fd_se", "images_per_second", "seconds_per_image", "noise_variance"):
+            assert run.summary[column] == pytest.approx(float(row[column]), rel=1e-12), column
+        assert run.summary["sha256"] == row["sha256"]
+        assert run.config["steps"] == int(row["steps"])
+        assert run.config["sampler"]["eta"] == float(row["eta"])
+    training = next(run for run in runs if run.job_type == "train")
+    assert training.summary["loss"] > 0
+
+
+def test_logger_csv_writes_no_wandb(tmp_path: Path) -> None:
+    assert tiny.run(tmp_path, "logger=csv", "model=empirical", "steps=3") == 0
+    assert not (tiny.sweeps(tmp_path)[0] / "wandb").exists()
+
+
+def test_images_do_not_depend_on_the_process(outputs: Path, table: list[dict[str, str]], tmp_path: Path) -> None:
+    """A new process, the stored model: bitwise the same images at eta = 0."""
+    import os
+    import subprocess
+    import sys
+
+    fresh = tmp_path / "outputs"
+    fresh.mkdir()
+    (fresh / "models").symlink_to(outputs / "models")
+    command = [sys.executable, "-m", "ddim_lab", *tiny.TINY, f"outputs_dir={fresh}", "steps=5", "logger=csv"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**os.environ, "WANDB_MODE": "offline"})
+    there = next(row for row in table if row["steps"] == "5" and float(row["eta"]) == 0.0)
+    assert tiny.results(tiny.sweeps(fresh)[0])[0]["sha256"] == there["sha256"]
+
+
+def test_saved_samples_are_the_cells_images(outputs: Path, table: list[dict[str, str]]) -> None:
+    import hashlib
+
+    assert tiny.run(outputs, "steps=5", "save_samples=true") == 0
+    row = tiny.results(tiny.sweeps(outputs)[-1])[0]
+    with np.load(outputs / "cells" / row["cell"] / "samples.npz", allow_pickle=False) as file:
+        images = file["arr_0"]
+    assert images.shape == (44, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert hashlib.sha256(images.tobytes()).hexdigest() == row["sha256"]
+    assert row["sha256"] in {other["sha256"] for other in table}
+
+
+def test_a_cell_that_can_not_be_reproduced_is_refused_not_replaced(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddim_lab.tasks import generate as task
+
+    original = task.sample_uint8
+    assert tiny.run(outputs, "steps=7") == 0
+    cell = tiny.results(tiny.sweeps(outputs)[-1])[0]["cell"]
+    before = (outputs / "cells" / cell / "result.json").read_bytes()
+    monkeypatch.setattr(task, "sample_uint8", lambda *arguments: original(*arguments) ^ 1)
+    assert tiny.run(outputs, "steps=7", "save_samples=true") == 1
+    assert "sampling again gave other images" in tiny.results(tiny.sweeps(outputs)[-1])[0]["error"]
+    assert (outputs / "cells" / cell / "result.json").read_bytes() == before
+
+
+def test_two_names_of_one_sampler_are_one_cell(outputs: Path) -> None:
+    assert tiny.run(outputs, "sampler=ddpm,ddim_eta1", "steps=3", "-m") == 0
+    first, second = tiny.results(tiny.sweeps(outputs)[-1])
+    assert first["cell"] == second["cell"]
+    assert (first["sampler"], second["sampler"]) == ("ddpm", "ddim_eta1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=1",
+        "num_samples=45",
+        "batch_size=17",
+        "sampler.clip=x0",
+        "sampler.spacing=trailing",
+        "metrics.features=pixels",
+    ],
+)
+def test_what_changes_a_number_changes_the_cell(outputs: Path, table: list[dict[str, str]], change: str) -> None:
+    assert tiny.run(outputs, "steps=5", change) == 0
+    assert tiny.results(tiny.sweeps(outputs)[-1])[0]["cell"] not in {row["cell"] for row in table}
+
+
+def test_report_is_rebuilt_from_the_files(outputs: Path) -> None:
+    from ddim_lab.report import build
+
+    sweep = tiny.sweeps(outputs)[0]
+    before = {name: (sweep / name).read_bytes() for name in ("results.csv", "table.md", "table.tex", "report.html")}
+    for name in before:
+        (sweep / name).unlink()
+    build(sweep)
+    assert {name: (sweep / name).read_bytes() for name in before} == before
+    assert len(rows(sweep)) == 9
+
+
+def test_plan_and_pointers_are_relocatable(outputs: Path) -> None:
+    plan = json.loads((tiny.sweeps(outputs)[0] / "plan.json").read_text())
+    assert plan["outputs_dir"] == "../.."
+
+
+def _wandb_runs(sweep: Path) -> list[Any]:
+    return [read_run(folder) for folder in sorted((sweep / "wandb").glob("offline-run-*"))]

@@ -1,0 +1,42 @@
+"""The harness at a tiny size, run in this process: the same code, seconds instead of minutes."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddim_lab.__main__ import main
+
+TINY = (
+    "training.max_steps=12",
+    "training.warmup_steps=2",
+    "training.checkpoint_every=5",
+    "training.batch_size=16",
+    "model.block_out_channels=[8,8]",
+    "num_samples=44",
+    "batch_size=16",
+)
+
+
+def run(outputs: Path, *arguments: str) -> int:
+    """`python -m ddim_lab` with tiny settings; its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ddim_lab", *TINY, f"outputs_dir={outputs}", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def sweeps(outputs: Path) -> list[Path]:
+    """The sweep folders, oldest first."""
+    return sorted((outputs / "sweeps").iterdir())
+
+
+def results(sweep: Path) -> list[dict[str, str]]:
+    """The rows of a sweep's results.csv."""
+    with (sweep / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
