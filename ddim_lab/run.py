@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -22,13 +23,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ddim_lab.config import Config, ConfigError
-from ddim_lab.data import ImageData, load_data
-from ddim_lab.metrics.features import Features, obtain_features, reference_key
-from ddim_lab.models import Mirror, Model, obtain_model
+from ddim_lab.data import load_data
+from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import static_charts
 from ddim_lab.runtime import Runtime
-from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store, content_key, read_json, write_json
+from ddim_lab.tasks.job import Job
 from ddim_lab.tracking import Run, TrackingConfig, offline_sync_hint, track
 
 __all__ = ["Place", "environment", "job", "mirror_report"]
@@ -80,7 +80,7 @@ def job(composed: DictConfig) -> None:
     write_json(place.pointer, pointer)
     if pointer["status"] == "done":
         there = " (was there)" if pointer["cached"] else ""
-        log.info("%s %s: %s%s%s", _progress(place), name, _headline(result), there, _time_left(place))
+        log.info("%s %s: %s%s%s", _progress(place), name, result["measurements"]["headline"], there, _time_left(place))
 
 
 def describe(config: Config) -> str:
@@ -116,9 +116,10 @@ def _run(config: Config, place: Place, name: str) -> tuple[dict[str, Any], dict[
         data = load_data(config.data)
         with _phase(phases, "train"):
             model = obtain_model(config, data, runtime, store, training_mirror)
+        job = Job(config, data, model, runtime, store, f"{_progress(place)} {name}")
         with _phase(phases, "feature_network"):
-            features = obtain_features(config.metrics.features, data, store)
-        cell, cached, measured = _cell(config, data, model, features, runtime, store, f"{_progress(place)} {name}")
+            identity = _identity(job)
+        cell, cached, measured = _cell(job, identity)
         result = read_json(cell / "result.json")
         with _phase(phases, "tracking"):
             _mirror(run, config, result, cell)
@@ -127,53 +128,50 @@ def _run(config: Config, place: Place, name: str) -> tuple[dict[str, Any], dict[
     return result, {"cell": result["key"], "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
 
 
-def _cell(
-    config: Config, data: ImageData, model: Model, features: Features, runtime: Runtime, store: Store, progress: str
-) -> tuple[Path, bool, dict[str, float]]:
+def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, float]]:
     """The cell's folder, whether it was there already, and the seconds of the phases done now."""
-    sampler = config.build_sampler(model.prediction)
-    identity = _identity(config, data, model, features, runtime, sampler)
     key = content_key(identity)
     phases: dict[str, float] = {}
 
     def build(folder: Path) -> None:
-        from ddim_lab.tasks.generate import generate  # torchmetrics, only where something is measured
-
-        measured = generate(config, data, model, features, runtime, store, folder, progress)
+        measured = _task(job.config.task.name).measure(job, folder)
         phases.update(measured.phases)
         result = {
             "schema": 1,
-            "task": config.task.name,
+            "task": job.config.task.name,
             "key": key,
             "identity": identity,
-            "recipe": _recipe(config, data, model, features, runtime, sampler),
+            "recipe": _recipe(job),
             "measurements": measured.measurements,
+            "tables": measured.tables,
+            "pictures": measured.pictures,
             "phases": {name: round(seconds, 4) for name, seconds in measured.phases.items()},
             "environment": environment(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(folder / "result.json", result)
 
-    folder, built = store.obtain("cells", key, build, replace=config.force)
-    if config.save_samples and not (folder / "samples.npz").is_file():
+    folder, built = job.store.obtain("cells", key, build, replace=job.config.force)
+    if job.config.save_samples and job.config.task.name == "generate" and not (folder / "samples.npz").is_file():
         from ddim_lab.tasks.generate import resample
 
         there = folder
-        folder, _ = store.obtain(
-            "cells", key, lambda fresh: resample(config, data, model, runtime, fresh, there, progress), replace=True
-        )
+        folder, _ = job.store.obtain("cells", key, lambda fresh: resample(job, fresh, there), replace=True)
     return folder, not built, phases
 
 
-def _identity(
-    config: Config, data: ImageData, model: Model, features: Features, runtime: Runtime, sampler: Sampler
-) -> dict[str, Any]:
+def _task(name: str) -> Any:
+    """The module of a task: it has `identity(job)` and `measure(job, folder)`."""
+    return importlib.import_module(f"ddim_lab.tasks.{name}")
+
+
+def _identity(job: Job) -> dict[str, Any]:
     """What a cell is: content digests and resolved values, never paths, names or "auto"."""
-    split = config.metrics.reference
+    config, sampler = job.config, job.sampler
     return {
         "version": CELL_VERSION,
-        "task": config.task.name,
-        "model": model.recipe(),
+        "task": config.task.model_dump(),
+        "model": job.model.recipe(),
         "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
         "sampler": {
             "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in sampler.transitions],
@@ -182,19 +180,14 @@ def _identity(
         "seed": config.seed,
         "num_samples": config.num_samples,
         "batch_size": config.batch_size,
-        "runtime": runtime.recipe(),
-        "metrics": {
-            **config.metrics.model_dump(exclude={"features", "reference"}),
-            "features": features.digest,
-            "reference": reference_key(features, data, split, len(data.split(split))),
-        },
+        "runtime": job.runtime.recipe(),
+        "measured": _task(config.task.name).identity(job),
     }
 
 
-def _recipe(
-    config: Config, data: ImageData, model: Model, features: Features, runtime: Runtime, sampler: Sampler
-) -> dict[str, Any]:
+def _recipe(job: Job) -> dict[str, Any]:
     """The cell in words that a reader understands."""
+    config, data, model, sampler = job.config, job.data, job.model, job.sampler
     return {
         "data": {"name": data.name, "digest": data.digest, "preprocessing": data.preprocessing},
         "model": {
@@ -215,42 +208,37 @@ def _recipe(
             "prediction": sampler.prediction,
             "timesteps": [step.t for step in sampler.transitions],
         },
+        "task": config.task.model_dump(),
         "seed": config.seed,
         "num_samples": config.num_samples,
         "batch_size": config.batch_size,
-        "runtime": runtime.recipe(),
-        "metrics": {**config.metrics.model_dump(), "network": features.digest},
+        "runtime": job.runtime.recipe(),
+        "metrics": config.metrics.model_dump(),
     }
 
 
 def _mirror(run: Run, config: Config, result: dict[str, Any], cell: Path) -> None:
-    """Repeat a cell's result in its W&B run, over the number of steps."""
-    measurements = result["measurements"]
-    quality, speed, determinism = (measurements[part] for part in ("quality", "speed", "determinism"))
-    values: dict[str, Any] = {
-        "nfe": measurements["nfe"],
-        "fd": quality["fd"],
-        "fd_se": quality["fd_se"],
-        "images_per_second": speed["images_per_second"],
-        "seconds_per_image": speed["seconds_per_image"],
-        "forward_share": speed["forward_share"],
-        "repeat_max_abs_diff": determinism["repeat_max_abs_diff"],
-        "noise_variance": determinism["noise_variance"],
-    }
-    run.log({name: value for name, value in values.items() if value is not None}, step=config.steps)
-    run.summary(
-        {
-            **values,
-            **{name: value for name, value in config.labels().items() if name != "num_samples"},
-            "num_samples": quality["num_samples"],
-            "fd_name": quality["name"],
-            "fd_reference": quality["reference"],
-            "repeat_identical": determinism["repeat_identical"],
-            "sha256": determinism["sha256"],
-            "cell": result["key"],
-        }
-    )
-    run.image("samples", cell / "preview.png", caption=describe(config))
+    """Repeat a cell's result in its W&B run: numbers over the number of steps, tables and pictures."""
+    values = {name: value for name, value in _flat(result["measurements"]) if isinstance(value, int | float | str)}
+    numbers = {name: float(value) for name, value in values.items() if not isinstance(value, str)}
+    run.log(numbers, step=config.steps)
+    run.summary({**config.labels(), **values, "cell": result["key"]})
+    if (cell / "preview.png").is_file():
+        run.image("samples", cell / "preview.png", caption=describe(config))
+    for table in result["tables"]:
+        run.table(table["title"], table["columns"], table["rows"])
+    for picture in result["pictures"]:
+        run.image(picture["title"], cell / picture["file"], caption=picture["caption"])
+
+
+def _flat(measurements: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Values by name; those of quality, speed and determinism by their own, deeper ones as group.name."""
+    for name, value in measurements.items():
+        if isinstance(value, dict):
+            for inner, leaf in _flat(value, depth + 1):
+                yield (f"{name}.{inner}" if depth else inner), leaf
+        else:
+            yield name, value
 
 
 def mirror_report(sweep: Path, rows: Sequence[Mapping[str, Any]], config: Config) -> str | None:
@@ -287,13 +275,6 @@ def _tracking(config: Config, sweep: Path) -> TrackingConfig:
 
 
 # -- what the user sees --------------------------------------------------------------------------------
-
-
-def _headline(result: dict[str, Any]) -> str:
-    """A cell's result in one line."""
-    quality, speed = result["measurements"]["quality"], result["measurements"]["speed"]
-    error = "" if quality["fd_se"] is None else f" ± {quality['fd_se']:.2g}"
-    return f"{quality['name']} {quality['fd']:.4g}{error}, {speed['images_per_second']:,.0f} images/s"
 
 
 def _time_left(place: Place) -> str:

@@ -126,7 +126,12 @@ def ddpm_posterior(ab: float, ab_prev: float) -> tuple[float, float, float]:
 
 
 def ancestral_euler(
-    model: EpsModel, x: Tensor, walk: Sequence[tuple[int, int]], alpha_bar: Callable[[int], float], eta: float, z: NoiseAt
+    model: EpsModel,
+    x: Tensor,
+    walk: Sequence[tuple[int, int]],
+    alpha_bar: Callable[[int], float],
+    eta: float,
+    z: NoiseAt,
 ) -> Tensor:
     """Euler with ancestral noise on y = x / sqrt(ab), whose noise level is s = sqrt((1 - ab) / ab), as k-diffusion.
 

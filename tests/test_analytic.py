@@ -156,8 +156,7 @@ def test_ddim_on_a_gaussian_converges_to_the_ode_map_with_order_1() -> None:
     model, x_T = GaussianEps(FINE, MEAN, VARIANCE), normal(8, 6)
     exact = model.ode_map(x_T, FINE_TOTAL - 1)
     errors = [
-        float((Sampler(FINE, steps=s, spacing="trailing").sample(model, x_T) - exact).norm(dim=1).mean())
-        for s in STEPS
+        float((Sampler(FINE, steps=s, spacing="trailing").sample(model, x_T) - exact).norm(dim=1).mean()) for s in STEPS
     ]
     assert order(STEPS, errors) == pytest.approx(1.0, abs=0.1)
     assert errors[-1] < 0.01
@@ -173,8 +172,7 @@ def fine_mixture() -> tuple[GaussianMixtureEps, Tensor, Tensor]:
 def test_ddim_on_a_mixture_converges_with_order_1(fine_mixture: tuple[GaussianMixtureEps, Tensor, Tensor]) -> None:
     model, x_T, exact = fine_mixture
     errors = [
-        float((Sampler(FINE, steps=s, spacing="trailing").sample(model, x_T) - exact).norm(dim=1).mean())
-        for s in STEPS
+        float((Sampler(FINE, steps=s, spacing="trailing").sample(model, x_T) - exact).norm(dim=1).mean()) for s in STEPS
     ]
     assert order(STEPS, errors) == pytest.approx(1.0, abs=0.1)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ddim_lab.__main__ import main
+
+SMALL = ("num_samples=44", "batch_size=16")
+"""For exact models, which have nothing to train."""
 
 TINY = (
     "training.max_steps=12",
@@ -16,15 +20,14 @@ TINY = (
     "training.checkpoint_every=5",
     "training.batch_size=16",
     "model.block_out_channels=[8,8]",
-    "num_samples=44",
-    "batch_size=16",
+    *SMALL,
 )
 
 
-def run(outputs: Path, *arguments: str) -> int:
+def run(outputs: Path, *arguments: str, settings: Sequence[str] = TINY) -> int:
     """`python -m ddim_lab` with tiny settings; its exit status."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ddim_lab", *TINY, f"outputs_dir={outputs}", *arguments])
+        patch.setattr(sys, "argv", ["ddim_lab", *settings, f"outputs_dir={outputs}", *arguments])
         with pytest.raises(SystemExit) as stop:
             main()
     assert isinstance(stop.value.code, int)

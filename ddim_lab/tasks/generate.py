@@ -22,13 +22,12 @@ from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.features import Features, reference_key
 from ddim_lab.metrics.frechet import FeatureSums, FrechetDistance, median_nearest_distance
 from ddim_lab.metrics.speed import peak_memory_bytes, synchronize, time_repeats
-from ddim_lab.models import Model
 from ddim_lab.noise import NamedNoise
-from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store, read_json
+from ddim_lab.tasks.job import Job, Measured
 
-__all__ = ["Measured", "generate", "resample"]
+__all__ = ["identity", "measure", "resample"]
 
 PREVIEW: Final = 12
 """Images of preview.png, one row; the same x_T in every cell of the same seed."""
@@ -41,15 +40,6 @@ COMPARED: Final = 64
 
 NEAREST_AT_MOST: Final = 10_000
 """Samples whose nearest neighbours are looked up: the search costs samples x images."""
-
-
-@final
-@dataclass(frozen=True)
-class Measured:
-    """What a task found: `measurements` as in result.json, and the seconds that each phase took."""
-
-    measurements: dict[str, Any]
-    phases: dict[str, float]
 
 
 def reference_sums(
@@ -145,27 +135,23 @@ def sample_uint8(
         raise ValueError(f"{error}: {sampler} diverged on this model") from None
 
 
-def generate(
-    config: Config,
-    data: ImageData,
-    model: Model,
-    features: Features,
-    runtime: Runtime,
-    store: Store,
-    folder: Path,
-    progress: str,
-) -> Measured:
-    """Sample, score, time and repeat one cell; writes preview.png (and samples.npz) into `folder`.
+def identity(job: Job) -> dict[str, Any]:
+    """What of the task's settings names a cell: those of the metrics, with the digests of what they compare with."""
+    metrics, images = job.config.metrics, job.data.split(job.config.metrics.reference)
+    return {
+        **metrics.model_dump(exclude={"features", "reference"}),
+        "features": job.features.digest,
+        "reference": reference_key(job.features, job.data, metrics.reference, len(images)),
+    }
 
-    Args:
-        config, data, model, features, runtime, store: of the job.
-        folder: where the cell's files go.
-        progress: what the progress bar says.
-    """
+
+def measure(job: Job, folder: Path) -> Measured:
+    """Sample, score, time and repeat one cell; writes preview.png (and samples.npz) into `folder`."""
     from ddim_lab.evaluation import run_over_samples  # Lightning, only where something is sampled
 
+    config, data, model, features, store = job.config, job.data, job.model, job.features, job.store
+    runtime, sampler = job.runtime, job.sampler
     device = runtime.torch_device
-    sampler = config.build_sampler(model.prediction)
     phases: dict[str, float] = {}
     clock = time.perf_counter()
     reference, _ = reference_sums(features, data, config.metrics.reference, None, store)
@@ -176,7 +162,7 @@ def generate(
         network = runtime.wrap(model.load().to(device))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        with tqdm(total=config.num_samples, desc=progress, unit="image", disable=None, leave=False) as bar:
+        with tqdm(total=config.num_samples, desc=job.progress, unit="image", disable=None, leave=False) as bar:
             generation = _Generation(
                 sampler=sampler,
                 network=network,
@@ -207,22 +193,24 @@ def generate(
         write_samples(folder / "samples.npz", torch.cat(generation.images))
     phases["metrics"] = time.perf_counter() - clock
     probe["determinism"]["sha256"] = generation.sha256.hexdigest()
-    return Measured({"nfe": sampler.nfe, "quality": quality, **probe}, phases)
+    error = "" if quality["fd_se"] is None else f" ± {quality['fd_se']:.2g}"
+    speed = probe["speed"]["images_per_second"]
+    headline = f"{quality['name']} {quality['fd']:.4g}{error}, {speed:,.0f} images/s"
+    return Measured({"nfe": sampler.nfe, "headline": headline, "quality": quality, **probe}, phases)
 
 
-def resample(
-    config: Config, data: ImageData, model: Model, runtime: Runtime, folder: Path, cell: Path, progress: str
-) -> None:
+def resample(job: Job, folder: Path, cell: Path) -> None:
     """Add samples.npz to a copy of a finished cell: its images are made again and must be the same.
 
     Raises:
         RuntimeError: their SHA-256 is not the one that the cell holds.
     """
+    config, data, model, runtime, sampler = job.config, job.data, job.model, job.runtime, job.sampler
     expected = read_json(cell / "result.json")["measurements"]["determinism"]["sha256"]
     device = runtime.torch_device
-    sampler, noise = config.build_sampler(model.prediction), NamedNoise(config.seed)
+    noise = NamedNoise(config.seed)
     batches = []
-    with runtime.applied(), tqdm(total=config.num_samples, desc=progress, unit="image", disable=None) as bar:
+    with runtime.applied(), tqdm(total=config.num_samples, desc=job.progress, unit="image", disable=None) as bar:
         network = runtime.wrap(model.load().to(device))
         for indices in torch.split(torch.arange(config.num_samples), config.batch_size):
             batches.append(sample_uint8(sampler, network, indices, data.shape, noise, device).cpu())

@@ -1,0 +1,63 @@
+"""What every task is given and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, final
+
+from ddim_lab.config import Config
+from ddim_lab.data import ImageData
+from ddim_lab.metrics.features import Features, obtain_features
+from ddim_lab.models import Model
+from ddim_lab.runtime import Runtime
+from ddim_lab.sampler import Sampler
+from ddim_lab.store import Store
+
+__all__ = ["Job", "Measured"]
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """One cell to be measured.
+
+    Attributes:
+        config, data, model, runtime, store: as configured, resolved.
+        progress: what a progress bar says in front.
+    """
+
+    config: Config
+    data: ImageData
+    model: Model
+    runtime: Runtime
+    store: Store
+    progress: str
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The configured sampler, for what the model predicts."""
+        return self.config.build_sampler(self.model.prediction)
+
+    @cached_property
+    def features(self) -> Features:
+        """The feature network that conf/metrics names; trained at first use if need be."""
+        return obtain_features(self.config.metrics.features, self.data, self.store)
+
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """What a task found.
+
+    Attributes:
+        measurements: as in result.json; "nfe" and "headline" (one line for the console) at least.
+        phases: seconds that each phase took.
+        tables: {"title", "columns", "rows"} for the report.
+        pictures: {"title", "file", "caption"}, files beside result.json, for the report.
+    """
+
+    measurements: dict[str, Any]
+    phases: dict[str, float]
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict[str, str]] = field(default_factory=list)
