@@ -6,14 +6,25 @@ Nothing of ddim_lab is imported here: these are the other side of the comparison
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 EpsModel = Callable[[Tensor, Tensor], Tensor]
 NoiseAt = Callable[[int], Tensor]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """A test file that imports this runs on one thread: tensors are small, and threads would only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 # -- test doubles ------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from official import one_thread as one_thread
 from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from official import named_normal, philox_integers
+from official import one_thread as one_thread
 from scipy import stats
 
 from ddim_lab.noise import INITIAL, NamedNoise, philox4x32
@@ -158,7 +159,7 @@ def test_tails_reach_as_far_as_stated() -> None:
 
 
 def test_neighbouring_names_are_independent() -> None:
-    """Seed, index, timestep, stream and element: no correlation, linear or of the squares, beyond 4.5 standard errors."""
+    """Seed, index, timestep, stream, element: no correlation, plain or of squares, beyond 4.5 standard errors."""
     n = 20_000
     base = draw(5, [1], 10, (n,))[0]
     others = {
@@ -188,7 +189,7 @@ def test_no_two_samples_are_alike() -> None:
 
 @pytest.mark.parametrize(("seed", "stream"), [(-1, 0), (2**64, 0), (0, -1), (0, 2**32)])
 def test_bad_names_are_refused(seed: int, stream: int) -> None:
-    with pytest.raises(ValueError, match="seed|stream"):
+    with pytest.raises(ValueError, match=r"seed|stream"):
         NamedNoise(seed, stream)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from official import (
     official_sigma_hat,
     relative_difference,
 )
+from official import one_thread as one_thread
 from torch import Tensor, nn
 
 from ddim_lab.analytic import GaussianMixtureEps
@@ -69,8 +71,6 @@ def with_our_alphas(scheduler: Any, dtype: torch.dtype, schedule: NoiseSchedule 
     return scheduler
 
 
-
-
 def make_ddim(dtype: torch.dtype, steps: int, spacing: str = "leading", clip: bool = False, **config: Any) -> Any:
     scheduler = DDIMScheduler(clip_sample=clip, set_alpha_to_one=True, timestep_spacing=spacing, **config)
     with_our_alphas(scheduler, dtype).set_timesteps(steps)
@@ -78,7 +78,12 @@ def make_ddim(dtype: torch.dtype, steps: int, spacing: str = "leading", clip: bo
 
 
 def walk_ddim(
-    scheduler: Any, model: Callable[[Tensor, Tensor], Tensor], x: Tensor, eta: float, noise: Replay, rederive: bool = False
+    scheduler: Any,
+    model: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    eta: float,
+    noise: Replay,
+    rederive: bool = False,
 ) -> Tensor:
     for t in scheduler.timesteps.tolist():
         z = noise.at(t) if eta > 0 else None
@@ -163,10 +168,10 @@ def test_ddim_scheduler_linspace_where_it_is_right(dtype: torch.dtype) -> None:
 def wrong_pairs(scheduler: DDIMScheduler, steps: int) -> int:
     """Steps that go from t to t - T // S, which is not the next timestep of its own list."""
     visited = [*scheduler.timesteps.tolist(), -1]
-    return sum(max(t - 1000 // steps, -1) != after for t, after in zip(visited, visited[1:], strict=False))
+    return sum(max(t - 1000 // steps, -1) != after for t, after in pairwise(visited))
 
 
-@pytest.mark.parametrize(("spacing", "steps", "wrong"), [("trailing", 13, 12), ("linspace", 10, 10), ("leading", 13, 0)])
+@pytest.mark.parametrize(("spacing", "steps", "wrong"), [("trailing", 13, 12), ("linspace", 10, 9), ("leading", 13, 0)])
 def test_ddim_scheduler_takes_the_wrong_previous_step(spacing: str, steps: int, wrong: int) -> None:
     """Where S does not divide T (trailing), or at all (linspace), it leaves its own list; ours walks its pairs.
 
@@ -205,7 +210,7 @@ def test_alpha_one_at_the_end_is_not_a_choice_here() -> None:
     scheduler.set_timesteps(10)
     theirs = walk_ddim(scheduler, MODEL, x_T, 0.0, Replay(x_T))
     *_, before, ours = Sampler(SCHEDULE, steps=10).trajectory(MODEL, x_T)
-    assert relative_difference(theirs, ours) > 1e-3
+    assert relative_difference(theirs, ours) > 1e-5
     assert relative_difference(theirs, before) <= 1e-10  # its last step, from t = 0 to "alpha_bar(0)", moves nothing
 
 
@@ -223,24 +228,38 @@ def walk_ddpm(scheduler: DDPMScheduler, x: Tensor) -> tuple[Tensor, dict[int, Te
     return x, drawn
 
 
-def make_ddpm(dtype: torch.dtype, steps: int, variance: str, clip: bool, spacing: str) -> DDPMScheduler:
+def make_ddpm(tables: torch.dtype, steps: int, variance: str, clip: bool, spacing: str) -> DDPMScheduler:
     scheduler = DDPMScheduler(variance_type=variance, clip_sample=clip, timestep_spacing=spacing)
-    with_our_alphas(scheduler, dtype).set_timesteps(steps)
+    with_our_alphas(scheduler, tables).set_timesteps(steps)
     return scheduler
 
 
-@DTYPES
+@pytest.mark.parametrize(
+    ("dtype", "tables", "tolerance"),
+    [
+        # Its 1 - ab_t / ab_prev in float32 alone costs it 1.4e-5; ours, on float64 coefficients, keeps to 1e-5.
+        pytest.param(torch.float32, torch.float32, 3e-5, id="float32"),
+        pytest.param(torch.float32, torch.float64, 1e-5, id="float32-our-tables"),
+        pytest.param(torch.float64, torch.float64, 1e-10, id="float64"),
+    ],
+)
 @pytest.mark.parametrize(("theirs", "ours"), [("fixed_small", "posterior"), ("fixed_large", "large")])
 @pytest.mark.parametrize(("clip", "our_clip"), [(False, "none"), (True, "x0_eps")])
-@pytest.mark.parametrize(("spacing", "steps"), [("leading", 10), ("leading", 100), ("leading", 1000), ("linspace", 30)])
+@pytest.mark.parametrize(("spacing", "steps"), [("leading", 10), ("leading", 100), ("linspace", 30)])
 def test_ddpm_scheduler(
-    spacing: str, steps: int, clip: bool, our_clip: str, theirs: str, ours: str, dtype: torch.dtype
+    spacing: str,
+    steps: int,
+    clip: bool,
+    our_clip: str,
+    theirs: str,
+    ours: str,
+    dtype: torch.dtype,
+    tables: torch.dtype,
+    tolerance: float,
 ) -> None:
     """It looks the previous timestep up in its list, so linspace is right here."""
-    if steps == 1000 and clip:
-        pytest.skip("the long walk once is enough")
     x_T = normal(*SHAPE, dtype=dtype)
-    image, drawn = walk_ddpm(make_ddpm(dtype, steps, theirs, clip, spacing), x_T)
+    image, drawn = walk_ddpm(make_ddpm(tables, steps, theirs, clip, spacing), x_T)
     sampler = Sampler(
         SCHEDULE,
         steps=steps,
@@ -251,7 +270,15 @@ def test_ddpm_scheduler(
     )
     assert sampler.transitions[0].t == int(max(drawn))
     ours_image = sampler.sample(MODEL, x_T, noise=lambda indices, t, like: drawn[t])
-    assert relative_difference(ours_image, image) <= TOLERANCE[dtype]
+    assert relative_difference(ours_image, image) <= tolerance
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("fixed_small", "posterior"), ("fixed_large", "large")])
+def test_ddpm_scheduler_over_all_timesteps(theirs: str, ours: str) -> None:
+    x_T = normal(*SHAPE)
+    image, drawn = walk_ddpm(make_ddpm(torch.float64, 1000, theirs, False, "leading"), x_T)
+    sampler = Sampler(SCHEDULE, steps=1000, eta=1.0, variance=ours)
+    assert relative_difference(sampler.sample(MODEL, x_T, noise=lambda indices, t, like: drawn[t]), image) <= 1e-10
 
 
 def test_ddpm_scheduler_ends_noisy_on_a_list_without_0() -> None:
@@ -261,7 +288,7 @@ def test_ddpm_scheduler_ends_noisy_on_a_list_without_0() -> None:
     sampler = Sampler(SCHEDULE, steps=10, eta=1.0, variance="large", spacing="trailing")
     ours = sampler.sample(MODEL, x_T, noise=lambda indices, t, like: drawn[t])
     left_over = math.sqrt(1.0 - SCHEDULE.alpha_bar(99))
-    assert left_over == pytest.approx(0.3214, abs=5e-5)
+    assert left_over == pytest.approx(0.3209, abs=5e-5)
     assert relative_difference(ours + left_over * drawn[99], image) <= 1e-10
 
 
@@ -312,13 +339,14 @@ def test_official_formulas(eta: float | str, steps: int, kind: str) -> None:
 # -- k-diffusion's ancestral Euler -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
-@pytest.mark.parametrize("steps", [10, 20, 50, 100, 1000])
+@pytest.mark.parametrize(
+    ("spacing", "steps"),
+    [(spacing, steps) for spacing in ("uniform", "quadratic", "trailing") for steps in (10, 20, 50, 100)]
+    + [("uniform", 1000)],
+)
 @pytest.mark.parametrize("eta", ETAS)
 def test_ancestral_euler_in_the_other_parametrisation(eta: float, steps: int, spacing: str) -> None:
     """Euler on x / sqrt(ab) over sqrt((1 - ab) / ab) is DDIM, and its sigma_up is sigma(eta) / sqrt(ab_prev)."""
-    if steps == 1000 and spacing != "uniform":
-        pytest.skip("the long walk once is enough")
     x_T = normal(*SHAPE)
     noise = Replay(x_T)
     sampler = Sampler(SCHEDULE, steps=steps, eta=eta, spacing=spacing)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from official import Counting, Replay, ddpm_posterior, labels, refuse, relative_difference
+from official import one_thread as one_thread
 from torch import Tensor, nn
 
 from ddim_lab.analytic import GaussianEps, GaussianMixtureEps
@@ -130,7 +132,7 @@ def test_sigma_hat_step_is_the_posterior_mean_of_the_clamped_image() -> None:
 
 @pytest.mark.parametrize("eta", ETAS)
 def test_each_clip_is_its_definition(eta: float) -> None:
-    """`x0` clamps and keeps eps, `x0_eps` keeps the pair (x_0, eps) fitting x_t: the seed text's fault is the former."""
+    """`x0` clamps and keeps eps, `x0_eps` keeps (x_0, eps) fitting x_t: the seed text's fault is the former."""
     x_t, eps, z = 2 * normal(64), normal(64, seed=1), normal(64, seed=2)
     for tr in Sampler(SCHEDULE, steps=10, eta=eta).transitions:
         signal, noise = math.sqrt(tr.alpha_bar), math.sqrt(1 - tr.alpha_bar)
@@ -264,7 +266,7 @@ def test_trajectory_and_moments_tell_the_walk() -> None:
     assert all(torch.equal(m.x, x) for m, x in zip(moments, states, strict=True))
     assert moments[0].x0 is None
     assert torch.allclose(moments[-1].x, moments[-1].x0, atol=1e-12)  # the last step goes to the predicted image
-    for before, after in zip(moments, moments[1:], strict=False):
+    for before, after in pairwise(moments):
         ab = SCHEDULE.alpha_bar(before.t)
         eps = model(before.x, labels(before.t, before.x))
         assert torch.allclose(after.x0, (before.x - math.sqrt(1 - ab) * eps) / math.sqrt(ab), atol=1e-12)
@@ -324,7 +326,7 @@ def exact_marginal(
     ("eta", "variance"), [*[(eta, "posterior") for eta in (*ETAS, 1.0001)], (1.0, "large")], ids=str
 )
 def test_mean_and_covariance_are_those_of_the_exact_recursion(spacing: str, eta: float, variance: str) -> None:
-    """The walk is affine in (x_T, noises): unit vectors give its matrices, hence its moments, without sampling error."""
+    """The walk is affine in (x_T, noises): unit vectors give its matrices, hence its exact moments."""
     sampler = Sampler(SCHEDULE, steps=10, eta=eta, variance=variance, spacing=spacing)
     noisy = [tr.t for tr in sampler.transitions if tr.noise_std > 0]
     starts = torch.zeros(1 + 3 + 3 * len(noisy), 3, dtype=torch.float64)
@@ -394,7 +396,7 @@ def test_encode_undoes_sampling_exactly_where_eps_is_constant() -> None:
 
 def test_encode_refuses_what_cannot_be_inverted() -> None:
     for arguments in ({"eta": 0.5}, {"clip": "x0"}, {"clip": "x0_eps"}):
-        with pytest.raises(ValueError, match="eta must be 0|clip must be"):
+        with pytest.raises(ValueError, match=r"eta must be 0|clip must be"):
             Sampler(SCHEDULE, steps=5, **arguments).encode(mixture(), normal(1, 2, 4, 4))
     with pytest.raises(ValueError, match="source, target"):
         Sampler(SCHEDULE, steps=5).encode(mixture(), normal(1, 2, 4, 4), at="middle")

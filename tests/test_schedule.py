@@ -125,18 +125,23 @@ def test_bad_betas_are_refused(betas: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(0, 1e-4, 0.02), (-5, 1e-4, 0.02), (2.5, 1e-4, 0.02), (10, 0.02, 1e-4), (10, 0.0, 0.02), (10, 1e-4, 1.0)]
-    + [(10, math.nan, 0.02), (10, 1e-4, math.nan), (20_000, 1e-4, 0.02)],
+    [
+        *((total, 1e-4, 0.02) for total in (0, -5, 2.5, 20_000)),
+        *(
+            (10, start, end)
+            for start, end in [(0.02, 1e-4), (0.0, 0.02), (1e-4, 1.0), (math.nan, 0.02), (1e-4, math.nan)]
+        ),
+    ],
 )
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "sigmoid"])
 def test_bad_ranges_are_refused(name: str, arguments: tuple[int, float, float]) -> None:
-    with pytest.raises(ValueError, match="beta|num_timesteps"):
+    with pytest.raises(ValueError, match=r"beta|num_timesteps"):
         getattr(NoiseSchedule, name)(*arguments)
 
 
 @pytest.mark.parametrize("arguments", [(0,), (10, math.nan), (10, -0.5), (10, 0.008, 1.0), (10, 0.008, math.nan)])
 def test_bad_cosine_is_refused(arguments: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="beta|num_timesteps"):
+    with pytest.raises(ValueError, match=r"beta|num_timesteps"):
         NoiseSchedule.cosine(*arguments)
 
 
@@ -219,7 +224,7 @@ def test_log_spacing_is_floors_of_exact_powers(total: int) -> None:
     for steps in range(2, min(total, 40) + 1):
         floors, edges = [], []
         for i in range(steps):
-            guess = int(round(total ** (i / (steps - 1))))
+            guess = round(total ** (i / (steps - 1)))
             n = next(n for n in (guess + 1, guess, guess - 1) if n ** (steps - 1) <= total**i)
             floors.append(n - 1)
             edges.append(i > 0 and n ** (steps - 1) == total**i)

@@ -1,0 +1,96 @@
+"""Imports point down only, and the mathematics needs neither a framework nor files."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ddim_lab
+
+PACKAGE = Path(ddim_lab.__file__).parent
+
+# module -> what it may import besides the standard library
+MATHEMATICS = {
+    "schedule": {"numpy"},
+    "diffusion": {"torch"},
+    "noise": {"torch"},
+    "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule"},
+    "analytic": {"torch", "ddim_lab.schedule"},
+}
+
+
+def module_name(file: Path) -> str:
+    parts = ["ddim_lab", *file.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path) -> set[str]:
+    """Every module imported anywhere in the file, inside functions too; relative imports are not used here."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}: relative import"
+            if node.module == "ddim_lab":
+                found |= {f"ddim_lab.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module or "")
+    return found
+
+
+def root(module: str) -> str:
+    return module if module.startswith("ddim_lab") else module.partition(".")[0]
+
+
+@pytest.mark.parametrize("name", MATHEMATICS)
+def test_mathematics_imports_downwards_only(name: str) -> None:
+    found = {root(module) for module in imports(PACKAGE / f"{name}.py")}
+    assert found - set(sys.stdlib_module_names) - {"__future__"} <= MATHEMATICS[name]
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert imports(PACKAGE / "__init__.py") <= {"__future__"}
+
+
+# Imports inside functions that point up: none may be added, and one that goes should leave this list.
+POINTS_UP = {
+    ("ddim_lab.config", "ddim_lab.runtime"),
+    ("ddim_lab.metrics.features", "ddim_lab.metrics.training"),
+}
+
+
+def test_the_package_has_an_order_from_bottom_to_top() -> None:
+    """No circle of imports anywhere, those inside functions included, but for the ones named."""
+    files = {module_name(file): file for file in PACKAGE.rglob("*.py") if "conf" not in file.parts}
+    below = {name: {m for m in imports(file) if m in files and m != name} for name, file in files.items()}
+    for upper, lower in POINTS_UP:
+        assert lower in below[upper], f"{upper} no longer imports {lower}: take it off the list"
+        below[upper].discard(lower)
+    ordered: set[str] = set()
+    while len(ordered) < len(below):
+        ready = {name for name, needs in below.items() if name not in ordered and needs <= ordered}
+        assert ready, f"a circle among {sorted(set(below) - ordered)}"
+        ordered |= ready
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"{code}; import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in run.stdout.split()}
+
+
+def test_the_mathematics_loads_no_framework() -> None:
+    loaded = loaded_by("import ddim_lab.sampler, ddim_lab.noise, ddim_lab.analytic, ddim_lab.diffusion")
+    assert {"torch", "numpy", "ddim_lab"} <= loaded
+    assert not loaded & {"hydra", "omegaconf", "pytorch_lightning", "lightning", "wandb", "diffusers", "torchmetrics"}
+    assert not loaded & {"torchvision", "sklearn", "scipy", "pydantic", "altair", "PIL"}
+
+
+def test_a_schedule_needs_no_torch_and_neither_does_the_report() -> None:
+    assert "torch" not in loaded_by("import ddim_lab.schedule")
+    assert not loaded_by("import ddim_lab.report, ddim_lab.report.__main__") & {"torch", "wandb", "hydra", "diffusers"}
