@@ -203,10 +203,14 @@ def _run(sweep: Path, plan: dict[str, Any], first: Config, asked: argparse.Names
 
 def _report(sweep: Path, first: Config) -> bool:
     """Build the report, mirror it, say where it is; whether any cell failed."""
-    from ddim_lab.report import build, rows
+    from ddim_lab.report import ReportError, build, rows
     from ddim_lab.run import mirror_report
 
-    page = build(sweep)
+    try:
+        page = build(sweep)
+    except ReportError as error:
+        print(f"ddim_lab: {error}", file=sys.stderr)
+        return True
     table = rows(sweep)
     hint = mirror_report(sweep, table, first)
     print((sweep / "table.md").read_text(encoding="utf-8"))
