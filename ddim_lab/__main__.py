@@ -78,11 +78,14 @@ def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Se
 
     # Hydra's parser takes overrides in one piece only.
     flags = [text for text in arguments if text not in asked.overrides]
-    sys.argv = [sys.argv[0], *flags, *asked.overrides, *more]
+    given = sys.argv
+    sys.argv = [given[0], *flags, *asked.overrides, *more]
     try:
         hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(job)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = given
     return 0
 
 
@@ -159,8 +162,13 @@ def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesPar
 
 def _check(cell: Sequence[str], position: int, total: int) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
+    from ddim_lab.datasets import check_data
+    from ddim_lab.models import check_model
+
     config = Config.from_hydra(_compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     config.check_machine()
+    check_data(config.data)
+    check_model(config)
     return config
 
 

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from ddim_lab.diffusion import Prediction
-from ddim_lab.sampler import Clip, Sampler, Variance
+from ddim_lab.sampler import Clip, EncodeAt, Sampler, Variance
 from ddim_lab.schedule import NoiseSchedule
 
 __all__ = ["Config", "ConfigError", "config_folder"]
@@ -43,12 +43,34 @@ class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(_Group):
+class _Data(_Group):
     """conf/data: the images to train on, to refer to and to hold out."""
 
-    name: Literal["digits"]
     root: StrictStr | None
     num_samples: PositiveInt
+
+
+class DigitsConfig(_Data):
+    """conf/data/digits: scikit-learn's digits."""
+
+    name: Literal["digits"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 1, 8, 8
+
+
+class FashionMnistConfig(_Data):
+    """conf/data/fashion_mnist: Fashion-MNIST from IDX files."""
+
+    name: Literal["fashion_mnist"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 1, 32, 32
+
+
+DataConfig = Annotated[DigitsConfig | FashionMnistConfig, Field(discriminator="name")]
 
 
 class UNetConfig(_Group):
@@ -61,6 +83,13 @@ class UNetConfig(_Group):
     layers_per_block: PositiveInt
     norm_num_groups: PositiveInt
     dropout: Fraction
+
+
+class PretrainedConfig(_Group):
+    """conf/model/pretrained: a checkpoint made elsewhere, in diffusers' format; no training."""
+
+    kind: Literal["pretrained"]
+    path: Annotated[StrictStr, Field(min_length=1)]
 
 
 class GaussianConfig(_Group):
@@ -141,7 +170,7 @@ class BetasFileConfig(_Group):
         return NoiseSchedule.from_file(self.path)
 
 
-ModelConfig = Annotated[UNetConfig | GaussianConfig | EmpiricalConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[UNetConfig | PretrainedConfig | GaussianConfig | EmpiricalConfig, Field(discriminator="kind")]
 ScheduleConfig = Annotated[
     LinearConfig | ScaledLinearConfig | SigmoidConfig | ConstantConfig | CosineConfig | BetasFileConfig,
     Field(discriminator="name"),
@@ -179,6 +208,48 @@ class GenerateConfig(_Group):
     """conf/task/generate: sample, score, time, repeat."""
 
     name: Literal["generate"]
+
+
+class ReconstructConfig(_Group):
+    """conf/task/reconstruct: held-out images to noise and back (paper, Table 2)."""
+
+    name: Literal["reconstruct"]
+    at: EncodeAt
+
+
+class InterpolateConfig(_Group):
+    """conf/task/interpolate: images between images (paper, Figure 6 and D.5)."""
+
+    name: Literal["interpolate"]
+    points: Annotated[StrictInt, Field(ge=3)]
+    grid: Annotated[StrictInt, Field(ge=2)]
+
+
+class ConsistencyConfig(_Group):
+    """conf/task/consistency: the same x_T at S steps and at `reference_steps` (paper, Figure 5)."""
+
+    name: Literal["consistency"]
+    reference_steps: PositiveInt
+
+
+class TrajectoryConfig(_Group):
+    """conf/task/trajectory: x_t and the predicted x_0 over the steps."""
+
+    name: Literal["trajectory"]
+    columns: Annotated[StrictInt, Field(ge=2)]
+
+
+class CannotSkipConfig(_Group):
+    """conf/task/cannot_skip: DDPM's formula on skipped timesteps, with per-step or cumulative alphas."""
+
+    name: Literal["cannot_skip"]
+    alphas: Literal["per_step", "cumulative"]
+
+
+TaskConfig = Annotated[
+    GenerateConfig | ReconstructConfig | InterpolateConfig | ConsistencyConfig | TrajectoryConfig | CannotSkipConfig,
+    Field(discriminator="name"),
+]
 
 
 class MetricsConfig(_Group):
@@ -223,7 +294,7 @@ class Config(_Group):
     schedule: ScheduleConfig
     training: TrainingConfig
     sampler: SamplerConfig
-    task: GenerateConfig
+    task: TaskConfig
     metrics: MetricsConfig
     runtime: RuntimeConfig
     logger: LoggerConfig
@@ -262,6 +333,7 @@ class Config(_Group):
             self.build_sampler()
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        self._check_task()
         if isinstance(self.model, UNetConfig):
             widths, groups = self.model.block_out_channels, self.model.norm_num_groups
             if len(self.model.attention) != len(widths):
@@ -270,11 +342,42 @@ class Config(_Group):
                 )
             if any(width % groups for width in widths):
                 raise ConfigError(f"model.block_out_channels must be multiples of model.norm_num_groups={groups}")
+            if any(side % 2 ** (len(widths) - 1) for side in self.data.shape[1:]):
+                raise ConfigError(
+                    f"data={self.data.name} has images of {self.data.shape[1]}x{self.data.shape[2]}, which can't be"
+                    f" halved {len(widths) - 1} times: model.block_out_channels has too many levels"
+                )
         if self.training.warmup_steps > self.training.max_steps:
             raise ConfigError(
                 f"training.warmup_steps={self.training.warmup_steps} exceeds"
                 f" training.max_steps={self.training.max_steps}"
             )
+
+    def _check_task(self) -> None:
+        task, sampler = self.task, self.sampler
+        if isinstance(task, ReconstructConfig | InterpolateConfig) and sampler.eta != 0:
+            raise ConfigError(
+                f"task={task.name} needs the deterministic sampler: set sampler.eta=0, got {sampler.eta:g}"
+            )
+        if isinstance(task, ReconstructConfig) and sampler.clip != "none":
+            raise ConfigError(f"task=reconstruct needs an invertible step: set sampler.clip=none, got {sampler.clip}")
+        if isinstance(task, InterpolateConfig) and self.num_samples < 4:
+            raise ConfigError(f"task=interpolate needs 4 samples for the corners of its grid, got {self.num_samples}")
+        if isinstance(task, CannotSkipConfig) and (sampler.eta, sampler.variance, sampler.clip) != (
+            1.0,
+            "posterior",
+            "none",
+        ):
+            raise ConfigError(
+                "task=cannot_skip writes DDPM's own formula: set sampler=ddpm (eta 1, posterior, no clip)"
+            )
+        if isinstance(task, ConsistencyConfig):
+            try:
+                self.build_sampler(steps=task.reference_steps)
+            except ValueError as error:
+                raise ConfigError(f"task.reference_steps={task.reference_steps}: {error}") from None
+        if self.save_samples and not isinstance(task, GenerateConfig):
+            raise ConfigError(f"save_samples=true needs task=generate, got task={task.name}")
 
     def check_machine(self) -> None:
         """What depends on this machine: the device. Raises ConfigError."""
@@ -286,16 +389,16 @@ class Config(_Group):
         """The noise schedule."""
         return self.schedule.build()
 
-    def build_sampler(self, prediction: Prediction = "eps") -> Sampler:
-        """The sampler on its schedule."""
+    def build_sampler(self, prediction: Prediction = "eps", steps: int | None = None) -> Sampler:
+        """The sampler on its schedule; with `steps`, the same at so many steps (a list of timesteps then gives way)."""
         return Sampler(
             self.build_schedule(),
-            steps=self.steps,
+            steps=self.steps if steps is None else steps,
             eta=self.sampler.eta,
             variance=self.sampler.variance,
             spacing=self.sampler.spacing,
             clip=self.sampler.clip,
-            timesteps=self.sampler.timesteps,
+            timesteps=self.sampler.timesteps if steps is None else None,
             prediction=prediction,
         )
 
@@ -349,7 +452,11 @@ def _explain(error: ValidationError) -> str:
 
 
 _UNION_TAGS: Final = frozenset(
-    {"unet", "gaussian", "empirical", "linear", "scaled_linear", "sigmoid", "constant", "cosine", "file"}
+    {
+        *("unet", "pretrained", "gaussian", "empirical"),
+        *("linear", "scaled_linear", "sigmoid", "constant", "cosine", "file"),
+        *("generate", "reconstruct", "interpolate", "consistency", "trajectory", "cannot_skip"),
+    }
 )
 
 

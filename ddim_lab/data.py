@@ -1,8 +1,10 @@
-"""Images: where they come from, how they are split, and the only conversion between uint8 and [-1, 1]."""
+"""Images in memory and on disk, and the only conversion between uint8 and [-1, 1]."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, final
@@ -11,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddim_lab.config import DataConfig
-
-__all__ = ["ImageData", "ImageSet", "Split", "from_uint8", "load_data", "to_uint8"]
+__all__ = ["DiskImages", "ImageData", "ImageSet", "JoinedImages", "MemoryImages", "Split", "from_uint8", "to_uint8"]
 
 Split = Literal["train", "held_out", "all"]
 
@@ -34,9 +34,51 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+class ImageSet(ABC, Dataset[dict[str, Tensor]]):
+    """Labelled images of one shape, read in batches; abstract.
+
+    Attributes:
+        labels: int64 [M]; all 0 where the data have no labels.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+
+    @abstractmethod
+    def batch(self, indices: Tensor) -> Tensor:
+        """The images of these indices (int64 [B]): uint8 [B, C, H, W]."""
+
+    @abstractmethod
+    def content(self) -> Iterator[bytes]:
+        """The bytes that identify images and labels."""
+
+    def batches(self, size: int, count: int | None = None) -> Iterator[Tensor]:
+        """The first `count` images (None: all of them) in order, `size` at a time, the last batch partial."""
+        for indices in torch.split(torch.arange(len(self) if count is None else min(count, len(self))), size):
+            yield self.batch(indices)
+
+    def first(self, count: int) -> Tensor:
+        """The first `count` images (all, if there are fewer) in one tensor."""
+        return self.batch(torch.arange(min(count, len(self))))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__(torch.tensor([index])).items()}
+
+    def __getitems__(self, indices: Tensor) -> dict[str, Tensor]:
+        """A whole batch at once, with its labels."""
+        return {"images": self.batch(indices), "labels": self.labels[indices.to(self.labels.device)]}
+
+
 @final
-class ImageSet(Dataset[dict[str, Tensor]]):
-    """Labelled images in memory.
+class MemoryImages(ImageSet):
+    """Images held as one tensor.
 
     Args:
         images: uint8 [M, C, H, W].
@@ -47,16 +89,86 @@ class ImageSet(Dataset[dict[str, Tensor]]):
         self.images = images
         self.labels = labels
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return int(channels), int(height), int(width)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"images": self.images[index], "labels": self.labels[index]}
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices.to(self.images.device)]
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """A whole batch at once; the loaders below pass it on as it is."""
-        chosen = torch.as_tensor(indices)
-        return {"images": self.images[chosen], "labels": self.labels[chosen]}
+    def to(self, device: torch.device) -> MemoryImages:
+        """The same images on a device."""
+        return MemoryImages(self.images.to(device), self.labels.to(device))
+
+    def content(self) -> Iterator[bytes]:
+        yield repr(tuple(self.images.shape)).encode()
+        yield self.images.numpy().tobytes()
+        yield self.labels.numpy().tobytes()
+
+
+@final
+class DiskImages(ImageSet):
+    """Images that stay on disk and are decoded when they are asked for.
+
+    Args:
+        names: one an image, in the set's order.
+        labels: int64 [M].
+        shape: (C, H, W) of every decoded image.
+        read: decodes the image of a name: uint8 [C, H, W].
+        digest: identifies the content behind the names.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        labels: Tensor,
+        shape: tuple[int, int, int],
+        read: Callable[[str], Tensor],
+        digest: str,
+    ) -> None:
+        self.labels = labels
+        self._names, self._shape, self._read, self._digest = names, shape, read, digest
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
+
+    def batch(self, indices: Tensor) -> Tensor:
+        images = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
+        for row, index in enumerate(indices.tolist()):
+            images[row] = self._read(self._names[index])
+        return images
+
+    def content(self) -> Iterator[bytes]:
+        yield repr((len(self), *self._shape)).encode()
+        yield self._digest.encode()
+        yield "\n".join(self._names).encode()
+        yield self.labels.numpy().tobytes()
+
+
+@final
+class JoinedImages(ImageSet):
+    """Two sets of the same shape, one after the other."""
+
+    def __init__(self, first: ImageSet, second: ImageSet) -> None:
+        self.labels = torch.cat([first.labels, second.labels])
+        self._first, self._second = first, second
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._first.shape
+
+    def batch(self, indices: Tensor) -> Tensor:
+        in_first = indices < len(self._first)
+        images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
+        images[in_first] = self._first.batch(indices[in_first])
+        images[~in_first] = self._second.batch(indices[~in_first] - len(self._first))
+        return images
+
+    def content(self) -> Iterator[bytes]:
+        yield from self._first.content()
+        yield from self._second.content()
 
 
 @final
@@ -78,17 +190,20 @@ class ImageData:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        channels, height, width = self.train.images.shape[1:]
-        return int(channels), int(height), int(width)
+        return self.train.shape
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Number of labels in the training split; 1 where the data have none."""
+        return int(self.train.labels.max()) + 1
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the pixels, labels, split and preprocessing."""
+        """SHA-256 over the content, labels, split and preprocessing."""
         digest = hashlib.sha256(self.preprocessing.encode())
         for split in (self.train, self.held_out):
-            digest.update(repr(tuple(split.images.shape)).encode())
-            digest.update(split.images.numpy().tobytes())
-            digest.update(split.labels.numpy().tobytes())
+            for part in split.content():
+                digest.update(part)
         return digest.hexdigest()
 
     def split(self, name: Split) -> ImageSet:
@@ -97,27 +212,4 @@ class ImageData:
             return self.train
         if name == "held_out":
             return self.held_out
-        return ImageSet(
-            torch.cat([self.train.images, self.held_out.images]), torch.cat([self.train.labels, self.held_out.labels])
-        )
-
-
-def load_data(config: DataConfig) -> ImageData:
-    """The data set that conf/data names."""
-    return _digits()
-
-
-def _digits() -> ImageData:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    pixels, labels = load_digits(return_X_y=True)
-    levels = torch.tensor(pixels).mul(255.0 / 16.0).round().to(torch.uint8).reshape(-1, 1, 8, 8)
-    train, held_out = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=0)
-    targets = torch.tensor(labels, dtype=torch.int64)
-    return ImageData(
-        name="digits",
-        train=ImageSet(levels[train], targets[train]),
-        held_out=ImageSet(levels[held_out], targets[held_out]),
-        preprocessing="digits v1: 0..16 scaled to 0..255 and rounded; stratified split 1437/360, random_state=0",
-    )
+        return JoinedImages(self.train, self.held_out)

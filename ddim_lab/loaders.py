@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, final
+from typing import Any, Final, final
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ddim_lab.data import ImageSet
+from ddim_lab.data import ImageSet, MemoryImages
 
 __all__ = ["SampleIndices", "TrainingBatches"]
 
@@ -22,8 +23,15 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
 
 
+MOST_WORKERS: Final = 16
+"""Processes that decode images, at most; never more than there are cores."""
+
+RESIDENT_AT_MOST: Final = 4 * 2**30
+"""Bytes of images that may live on a GPU while it trains; those of larger sets are copied batch by batch."""
+
+
 @final
-class _StepBatches(Sampler[list[int]]):
+class _StepBatches(Sampler[Tensor]):
     """Batches of indices named by (seed, step): an endless chain of permutations, cut every `batch_size`.
 
     Step k takes elements k*B ... (k+1)*B - 1 of the chain, so a run may start at any step.
@@ -32,19 +40,34 @@ class _StepBatches(Sampler[list[int]]):
     def __init__(self, size: int, batch_size: int, seed: int, first_step: int) -> None:
         self._size, self._batch_size, self._seed, self._first_step = size, batch_size, seed, first_step
 
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self._first_step
-        epoch, order = -1, torch.empty(0, dtype=torch.int64)
+    def __iter__(self) -> Iterator[Tensor]:
+        position = self._first_step * self._batch_size
+        epoch, order = position // self._size, self._order(position // self._size)
         while True:
-            batch: list[int] = []
-            for position in range(step * self._batch_size, (step + 1) * self._batch_size):
+            parts, missing = [], self._batch_size
+            while missing:
                 if position // self._size != epoch:
-                    epoch = position // self._size
-                    generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
-                    order = torch.randperm(self._size, generator=generator)
-                batch.append(int(order[position % self._size]))
-            yield batch
-            step += 1
+                    epoch, order = position // self._size, self._order(position // self._size)
+                start = position % self._size
+                part = order[start : start + missing]
+                parts.append(part)
+                position, missing = position + len(part), missing - len(part)
+            yield torch.cat(parts)
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self._size, generator=generator)
+
+
+@final
+class _Indices(Dataset[Tensor]):
+    """A data set whose items are their own indices: the images are looked up where they lie, on the device."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor(index)
+
+    def __getitems__(self, indices: Tensor) -> Tensor:
+        return indices
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -54,6 +77,9 @@ def _as_it_is(batch: Any) -> Any:
 @final
 class TrainingBatches(pl.LightningDataModule):
     """Training batches named by (seed, global step); a resumed trainer gets the batch of its own step.
+
+    Images in memory move to the device once, if they fit (`RESIDENT_AT_MOST`), and each batch is one lookup there;
+    images on disk are decoded by worker processes.
 
     Args:
         images: the training split.
@@ -65,10 +91,22 @@ class TrainingBatches(pl.LightningDataModule):
         super().__init__()
         self._images, self._batch_size, self._seed = images, batch_size, seed
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def train_dataloader(self) -> DataLoader[Any]:
         first_step = self.trainer.global_step if self.trainer is not None else 0
         batches = _StepBatches(len(self._images), self._batch_size, self._seed, first_step)
-        return DataLoader(self._images, batch_sampler=batches, collate_fn=_as_it_is)
+        if isinstance(self._images, MemoryImages):
+            return DataLoader(_Indices(), batch_sampler=batches, collate_fn=_as_it_is)  # type: ignore[arg-type]
+        workers = min(MOST_WORKERS, os.cpu_count() or 1)
+        return DataLoader(self._images, batch_sampler=batches, collate_fn=_as_it_is, num_workers=workers)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> dict[str, Tensor]:
+        """Bring a batch to the device without making the host wait for it."""
+        if isinstance(batch, Tensor):
+            assert isinstance(self._images, MemoryImages)
+            if self._images.images.device != device and self._images.images.numel() <= RESIDENT_AT_MOST:
+                self._images = self._images.to(device)
+            batch = self._images.__getitems__(batch.to(self._images.images.device, non_blocking=True))
+        return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 
 @final

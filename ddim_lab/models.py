@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
-from ddim_lab.config import Config, UNetConfig
-from ddim_lab.data import ImageData, from_uint8
+from ddim_lab.config import Config, ConfigError, PretrainedConfig, UNetConfig
+from ddim_lab.data import ImageData, MemoryImages, from_uint8
 from ddim_lab.diffusion import Prediction
 from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import EpsModel
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.store import Store, content_key, read_json, write_json
 
-__all__ = ["Mirror", "Model", "obtain_model", "training_fingerprint"]
+__all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_fingerprint"]
 
 TRAINING_VERSION = 1
 """Raised whenever the same configuration would train to other weights."""
@@ -33,9 +33,9 @@ class Model:
     """An eps-model that is ready to be loaded.
 
     Attributes:
-        kind: "unet", "gaussian" or "empirical".
+        kind: "unet", "pretrained", "gaussian" or "empirical".
         digest: identifies the weights (or the data and schedule of an exact model).
-        weights: "ema", "raw" or "exact".
+        weights: "ema", "raw", "pretrained" or "exact".
         parameters: number of them.
         fingerprint: of the training, or None.
         prediction: what it predicts.
@@ -85,10 +85,14 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
     schedule = config.build_schedule()
     if isinstance(config.model, UNetConfig):
         return _unet(config, config.model, data, schedule, runtime, store, mirror)
+    if isinstance(config.model, PretrainedConfig):
+        return _pretrained(config, config.model)
     kind = config.model.kind
     digest = content_key({"kind": kind, "data": data.digest, "schedule": config.schedule.model_dump()})
 
     def load() -> nn.Module:
+        if not isinstance(data.train, MemoryImages):
+            raise ConfigError(f"model={kind} holds all training images in memory: data={data.name} is too large for it")
         images = from_uint8(data.train.images)
         if kind == "empirical":
             return _Function(EmpiricalEps(schedule, images))
@@ -97,6 +101,29 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
         return _Function(GaussianEps(schedule, images.double().mean(0), variance))
 
     return Model(kind, digest, "exact", 0, None, "eps", False, load)
+
+
+def check_model(config: Config) -> None:
+    """What of the model can be known before the data are read: whether a checkpoint is there, whole, and fits.
+
+    Raises:
+        ConfigError: with one line for the user.
+    """
+    if isinstance(config.model, PretrainedConfig):
+        _pretrained(config, config.model)
+
+
+def _pretrained(config: Config, model: PretrainedConfig) -> Model:
+    from ddim_lab.pretrained import inspect_pretrained
+
+    found = inspect_pretrained(model.path, config.schedule, config.data.name, config.data.shape)
+
+    def load() -> nn.Module:
+        from ddim_lab.unet import load_unet
+
+        return load_unet(found.folder)
+
+    return Model("pretrained", found.digest, "pretrained", found.parameters, None, found.prediction, False, load)
 
 
 def _unet(
@@ -112,7 +139,8 @@ def _unet(
     fingerprint = content_key(recipe)
 
     def build(folder: Path) -> None:
-        from ddim_lab.module import train, weights_digest  # diffusers and Lightning, only where something is trained
+        from ddim_lab.module import train  # diffusers and Lightning, only where something is trained
+        from ddim_lab.unet import weights_digest, write_pipeline
 
         with mirror() as send:
             averaged, raw, write_curve = train(
@@ -122,11 +150,13 @@ def _unet(
                 config.training,
                 accelerator=runtime.accelerator,
                 precision=runtime.training_precision(config.training.precision),
+                deterministic=runtime.deterministic,
                 work=store.work_folder("models", fingerprint),
                 mirror=send,
             )
         averaged.save_pretrained(folder)
         raw.save_pretrained(folder / "raw")
+        write_pipeline(folder, schedule, config.schedule.model_dump())
         write_curve(folder / "training_curve.csv")
         description = {
             "fingerprint": fingerprint,
@@ -143,7 +173,7 @@ def _unet(
     description = read_json(folder / "model.json")
 
     def load() -> nn.Module:
-        from ddim_lab.module import load_unet
+        from ddim_lab.unet import load_unet
 
         return load_unet(folder if unet.weights == "ema" else folder / "raw")
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import pytorch_lightning as pl
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ddim_lab.config import TrainingConfig, UNetConfig
@@ -23,44 +25,12 @@ from ddim_lab.data import ImageData, from_uint8
 from ddim_lab.diffusion import eps_loss, per_sample
 from ddim_lab.loaders import TrainingBatches
 from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.unet import build_unet
 
-__all__ = ["DiffusionModule", "build_unet", "load_unet", "train", "weights_digest"]
+__all__ = ["DiffusionModule", "train"]
 
-
-def build_unet(config: UNetConfig, shape: tuple[int, int, int]) -> UNet2DModel:
-    """A diffusers U-Net for images of `shape` (C, H, W), freshly initialised from torch's global generator."""
-    channels, height, width = shape
-    down = tuple("AttnDownBlock2D" if attention else "DownBlock2D" for attention in config.attention)
-    up = tuple("AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(config.attention))
-    return UNet2DModel(
-        sample_size=(height, width),
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=tuple(config.block_out_channels),
-        down_block_types=down,
-        up_block_types=up,
-        layers_per_block=config.layers_per_block,
-        norm_num_groups=config.norm_num_groups,
-        dropout=config.dropout,
-        add_attention=any(config.attention),
-    )
-
-
-def load_unet(folder: Path) -> nn.Module:
-    """A stored U-Net, on the CPU, in evaluation mode, without gradients. Safetensors only: nothing is unpickled."""
-    network: nn.Module = UNet2DModel.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-    )
-    return network.eval().requires_grad_(False)
-
-
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 over a network's tensors in order of name: (name, dtype, shape, bytes)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+READ_EVERY: Final = 25
+"""Training steps between readings of the loss: on a GPU each one waits until the device has caught up."""
 
 
 @final
@@ -89,9 +59,13 @@ class DiffusionModule(pl.LightningModule):
         self.schedule = schedule
         self.training_config = training
         self._evaluate = evaluate
-        # Plain attributes, not buffers: they are derived from the schedule, and EMA must not average them.
+        # Plain attributes, not buffers: they are derived from the schedule and belong in no checkpoint.
         alpha_bars = torch.tensor(schedule.alpha_bars)
         self._signal, self._noise = alpha_bars.sqrt().float(), (1.0 - alpha_bars).sqrt().float()
+
+    def on_train_start(self) -> None:
+        """Put the schedule where the steps are: a copy in every step would make the host wait for the device."""
+        self._signal, self._noise = self._signal.to(self.device), self._noise.to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         assert self.training_config is not None
@@ -102,18 +76,18 @@ class DiffusionModule(pl.LightningModule):
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
         t = torch.randint(0, self.schedule.num_timesteps, (len(x_0),), device=x_0.device)
         eps = torch.randn_like(x_0)
-        signal, noise = self._signal.to(x_0.device), self._noise.to(x_0.device)
-        x_t = per_sample(signal[t], x_0) * x_0 + per_sample(noise[t], x_0) * eps
+        x_t = per_sample(self._signal[t], x_0) * x_0 + per_sample(self._noise[t], x_0) * eps
+        if x_t.is_cuda:
+            x_t = x_t.contiguous(memory_format=torch.channels_last)
         output = self.network(x_t, t)
-        loss = eps_loss(output if isinstance(output, Tensor) else output.sample, eps)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the training loss is {loss.item()} at step {self.global_step}")
-        return loss
+        return eps_loss(output if isinstance(output, Tensor) else output.sample, eps)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.training_config
         assert config is not None
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
+        # Fused Adam is fastest, but unscales gradients itself, which mixed precision does not combine with clipping.
+        fused = self.trainer.precision == "32-true"
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(config, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -139,10 +113,15 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 @final
 class _Curve(Callback):
-    """Keeps loss and learning rate of every step, in the checkpoint too, and shows progress."""
+    """Keeps loss and learning rate of every step, in the checkpoint too, and shows progress.
+
+    Losses stay on the device until they are read, every `READ_EVERY` steps and before anything is saved; the first
+    one that is not finite ends the training there, so that no checkpoint holds what came after it.
+    """
 
     def __init__(self, total: int, mirror: Callable[[dict[str, float], int], None]) -> None:
         self.rows: list[tuple[int, float, float, float]] = []
+        self._unread: list[tuple[int, Tensor, float, float]] = []
         self._total, self._mirror = total, mirror
         self._bar: tqdm[Any] | None = None
         self._started = 0.0
@@ -158,22 +137,39 @@ class _Curve(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = float(outputs["loss"])
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         seconds = self._spent + time.perf_counter() - self._started
-        self.rows.append((trainer.global_step, loss, rate, round(seconds, 3)))
+        self._unread.append((trainer.global_step, outputs["loss"].detach(), rate, round(seconds, 3)))
         if self._bar is not None:
             self._bar.update(1)
-            if trainer.global_step % 20 == 0:
+        if trainer.global_step % READ_EVERY == 0 or trainer.global_step == self._total:
+            self._read()
+            step, loss, rate, _ = self.rows[-1]
+            self._mirror({"loss": loss, "learning_rate": rate}, step)
+            if self._bar is not None:
                 self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if trainer.global_step % 25 == 0 or trainer.global_step == self._total:
-            self._mirror({"loss": loss, "learning_rate": rate}, trainer.global_step)
+
+    def _read(self) -> None:
+        """Bring the losses of the last steps to the host.
+
+        Raises:
+            FloatingPointError: one of them is NaN or infinite; names the step.
+        """
+        if not self._unread:
+            return
+        losses = torch.stack([loss for _, loss, _, _ in self._unread]).tolist()
+        for (step, _, rate, seconds), loss in zip(self._unread, losses, strict=True):
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the training loss is {loss} at step {step}")
+            self.rows.append((step, loss, rate, seconds))
+        self._unread.clear()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def state_dict(self) -> dict[str, Any]:
+        self._read()
         return {"rows": [list(row) for row in self.rows]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -186,6 +182,19 @@ class _Curve(Callback):
             writer.writerows(self.rows)
 
 
+@final
+class _LastRaw(Callback):
+    """Copies the raw parameters at the end of training, before Lightning's averaging puts its own in their place."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        network = pl_module.network
+        assert isinstance(network, nn.Module)
+        self.state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+
+
 def train(
     data: ImageData,
     model: UNetConfig,
@@ -194,6 +203,7 @@ def train(
     *,
     accelerator: str,
     precision: str,
+    deterministic: bool,
     work: Path,
     mirror: Callable[[dict[str, float], int], None],
 ) -> tuple[UNet2DModel, UNet2DModel, Callable[[Path], None]]:
@@ -203,6 +213,8 @@ def train(
         data, model, schedule, training: what to train, on what, how.
         accelerator: Lightning's name of the device: "cpu" or "gpu".
         precision: "fp32" or "bf16" (mixed).
+        deterministic: only deterministic kernels, for weights that are bitwise the same on a GPU too; else the
+            fastest ones found there.
         work: durable folder for checkpoints.
         mirror: called with (values, step) now and then.
 
@@ -214,45 +226,40 @@ def train(
         FloatingPointError: the loss is NaN or infinite; names the step.
     """
     torch.manual_seed(_step_seed(training.seed, -1, 0))
-    module = DiffusionModule(build_unet(model, data.shape), schedule, training)
-    curve = _Curve(training.max_steps, mirror)
+    network = build_unet(model, data.shape)
+    if accelerator == "gpu":
+        network = network.to(memory_format=torch.channels_last)
+    curve, raw = _Curve(training.max_steps, mirror), _LastRaw()
+    average = WeightAveraging(
+        device="cuda" if accelerator == "gpu" else "cpu",
+        use_buffers=False,
+        # The averaging function of EMAWeightAveraging, in its form of a few kernels for all parameters.
+        multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay),  # type: ignore[no-untyped-call]
+    )
     checkpoint = ModelCheckpoint(dirpath=work, filename="last", every_n_train_steps=training.checkpoint_every)
     checkpoint.CHECKPOINT_JOIN_CHAR = "="
-    ema = EMAWeightAveraging(
-        device="cuda" if accelerator == "gpu" else "cpu", use_buffers=False, decay=training.ema_decay
-    )
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
         max_steps=training.max_steps,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         gradient_clip_val=training.gradient_clip,
-        callbacks=[ema, curve, checkpoint],
+        deterministic=deterministic,
+        benchmark=not deterministic,
+        callbacks=[raw, average, curve, checkpoint],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     last = work / "last.ckpt"
-    batches = TrainingBatches(data.train, training.batch_size, training.seed)
-    raw = _LastRaw()
-    trainer.callbacks.insert(0, raw)  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=batches, ckpt_path=last if last.is_file() else None, weights_only=True)
-    averaged = module.network
-    assert isinstance(averaged, UNet2DModel)
-    raw_network = build_unet(model, data.shape)
-    raw_network.load_state_dict(raw.state)
-    return averaged.eval(), raw_network.eval(), curve.write
-
-
-@final
-class _LastRaw(Callback):
-    """Copies the raw weights at the end of training, before the EMA callback puts the average in their place."""
-
-    def __init__(self) -> None:
-        self.state: dict[str, Tensor] = {}
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        network = pl_module.network
-        assert isinstance(network, nn.Module)
-        self.state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    trainer.fit(
+        DiffusionModule(network, schedule, training),
+        datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
+        ckpt_path=last if last.is_file() else None,
+        weights_only=True,
+    )
+    averaged = network.to("cpu", memory_format=torch.contiguous_format).eval()
+    last_raw = copy.deepcopy(averaged)
+    last_raw.load_state_dict(raw.state)
+    return averaged, last_raw, curve.write

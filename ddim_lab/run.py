@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ddim_lab.config import Config, ConfigError
-from ddim_lab.data import load_data
+from ddim_lab.datasets import load_data
 from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import static_charts
 from ddim_lab.runtime import Runtime
@@ -84,9 +84,11 @@ def job(composed: DictConfig) -> None:
 
 
 def describe(config: Config) -> str:
-    """A job in a few words: sampler, eta where it differs from the name's, spacing where not uniform, steps."""
+    """A job in a few words: task where not generate, sampler, eta, spacing where not uniform, steps."""
     labels = config.labels()
     words = [labels["sampler"], f"eta={labels['eta']:g}"]
+    if config.task.name != "generate":
+        words.insert(0, config.task.name)
     if labels["spacing"] != "uniform":
         words.append(labels["spacing"])
     return " ".join([*words, f"S={labels['steps']}"])

@@ -20,6 +20,7 @@ MATHEMATICS = {
     "noise": {"torch"},
     "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule"},
     "analytic": {"torch", "ddim_lab.schedule"},
+    "interpolate": {"torch", "ddim_lab.diffusion"},
 }
 
 
@@ -85,7 +86,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_the_mathematics_loads_no_framework() -> None:
-    loaded = loaded_by("import ddim_lab.sampler, ddim_lab.noise, ddim_lab.analytic, ddim_lab.diffusion")
+    loaded = loaded_by("import ddim_lab.sampler, ddim_lab.noise, ddim_lab.analytic, ddim_lab.diffusion, ddim_lab.interpolate")
     assert {"torch", "numpy", "ddim_lab"} <= loaded
     assert not loaded & {"hydra", "omegaconf", "pytorch_lightning", "lightning", "wandb", "diffusers", "torchmetrics"}
     assert not loaded & {"torchvision", "sklearn", "scipy", "pydantic", "altair", "PIL"}

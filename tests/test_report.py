@@ -205,8 +205,8 @@ class Outputs:
                     "images": 64,
                     "repeat_max_abs_diff": 0.0,
                     "repeat_identical": True,
-                    "split_max_abs_diff": 3.1e-7,
-                    "split_sizes": [40, 24],
+                    "batch_max_abs_diff": 3.1e-7,
+                    "batch_sizes": [40, 24],
                     "noise_seeds": 4,
                     "noise_images": 8,
                     "noise_variance": 0.013 * eta,
@@ -561,7 +561,7 @@ def test_markdown_and_latex_tables_hold_the_values(tmp_path: Path) -> None:
     assert "## FD (digits classifier)" in markdown
     assert "features: 3f2a91c03f2a · reference: digits train, n=1437 · N = 1,437" in markdown
     assert "held-out real images | 2.91 |" in markdown
-    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 2
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 3
     assert r"$\eta$ 0.5 & " in latex
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert {line.count(" & ") for line in body} == {3}
@@ -693,7 +693,7 @@ def nulls(result: dict[str, Any]) -> None:
     measured = result["measurements"]
     for name in ("fd_se", "leave_one_out", "equal_n", "nearest"):
         measured["quality"][name] = None
-    for name in ("split_max_abs_diff", "split_sizes"):
+    for name in ("batch_max_abs_diff", "batch_sizes"):
         measured["determinism"][name] = None
     result["recipe"]["model"]["fingerprint"] = None
 
@@ -787,7 +787,9 @@ def test_task_tables_and_pictures_are_shown(tmp_path: Path) -> None:
     assert "Above: data." in page.text
     source = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
     shown = [attributes for tag, attributes in page.tags if tag == "img" and attributes["src"] == source]
-    assert [attributes["alt"] for attributes in shown] == ["good"]
+    assert [attributes["alt"] for attributes in shown] == ["η 0, S = 10"]
+    assert "good" in page.text
+    assert "outside" not in page.text
 
 
 def test_large_and_damaged_previews(tmp_path: Path) -> None:
@@ -834,7 +836,7 @@ def test_a_series_has_one_colour_everywhere(tmp_path: Path) -> None:
     charts = sweep_charts(read_sweep(outputs.done()))
     colours: dict[str, set[str]] = {}
     for chart in charts:
-        if "against" in chart.name:
+        if "against" in chart.name and not chart.name.endswith("against_eta"):
             for key in chart.keys:
                 colours.setdefault(key.label, set()).add(key.colour + key.shape)
     assert {label: len(found) for label, found in colours.items()} == {"η 0": 1, "η 0.5": 1, "η 1": 1, "σ̂": 1}
@@ -861,7 +863,7 @@ def test_the_page_draws_its_charts_in_a_browser(tmp_path: Path) -> None:
     drawn.write_text(done.stdout, encoding="utf-8")
     page = Page(drawn)
     assert (
-        len([1 for tag, a in page.tags if tag == "svg" and "marks" in (a.get("class") or "")]) == len(page.charts) == 5
+        len([1 for tag, a in page.tags if tag == "svg" and "marks" in (a.get("class") or "")]) == len(page.charts) == 6
     )
     points = [a for tag, a in page.tags if tag == "path" and a.get("aria-roledescription") == "point"]
     assert len(points) >= 3 * 9

@@ -82,16 +82,14 @@ def test_the_same_sweep_again_computes_nothing(
 def test_a_failing_cell_leaves_a_hole_and_the_others(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ddim_lab.tasks import generate as task
+    original = Sampler.sample
 
-    original = task.sample_uint8
-
-    def fail_at_four_steps(sampler: Sampler, *arguments: Any) -> Any:
+    def fail_at_four_steps(sampler: Sampler, *arguments: Any, **named: Any) -> Any:
         if sampler.steps == 4:
             raise RuntimeError("the device fell off the bus")
-        return original(sampler, *arguments)
+        return original(sampler, *arguments, **named)
 
-    monkeypatch.setattr(task, "sample_uint8", fail_at_four_steps)
+    monkeypatch.setattr(Sampler, "sample", fail_at_four_steps)
     assert tiny.run(outputs, "steps=3,4,6", "-m") == 1
     sweep = tiny.sweeps(outputs)[-1]
     found = tiny.results(sweep)

@@ -95,7 +95,7 @@ def obtain_features(kind: str, data: ImageData, store: Store) -> Features:
             num_features=channels * height * width,
             load=Pixels,
         )
-    num_classes = int(data.train.labels.max()) + 1
+    num_classes = data.num_classes
     recipe = {"kind": "classifier", "data": data.digest, "num_classes": num_classes, **CLASSIFIER}
 
     def build(folder: Path) -> None:

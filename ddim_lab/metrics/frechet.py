@@ -1,4 +1,4 @@
-"""Fréchet distance between feature distributions, its standard error, and nearest neighbours.
+"""Fréchet distance between feature distributions, and what its standard error needs.
 
     FD = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))       (Dowson & Landau 1982; Heusel et al. 2017)
 
@@ -7,59 +7,19 @@ Means and covariances come from float64 sums; the distance itself is torchmetric
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-__all__ = ["GROUPS", "FeatureSums", "FrechetDistance", "median_nearest_distance"]
+from ddim_lab.metrics.statistics import FeatureSums
+
+__all__ = ["GROUPS", "FrechetDistance"]
 
 GROUPS: Final = 20
 """Groups of samples whose sums are kept apart for the delete-a-group jackknife; sample i is in group i mod 20."""
-
-
-@final
-@dataclass(frozen=True)
-class FeatureSums:
-    """Sufficient statistics of feature vectors f [n, D]: n, sum f, sum f f^T, float64 on the CPU."""
-
-    count: int
-    total: Tensor
-    outer: Tensor
-
-    @classmethod
-    def of(cls, batches: Iterable[Tensor]) -> FeatureSums:
-        """Sums over batches of features [B, D]."""
-        count, total, outer = 0, None, None
-        for batch in batches:
-            features = batch.double()
-            count += len(features)
-            total = features.sum(0) if total is None else total + features.sum(0)
-            outer = features.T @ features if outer is None else outer + features.T @ features
-        if total is None or outer is None:
-            raise ValueError("no features to sum")
-        return cls(count, total.cpu(), outer.cpu())
-
-    def save(self, path: Path) -> None:
-        """Write as .npz with arrays count, total, outer."""
-        np.savez(path, count=self.count, total=self.total.numpy(), outer=self.outer.numpy())
-
-    @classmethod
-    def load(cls, path: Path) -> FeatureSums:
-        """Read what `save` wrote; nothing is unpickled."""
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                return cls(int(file["count"]), torch.from_numpy(file["total"]), torch.from_numpy(file["outer"]))
-        except (ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} does not hold feature statistics: {error}") from None
 
 
 @final
@@ -155,13 +115,3 @@ class FrechetDistance(Metric):
             for g in range(GROUPS)
             if self.counts[g] > 0 and count - self.counts[g] >= 2
         ]
-
-
-def median_nearest_distance(images: Tensor, others: Tensor) -> float:
-    """Median over `images` of the Euclidean distance to the nearest of `others`; both [*, C, H, W] in [-1, 1].
-
-    Samples that sit much nearer to the training images than held-out images do were memorised.
-    """
-    flat = others.flatten(1).double()
-    nearest = [torch.cdist(part.flatten(1).double(), flat).amin(1) for part in torch.split(images, 1024)]
-    return float(torch.cat(nearest).median())

@@ -1,25 +1,34 @@
-"""Wall-clock speed of sampling: warmed up, synchronised, repeated; sampling alone, nothing else in the clock."""
+"""Wall-clock time and memory, measured so that they mean what they say."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import final
+from typing import TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-__all__ = ["Timing", "peak_memory_bytes", "synchronize", "time_repeats"]
+__all__ = ["peak_memory_bytes", "synchronize", "timed"]
+
+T = TypeVar("T")
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+
+
+def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What `run` returns and the seconds it took, the device synchronised before the start and before the stop.
+
+    The caller warms up: the first call of a kernel chooses algorithms and compiles.
+    """
+    synchronize(device)
+    start = time.perf_counter()
+    result = run()
+    synchronize(device)
+    return result, time.perf_counter() - start
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
@@ -31,32 +40,3 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return None
-
-
-@final
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of each repeat, and what each returned (on the CPU)."""
-
-    seconds: tuple[float, ...]
-    outputs: tuple[Tensor, ...]
-
-    def quantile(self, q: float) -> float:
-        """Quantile of the seconds, 0.5 for the median."""
-        return float(np.quantile(self.seconds, q))
-
-
-def time_repeats(run: Callable[[], Tensor], repeats: int, device: torch.device) -> Timing:
-    """Time `run` several times, the device synchronised before each start and each stop.
-
-    The caller warms up: the first call of a kernel chooses algorithms and compiles.
-    """
-    seconds, outputs = [], []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        output = run()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-        outputs.append(output.cpu())
-    return Timing(tuple(seconds), tuple(outputs))

@@ -55,5 +55,5 @@ def train_classifier(network: Classifier, data: ImageData, recipe: Mapping[str, 
     trainer.fit(_ClassifierTraining(network, recipe["learning_rate"]), datamodule=batches)
     network.eval()
     with torch.no_grad():
-        guesses = network.head(network(data.held_out.images)).argmax(1)
+        guesses = torch.cat([network.head(network(part)).argmax(1) for part in data.held_out.batches(512)])
     return float((guesses == data.held_out.labels).double().mean())

@@ -6,6 +6,7 @@ Nothing here imports torch. The parts, each on top of the ones before:
     sweep      the files, read and checked
     estimates  jackknife errors, a straight line, a Pareto front
     rows       one flat row a cell
+    measures   what tasks measure beside a Fréchet distance
     series     which cells share a line, a name and a table; paired differences
     timing     time against network forwards
     text       the paper-shaped tables as Markdown and LaTeX

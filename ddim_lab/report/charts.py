@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddim_lab.report.estimates import pareto_front
+from ddim_lab.report.measures import NOISE_VARIANCE, Measure, measures_of
 from ddim_lab.report.series import PaperTable, Series, held_out_levels, name_cells, name_series, paper_tables
 from ddim_lab.report.sweep import Cell, Sweep, finite, training_curves
-from ddim_lab.report.text import decimals, metric_facts, number
+from ddim_lab.report.text import decimals, measure_heading, metric_facts, number, small
 from ddim_lab.report.timing import contended, timed, timing_fits
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
@@ -22,6 +23,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 GREY = "#888888"
 ONCE = ("train", "feature_network")
 """Phases that are done once a sweep, beside which the others would vanish."""
+FORWARDS = "network forwards a sample (NFE)"
 HEIGHT = 300
 STATIC_WIDTH = 560
 
@@ -56,20 +58,31 @@ def sweep_charts(sweep: Sweep) -> list[Chart]:
     """Every chart that the sweep has data for."""
     series = name_series(sweep.cells)
     charts: list[Chart | None] = []
-    tables = [table for table in paper_tables(sweep) if table.metric is not None]
+    everything = paper_tables(sweep)
+    tables = [table for table in everything if table.metric is not None]
     for index, table in enumerate(tables, start=1):
         suffix = "" if len(tables) == 1 else f"_{index}"
         charts.append(_quality_chart(table, f"fd_against_steps{suffix}"))
+        if any(cell.forwards not in (None, cell.steps) for cell in table.cells):
+            charts.append(_quality_chart(table, f"fd_against_forwards{suffix}", forwards=True))
         charts.append(_front_chart(table, f"fd_against_seconds{suffix}"))
+    for index, table in enumerate(everything, start=1):
+        suffix = "" if len(everything) == 1 else f"_{index}"
+        for measure in measures_of(table.cells):
+            charts.append(_measure_chart(table, measure, f"{measure.field}_against_steps{suffix}"))
+        charts.append(_variance_chart(table, f"{NOISE_VARIANCE.field}_against_eta{suffix}"))
     charts += [_time_chart(sweep, series), _training_chart(sweep), _phases_chart(sweep, series)]
     return [chart for chart in charts if chart is not None]
 
 
-def _quality_chart(table: PaperTable, name: str) -> Chart | None:
-    """FD against steps, log-log, with bars of one standard error."""
+def _quality_chart(table: PaperTable, name: str, *, forwards: bool = False) -> Chart | None:
+    """FD against steps, or against the forwards really done; log-log, with bars of one standard error."""
     import altair as alt
 
-    found = [(row.series, c) for row in table.rows for c in row.cells.values() if _positive(c.fd) and c.steps]
+    def cost(cell: Cell) -> int | None:
+        return cell.forwards if forwards else cell.steps
+
+    found = [(row.series, c) for row in table.rows for c in row.cells.values() if _positive(c.fd) and cost(c)]
     if not found:
         return None
     heading, facts = metric_facts(table)
@@ -80,7 +93,7 @@ def _quality_chart(table: PaperTable, name: str) -> Chart | None:
         records.append(
             {
                 "series": series.label,
-                "steps": cell.steps,
+                "steps": cost(cell),
                 "fd": fd,
                 # a bar that reaches zero has no lower end on a log axis: it stops at a tenth of the value
                 "low": max(fd - (se or 0.0), fd / 10),
@@ -94,7 +107,7 @@ def _quality_chart(table: PaperTable, name: str) -> Chart | None:
 
     steps = sorted({int(r["steps"]) for r in records})
     x = alt.X("steps:Q").scale(type="log", domain=_padded(steps, 1.15), nice=False)
-    x = x.axis(values=steps, format="d", grid=False).title("steps S")
+    x = x.axis(values=steps, format="d", grid=False).title(FORWARDS if forwards else "steps S")
     y = _log_y(alt, "fd:Q", extent, heading)
     keys = _keys(series for series, _ in found)
     base = alt.Chart(alt.InlineData(values=records))
@@ -107,7 +120,7 @@ def _quality_chart(table: PaperTable, name: str) -> Chart | None:
             shape=_shape(alt, keys),
             tooltip=[
                 alt.Tooltip("series:N", title="series"),
-                alt.Tooltip("steps:Q", title="steps"),
+                alt.Tooltip("steps:Q", title="forwards" if forwards else "steps"),
                 alt.Tooltip("shown:N", title="FD ± 1 se"),
             ],
         ),
@@ -125,7 +138,100 @@ def _quality_chart(table: PaperTable, name: str) -> Chart | None:
         caption += f" Dashed: held-out real images at the same N ({number(level, places)})."
     elif levels:
         caption += " Held-out real images were measured at a smaller N, so their level is not drawn here."
+    title = f"{heading} against {'network forwards' if forwards else 'steps'}"
+    return Chart(name, title, _spec(alt.layer(*layers)), keys, caption, table)
+
+
+def _measure_chart(table: PaperTable, measure: Measure, name: str) -> Chart | None:
+    """A task's measure against steps, log-log, with bars of one standard error; None for fewer than two steps."""
+    import altair as alt
+
+    cells = [(row.series, cell) for row in table.rows for cell in row.cells.values() if cell.steps]
+    found = [(series, cell, value) for series, cell in cells if _positive(value := cell.value(measure.field))]
+    if len({cell.steps for _, cell, _ in found}) < 2:
+        return None
+    records: list[dict[str, Any]] = []
+    for series, cell, value in found:
+        fine = value or 0.0
+        se = cell.value(measure.se) if measure.se else None
+        low, high = max(fine - (se or 0.0), fine / 10), fine + (se or 0.0)
+        records.append(
+            {"series": series.label, "steps": cell.steps, "value": fine, "low": low, "high": high}
+            | {"shown": small(fine, 6) + (f" ± {small(se, 6)}" if se is not None else "")}
+        )
+    heading = measure_heading(table, measure)
+    steps = sorted({int(r["steps"]) for r in records})
+    extent = [value for r in records for value in (r["low"], r["high"])]
+    x = alt.X("steps:Q").scale(type="log", domain=_padded(steps, 1.15), nice=False)
+    x = x.axis(values=steps, format="d", grid=False).title("steps S")
+    y = _log_y(alt, "value:Q", extent, measure.heading)
+    keys = _keys(series for series, _, _ in found)
+    base = alt.Chart(alt.InlineData(values=records))
+    tooltip = [
+        alt.Tooltip("series:N", title="series"),
+        alt.Tooltip("steps:Q", title="steps"),
+        alt.Tooltip("shown:N", title=measure.heading),
+    ]
+    layers = [
+        base.mark_rule(strokeWidth=1.5).encode(
+            x=x, y=_log_y(alt, "low:Q", extent, measure.heading), y2="high:Q", color=_colour(alt, keys)
+        ),
+        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=_colour(alt, keys)),
+        base.mark_point(filled=True, size=70, opacity=1).encode(
+            x=x, y=y, color=_colour(alt, keys), shape=_shape(alt, keys), tooltip=tooltip
+        ),
+    ]
+    caption = f"{measure.facts[0].upper()}{measure.facts[1:]}."
+    if measure.se:
+        caption += " Bars: ±1 standard error."
+    if any(cell.value(measure.field) == 0 for _, cell in cells):
+        caption += " Values of exactly 0 have no place on a log axis and are left out."
     return Chart(name, f"{heading} against steps", _spec(alt.layer(*layers)), keys, caption, table)
+
+
+def _variance_chart(table: PaperTable, name: str) -> Chart | None:
+    """The variance across noise seeds against eta, linear, a line for each number of steps; from three etas on."""
+    import altair as alt
+
+    places: dict[tuple[int, str], dict[float, float]] = {}
+    spacings = {str(cell.plan.labels.get("spacing")) for cell in table.cells}
+    for cell in table.cells:
+        labels, value = cell.plan.labels, cell.value(NOISE_VARIANCE.field)
+        eta = labels.get("eta")
+        if value is not None and isinstance(eta, int | float) and cell.steps and labels.get("variance") != "large":
+            spacing = str(labels.get("spacing")) if len(spacings) > 1 else ""
+            places.setdefault((cell.steps, spacing), {}).setdefault(float(eta), value)
+    lines = {key: points for key, points in sorted(places.items()) if len(points) > 2}
+    if not lines:
+        return None
+    names = {key: f"S = {key[0]}" + (f", {key[1]}" if key[1] else "") for key in lines}
+    records: list[dict[str, Any]] = [
+        {"series": names[key], "eta": eta, "variance": value, "shown": small(value, 4)}
+        for key, points in lines.items()
+        for eta, value in sorted(points.items())
+    ]
+    keys = tuple(
+        Key(label, PALETTE[i % len(PALETTE)], SHAPES[i % len(SHAPES)]) for i, label in enumerate(names.values())
+    )
+    etas, top = sorted({r["eta"] for r in records}), max(r["variance"] for r in records)
+    x = alt.X("eta:Q").scale(domain=[0, max(etas) * 1.03 or 1.0], nice=False)
+    x = x.axis(values=etas, format="~g", grid=False).title("η")
+    y = alt.Y("variance:Q").scale(domain=[0, top * 1.08 or 1.0], nice=False).axis(tickCount=6)
+    y = y.title("variance across noise seeds")
+    tooltip = [
+        alt.Tooltip("series:N", title="steps"),
+        alt.Tooltip("eta:Q", title="η"),
+        alt.Tooltip("shown:N", title="variance"),
+    ]
+    base = alt.Chart(alt.InlineData(values=records))
+    chart = alt.layer(
+        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=_colour(alt, keys)),
+        base.mark_point(filled=True, size=70, opacity=1).encode(
+            x=x, y=y, color=_colour(alt, keys), shape=_shape(alt, keys), tooltip=tooltip
+        ),
+    )
+    caption = "Between runs from the same x_T with different noise. At η 0 nothing is drawn: exactly 0."
+    return Chart(name, f"{measure_heading(table, NOISE_VARIANCE)} against η", _spec(chart), keys, caption, table)
 
 
 def _front_chart(table: PaperTable, name: str) -> Chart | None:
@@ -221,7 +327,7 @@ def _time_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
     same = all(count == cell.steps for cell, count, _ in found)
     most = max(r["forwards"] for r in records)
     x = alt.X("forwards:Q").scale(domain=[0, most * 1.05], nice=False).axis(grid=False, tickCount=6)
-    x = x.title("steps S" if same else "network forwards a sample (NFE)")
+    x = x.title("steps S" if same else FORWARDS)
     top = max([r["high"] for r in records] + [r["ms"] for r in lines])
     y = alt.Y("ms:Q").scale(domain=[0, top * 1.08 or 1.0], nice=False).axis(tickCount=6)
     y = y.title("milliseconds an image")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,10 +18,11 @@ import jinja2
 from markupsafe import Markup
 
 from ddim_lab.report.charts import Chart, page_spec, sweep_charts
+from ddim_lab.report.measures import NOISE_VARIANCE, has_noise_variance, measures_of
 from ddim_lab.report.pictures import Embedded, embed
 from ddim_lab.report.rows import COLUMNS, cell_row, exact
 from ddim_lab.report.series import PaperTable, Series, name_cells, name_series, neighbours, paper_tables
-from ddim_lab.report.sweep import Cell, Sweep
+from ddim_lab.report.sweep import Cell, Sweep, TaskTable
 from ddim_lab.report.text import (
     DASH,
     STANDARD_ERROR,
@@ -29,6 +30,7 @@ from ddim_lab.report.text import (
     TextTable,
     decimals,
     equal_n_text,
+    measure_text,
     metric_facts,
     number,
     one_line,
@@ -271,28 +273,32 @@ def _duration(seconds: float) -> str:
 
 
 def results_section(content: Content) -> Section | None:
-    """The paper-shaped tables, and for each its charts and paired differences."""
+    """The paper-shaped tables, and for each its charts and paired differences; then what its tasks measured."""
     blocks: list[Block] = []
     for table in content.tables:
-        blocks.append(_paper_grid(content.sweep, table))
+        measures = measures_of(table.cells)
+        if table.metric is not None or not measures:
+            blocks.append(_paper_grid(content.sweep, table))
         if (beside := equal_n_text(table)) is not None:
             blocks.append(_text_grid(beside, table, field="fd_at_equal_n"))
         if table.metric is not None:
             blocks += content.charts_of("fd_against", table=table)
         if (differences := _difference_grid(table)) is not None:
             blocks.append(differences)
+        for measure in measures:
+            text = measure_text(content.sweep, table, measure)
+            blocks.append(_text_grid(text, table, field=measure.field, ranked=measure.ranked))
+            blocks += content.charts_of(f"{measure.field}_against", table=table)
     return Section("results", "Results", tuple(blocks)) if blocks else None
 
 
 def _paper_grid(sweep: Sweep, table: PaperTable) -> Grid:
-    return _text_grid(paper_text(sweep, table), table, field="fd", distance=same_metric(sweep, table))
+    return _text_grid(paper_text(sweep, table), table, field=table.measure, distance=same_metric(sweep, table))
 
 
-def _text_grid(text: TextTable, table: PaperTable, *, field: str, distance: bool = False) -> Grid:
-    """A text table as boxes, tinted by value, or by the distance from the published number."""
+def _text_grid(text: TextTable, table: PaperTable, *, field: str, distance: bool = False, ranked: bool = True) -> Grid:
+    """A text table as boxes, tinted by value if `ranked`, or by the distance from the published number."""
     footnotes = text.footnotes()
-    if table.metric is None:
-        field = table.measure
     values = [e.value for _, entries in text.rows for e in entries if e and e.value is not None and e.value > 0]
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
 
@@ -303,7 +309,7 @@ def _text_grid(text: TextTable, table: PaperTable, *, field: str, distance: bool
             if entry.paper is None or entry.paper <= 0:
                 return None, 0.0
             return "far", min(1.0, abs(math.log2(entry.value / entry.paper)))
-        if high <= low:
+        if high <= low or not ranked:
             return None, 0.0
         return "best", 1.0 - math.log(entry.value / low) / math.log(high / low)
 
@@ -337,7 +343,7 @@ def _text_grid(text: TextTable, table: PaperTable, *, field: str, distance: bool
     notes = list(text.notes)
     if distance:
         notes.append("The stronger the colour, the further from the paper: full at half or twice its value.")
-    elif high > low:
+    elif high > low and ranked:
         notes.append("The stronger the colour, the lower (better) the value, on a log scale.")
     return Grid(
         text.heading,
@@ -418,7 +424,17 @@ def speed_section(content: Content) -> Section | None:
             f"{_count(len(late), 'cell')} marked “contended” ran beside other work: the time is no fair measure, and "
             "stays out of the charts and the fit."
         )
-    columns = ("", "NFE", "ms an image", "quartiles", "images a second", "forward's share", "peak memory", "")
+    columns = (
+        "",
+        "NFE",
+        "ms an image",
+        "quartiles",
+        "times as fast as the slowest",
+        "images a second",
+        "forward's share",
+        "peak memory",
+        "",
+    )
     blocks.append(Grid("Timing", columns, lines, notes=tuple(notes), wide=True))
     return Section("speed", "Speed", tuple(blocks))
 
@@ -432,11 +448,14 @@ def _speed_row(content: Content, cell: Cell) -> tuple[Box, ...]:
     quartiles = ""
     if speed and speed.images and speed.seconds_q1 is not None and speed.seconds_q3 is not None:
         quartiles = f"[{speed.seconds_q1 / speed.images * 1e3:.3g}, {speed.seconds_q3 / speed.images * 1e3:.3g}]"
+    slowest = max((c.seconds_per_image for c in content.sweep.cells if c.seconds_per_image), default=0.0)
+    speed_up = f"{slowest / cell.seconds_per_image:.3g}×" if cell.seconds_per_image else ""
     return (
         Box(content.names[cell.number], head=True),
         box("nfe", str),
         box("seconds_per_image", lambda value: f"{value * 1e3:.4g}"),
         Box(quartiles),
+        Box(speed_up),
         box("images_per_second", lambda value: f"{value:,.4g}"),
         box("forward_share", lambda value: f"{value:.1%}"),
         box("peak_memory", lambda value: f"{value / 2**20:,.0f} MiB"),
@@ -483,8 +502,8 @@ def determinism_section(content: Content) -> Section | None:
     rows = []
     for cell in cells:
         row = cell_row(cell)
-        sizes = " + ".join(map(str, (cell.determinism and cell.determinism.split_sizes) or ()))
-        split = _row_box(cell, row, "split_max_abs_diff", _small)
+        sizes = ", ".join(map(str, (cell.determinism and cell.determinism.batch_sizes) or ()))
+        split = _row_box(cell, row, "batch_max_abs_diff", _small)
         rows.append(
             (
                 Box(content.names[cell.number], head=True),
@@ -501,17 +520,25 @@ def determinism_section(content: Content) -> Section | None:
         "",
         "same x_T twice: max |difference|",
         "bitwise equal",
-        "batch split: max |difference|",
-        "split",
+        "two batch sizes: max |difference|",
+        "batch sizes",
         "variance across noise seeds",
         "SHA-256 of all samples",
         "tested on images",
     )
     notes = (
-        "The same x_T sampled twice, and again with the batch split: differences of the final state, in which images "
+        "The same x_T sampled twice, and in batches of two sizes: differences of the final state, in which images "
         "span [−1, 1]. Variance: over noise seeds at fixed x_T; at η 0 nothing is drawn, so it must be exactly 0.",
     )
-    return Section("determinism", "Determinism", (Grid("", columns, tuple(rows), notes=notes, wide=True),))
+    blocks: list[Block] = []
+    for table in content.tables:
+        if has_noise_variance(table.cells):
+            text = measure_text(content.sweep, table, NOISE_VARIANCE)
+            blocks.append(_text_grid(text, table, field=NOISE_VARIANCE.field, ranked=NOISE_VARIANCE.ranked))
+            blocks += content.charts_of(f"{NOISE_VARIANCE.field}_against", table=table)
+    title = "Repeats and batch sizes" if blocks else ""
+    blocks.append(Grid(title, columns, tuple(rows), notes=notes, wide=True))
+    return Section("determinism", "Determinism", tuple(blocks))
 
 
 def _small(value: float) -> str:
@@ -544,30 +571,40 @@ def nearest_section(content: Content) -> Section | None:
 
 
 def tasks_section(content: Content) -> Section | None:
-    """Tables and pictures that tasks added to their cells, as they are."""
-    shown = [
-        (c, c.result, c.folder) for c in content.sweep.cells if c.result and (c.result.tables or c.result.pictures)
-    ]
-    files = [
-        folder / picture.file
-        for _, result, folder in shown
-        if folder is not None
-        for picture in result.pictures
-        if Path(picture.file).name == picture.file  # beside result.json, nowhere else
-    ]
-    embedded = dict(zip(files, embed(files, TASK_PICTURE_BUDGET), strict=True))
-    blocks: list[Block] = []
-    for cell, result, folder in shown:
+    """Tables and pictures that tasks added to their cells, those of one title together."""
+    ordered = sorted(
+        (cell for cell in content.sweep.cells if cell.result and (cell.result.tables or cell.result.pictures)),
+        key=lambda cell: (content.series[cell.number].index, cell.steps or 0, cell.number),
+    )
+    tables: dict[tuple[str, tuple[str, ...]], list[tuple[str, TaskTable]]] = {}
+    pictures: dict[str, list[tuple[str, Path, str]]] = {}
+    for cell in ordered:
         name = content.names[cell.number]
-        for table in result.tables:
-            rows = tuple(tuple(Box(_plain(value), exact=exact(value)) for value in row) for row in table.rows)
-            blocks.append(Grid(table.title, table.columns, rows, facts=name))
-        if result.pictures and folder is not None:
-            strip = tuple(
-                (picture.title, embedded.get(folder / picture.file), picture.caption) for picture in result.pictures
-            )
-            blocks.append(Strip(name, strip))
+        for table in cell.result.tables if cell.result else ():
+            tables.setdefault((table.title, table.columns), []).append((name, table))
+        for picture in cell.result.pictures if cell.result and cell.folder else ():
+            if cell.folder is not None and Path(picture.file).name == picture.file:  # beside result.json, nowhere else
+                pictures.setdefault(picture.title, []).append((name, cell.folder / picture.file, picture.caption))
+    blocks: list[Block] = [_task_grid(*key, found) for key, found in tables.items()]
+    files = [path for found in pictures.values() for _, path, _ in found]
+    embedded = dict(zip(files, embed(files, TASK_PICTURE_BUDGET), strict=True))
+    blocks += [
+        Strip(title, tuple((name, embedded[path], caption) for name, path, caption in found))
+        for title, found in pictures.items()
+    ]
     return Section("tasks", "Task results", tuple(blocks)) if blocks else None
+
+
+def _task_grid(title: str, columns: tuple[str, ...], found: Sequence[tuple[str, TaskTable]]) -> Grid:
+    """The tables of one title under one heading; the cell's name leads its first row where there are several cells."""
+    several = len(found) > 1
+    rows = []
+    for name, table in found:
+        for index, values in enumerate(table.rows):
+            boxes = tuple(Box(_plain(value), exact=exact(value)) for value in values)
+            rows.append((Box(name if index == 0 else "", head=True), *boxes) if several else boxes)
+    facts = "" if several else found[0][0]
+    return Grid(title, ("", *columns) if several else columns, tuple(rows), facts=facts)
 
 
 def _plain(value: Any) -> str:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from ddim_lab.report.sweep import Cell, Sweep
+from ddim_lab.report.sweep import TASK_FIELDS, Cell, Sweep
 
 LABELS = ("data", "model", "sampler", "eta", "variance", "spacing", "clip", "steps")
 COLUMNS = (
@@ -20,7 +20,8 @@ COLUMNS = (
     "fd_name", "fd_num_samples", "equal_n", "fd_at_equal_n", "fd_held_out_at_equal_n",
     "nearest_samples_to_train", "nearest_samples_to_held_out", "nearest_held_out_to_train",
     "speed_images", "speed_repeats", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds",
-    "contended", "determinism_images", "split_max_abs_diff", "noise_seeds", "noise_images",
+    "contended", "determinism_images", "batch_max_abs_diff", "noise_seeds", "noise_images", "noise_mse",
+    *TASK_FIELDS,
     "device_name", "task", "number", "cached", "job_seconds", "error", "overrides",
 )  # fmt: skip
 
@@ -49,6 +50,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         precision=result.recipe_value("runtime", "precision"),
         device=result.recipe_value("runtime", "device"),
         device_name=result.recipe_value("runtime", "device_name"),
+        **{name: getattr(result.measurements, name) for name in TASK_FIELDS},
     )
     if quality := cell.quality:
         row.update(
@@ -77,7 +79,9 @@ def cell_row(cell: Cell) -> dict[str, Any]:
     if determinism := cell.determinism:
         row.update(
             determinism_images=determinism.images,
-            **determinism.model_dump(exclude={"images", "split_sizes"}),
+            # two runs differ by twice the variance; images on [0, 1] have a quarter of it
+            noise_mse=None if determinism.noise_variance is None else determinism.noise_variance / 2,
+            **determinism.model_dump(exclude={"images", "batch_sizes"}),
         )
     return row
 

@@ -125,8 +125,8 @@ class Determinism(_Record):
     images: int | None = None
     repeat_max_abs_diff: float | None = None
     repeat_identical: bool | None = None
-    split_max_abs_diff: float | None = None
-    split_sizes: tuple[int, ...] | None = None
+    batch_max_abs_diff: float | None = None
+    batch_sizes: tuple[int, ...] | None = None
     noise_seeds: int | None = None
     noise_images: int | None = None
     noise_variance: float | None = None
@@ -140,6 +140,44 @@ class Measurements(_Record):
     quality: Quality | None = None
     speed: Speed | None = None
     determinism: Determinism | None = None
+    # task reconstruct: squared errors a dimension on the [0, 1] scale, and the moments of the codes
+    reconstruction_mse: float | None = None
+    reconstruction_mse_se: float | None = None
+    reconstruction_images: int | None = None
+    code_mean: float | None = None
+    code_variance: float | None = None
+    # task consistency
+    consistency_mse: float | None = None
+    consistency_mse_se: float | None = None
+    feature_distance: float | None = None
+    feature_distance_se: float | None = None
+    unrelated_mse: float | None = None
+    unrelated_feature_distance: float | None = None
+    reference_steps: int | None = None
+    compared_images: int | None = None
+    # task interpolate: lengths in units of the straight line, distances in pixels of [-1, 1]
+    interpolation_path_length: float | None = None
+    interpolation_largest_step: float | None = None
+    lerp_path_length: float | None = None
+    lerp_largest_step: float | None = None
+    midpoint_to_train: float | None = None
+    lerp_midpoint_to_train: float | None = None
+    crossfade_midpoint_to_train: float | None = None
+    ends_to_train: float | None = None
+    interpolation_lines: int | None = None
+    interpolation_points: int | None = None
+    # task trajectory
+    first_prediction_mse: float | None = None
+    halfway_prediction_mse: float | None = None
+    # task cannot_skip
+    mse_to_sampler: float | None = None
+    mse_to_sampler_se: float | None = None
+
+
+TASK_FIELDS = tuple(
+    name for name in Measurements.model_fields if name not in ("nfe", "quality", "speed", "determinism")
+)
+"""Names of the numbers that tasks add."""
 
 
 class TaskTable(_Record):
@@ -206,6 +244,11 @@ class Cell:
         return steps if isinstance(steps, int) and not isinstance(steps, bool) else None
 
     @property
+    def forwards(self) -> int | None:
+        """Network forwards a sample, as counted by the job; below the steps where a spacing drops repeats."""
+        return self.result.measurements.nfe if self.result else None
+
+    @property
     def quality(self) -> Quality | None:
         return self.result.measurements.quality if self.result else None
 
@@ -221,6 +264,13 @@ class Cell:
     def fd(self) -> float | None:
         """The Fréchet distance, if it was measured and is a number."""
         return finite(self.quality.fd) if self.quality else None
+
+    def value(self, field: str) -> float | None:
+        """A number of the cell's measurements or its determinism by name; None where it is absent or not finite."""
+        if self.result is None:
+            return None
+        found = getattr(self.result.measurements, field, None)
+        return finite(getattr(self.determinism, field, None) if found is None else found)
 
     @property
     def seconds_per_image(self) -> float | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ddim_lab.report.measures import NOISE_VARIANCE, Measure, has_noise_variance, measures_of
 from ddim_lab.report.series import PaperTable, held_out_levels, published
 from ddim_lab.report.sweep import Cell, Sweep, finite
 
@@ -70,14 +71,19 @@ def metric_facts(table: PaperTable) -> tuple[str, str]:
         labels = table.cells[0].plan.labels
         return kind, f"{labels.get('data', 'data not said')}, {labels.get('num_samples', '?')} samples a cell"
     count = f"{metric.num_samples:,}" if metric.num_samples is not None else "not said"
-    facts = f"{metric.facts} · N = {count}"
+    return metric.name, f"{metric.facts} · N = {count}{_shared_settings(table)}"
+
+
+def _shared_settings(table: PaperTable) -> str:
+    """Weights, and spacing and clipping where all cells share them, to follow the facts."""
+    facts = ""
     weights = sorted({w for c in table.cells if c.result and (w := c.result.recipe_value("model", "weights"))})
     if weights:
         facts += f" · weights: {', '.join(map(str, weights))}"
     for field in ("spacing", "clip"):
         if len(values := {str(cell.plan.labels.get(field)) for cell in table.cells}) == 1:
             facts += f" · {field}: {values.pop()}"
-    return metric.name, facts
+    return facts
 
 
 def unnamed_differences(table: PaperTable) -> list[str]:
@@ -132,16 +138,8 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
         return f"{row.series.label}, {steps_text(cell.steps)}"
 
     notes = [STANDARD_ERROR] if any(e is not None for e in errors) else []
-    if any(paper is not None for paper in papers.values()) and sweep.plan.reference:
-        source, name = sweep.plan.reference.source, sweep.plan.reference.metric
-        if compare:
-            notes.insert(0, f"Each place: ours / paper / ours − paper. Paper: {source}.")
-        else:
-            notes.insert(
-                0,
-                f"Each place: ours / paper ({name}; {source}). Ours is {heading}, another metric, "
-                "so no difference is given.",
-            )
+    if any(paper is not None for paper in papers.values()):
+        notes.insert(0, _paper_note(sweep, heading, compare))
     notes += [
         f"{heading} of held-out real images against the same reference: {number(level, decimals([level]))} "
         f"at N = {count:,}. Compare it with samples at that N only."
@@ -156,6 +154,107 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
         for row in table.rows
     )
     return TextTable(heading, facts, tuple(steps_text(s) for s in table.columns), rows, tuple(notes))
+
+
+def _paper_note(sweep: Sweep, heading: str, compare: bool) -> str:
+    reference = sweep.plan.reference
+    assert reference is not None
+    if compare:
+        return f"Each place: ours / paper / ours − paper. Paper: {reference.source}."
+    return (
+        f"Each place: ours / paper ({reference.metric}; {reference.source}). Ours is {heading}, another metric, "
+        "so no difference is given."
+    )
+
+
+def measure_heading(table: PaperTable, measure: Measure) -> str:
+    """What is measured, and in brackets of which data."""
+    data = ", ".join(dict.fromkeys(str(cell.plan.labels.get("data")) for cell in table.cells))
+    return f"{measure.heading} ({data})"
+
+
+def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable:
+    """The table's cells by a measure of their task, ± its standard error, with published numbers of that measure.
+
+    The reference is of this measure if its metric begins with the measure's heading ("Reconstruction MSE (cifar10)");
+    a difference is given if it is of the same data, too.
+    """
+    heading = measure_heading(table, measure)
+    reference = sweep.plan.reference
+    of_this = reference is not None and reference.metric.casefold().startswith(measure.heading.casefold())
+    compare = reference is not None and reference.metric.casefold() == heading.casefold()
+    values = {cell.number: cell.value(measure.field) for cell in table.cells}
+    errors = {cell.number: cell.value(measure.se) if measure.se else None for cell in table.cells}
+    # what agrees to rounding (1e-15) must not set the decimals of the others
+    places = decimals(*([v for v in found.values() if v and abs(v) >= 1e-6] for found in (values, errors)))
+    papers: list[float] = []
+
+    def entry(row: str, cell: Cell) -> Entry:
+        value, se = values[cell.number], errors[cell.number]
+        paper = published(sweep, cell) if of_this else None
+        if paper is not None:
+            papers.append(paper)
+        if value is None:
+            if cell.error is not None and table.metric is not None:
+                return Entry(DASH, paper=paper)  # the table of the distances has said why
+            why = "not measured" if cell.error is None else f"{cell.status}: {cell.error}"
+            return Entry(DASH, paper=paper, note=f"{row}, {steps_text(cell.steps)}: {why}")
+        text = small(value, places) + (f" ± {small(se, places)}" if se is not None else "")
+        return Entry(text, value, se, paper, value - paper if compare and paper is not None else None)
+
+    rows = tuple(
+        (
+            row.series.label,
+            tuple(entry(row.series.label, row.cells[s]) if s in row.cells else None for s in table.columns),
+        )
+        for row in table.rows
+    )
+    counts = sorted({int(n) for cell in table.cells if measure.count and (n := cell.value(measure.count))})
+    facts = measure.facts
+    if counts:
+        facts += f" · {', '.join(f'{n:,}' for n in counts)} {measure.counted}"
+    notes = [_paper_note(sweep, heading, compare)] if papers else []
+    if any(se is not None for se in errors.values()):
+        notes.append("± is one standard error over images.")
+    if measure.level:
+        levels = {steps: cell.value(measure.level) for steps, cell in table.rows[0].cells.items()}
+        told = {small(level, places) for level in levels.values() if level is not None}
+        if len(told) == 1:
+            notes.append(f"{measure.level_says}: {told.pop()}.")
+        elif told:
+            spelled = "; ".join(f"{small(v, places)} at {steps_text(s)}" for s, v in levels.items() if v is not None)
+            notes.append(f"{measure.level_says}: {spelled}.")
+    return TextTable(
+        heading,
+        facts + _shared_settings(table),
+        tuple(steps_text(s) for s in table.columns),
+        rows,
+        (*notes, *unnamed_differences(table)),
+    )
+
+
+def small(value: float, places: int) -> str:
+    """A value with so many decimals; 0 as "0", and one that they would hide in powers of ten."""
+    if value == 0:
+        return "0"
+    if abs(value) < 0.5 * 10.0**-places:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    return number(value, places)
+
+
+def table_texts(sweep: Sweep, table: PaperTable) -> list[tuple[str, TextTable]]:
+    """Every text table of a paper table, each with the column of results.csv that holds its values."""
+    measures = measures_of(table.cells)
+    texts: list[tuple[str, TextTable]] = []
+    if table.metric is not None or not measures:
+        texts.append((table.measure, paper_text(sweep, table)))
+    if (beside := equal_n_text(table)) is not None:
+        texts.append(("fd_at_equal_n", beside))
+    texts += [(measure.field, measure_text(sweep, table, measure)) for measure in measures]
+    if has_noise_variance(table.cells):
+        texts.append((NOISE_VARIANCE.field, measure_text(sweep, table, NOISE_VARIANCE)))
+    return texts
 
 
 def equal_n_text(table: PaperTable) -> TextTable | None:
@@ -221,9 +320,8 @@ def markdown(sweep: Sweep, tables: Iterable[PaperTable]) -> str:
     if sweep.plan.command:
         lines += [f"    {one_line(sweep.plan.command)}", ""]
     for table in tables:
-        for text in (paper_text(sweep, table), equal_n_text(table)):
-            if text is not None:
-                lines += _markdown_table(text)
+        for _, text in table_texts(sweep, table):
+            lines += _markdown_table(text)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -273,9 +371,8 @@ def latex(sweep: Sweep, tables: Iterable[PaperTable]) -> str:
     """table.tex: each table as a booktabs tabular in a table environment, to paste."""
     lines = ["% needs \\usepackage{booktabs}; encoding UTF-8"]
     for table in tables:
-        for text in (paper_text(sweep, table), equal_n_text(table)):
-            if text is not None:
-                lines += _latex_table(text)
+        for _, text in table_texts(sweep, table):
+            lines += _latex_table(text)
     return "\n".join(lines) + "\n"
 
 

@@ -4,42 +4,66 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddim_lab.config import Config
-from ddim_lab.data import ImageData, from_uint8, to_uint8
+from ddim_lab.data import ImageData, MemoryImages, from_uint8, to_uint8
 from ddim_lab.metrics.determinism import max_abs_diff, noise_variance
 from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.features import Features, reference_key
-from ddim_lab.metrics.frechet import FeatureSums, FrechetDistance, median_nearest_distance
-from ddim_lab.metrics.speed import peak_memory_bytes, synchronize, time_repeats
-from ddim_lab.noise import NamedNoise
-from ddim_lab.sampler import Sampler
+from ddim_lab.metrics.speed import peak_memory_bytes, synchronize, timed
+from ddim_lab.metrics.statistics import FeatureSums, median_nearest_distance
+from ddim_lab.noise import NamedNoise, NoiseSource
+from ddim_lab.sampler import EpsModel, Transition
 from ddim_lab.store import Store, read_json
 from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.pictures import PREVIEW, preview
 
-__all__ = ["identity", "measure", "resample"]
+if TYPE_CHECKING:
+    from ddim_lab.metrics.frechet import FrechetDistance
 
-PREVIEW: Final = 12
-"""Images of preview.png, one row; the same x_T in every cell of the same seed."""
-
-TIMED_SHARE: Final = 0.1
-"""Largest share of a cell's images that the timed repeats may sample again."""
+__all__ = ["Walk", "identity", "measure", "resample"]
 
 COMPARED: Final = 64
-"""Samples, at most, on which batch splits are compared."""
+"""First samples, at most, on which determinism is measured, in a batch of their own."""
 
 NEAREST_AT_MOST: Final = 10_000
-"""Samples whose nearest neighbours are looked up: the search costs samples x images."""
+"""Samples whose nearest neighbours are looked up, at most."""
+
+NEAREST_WORK: Final = 10**11
+"""The search costs samples x training images x pixels, and takes so many products at most."""
+
+
+class Walk(Protocol):
+    """What samples: a `Sampler`, or a formula that a lesson puts in its place."""
+
+    @property
+    def transitions(self) -> tuple[Transition, ...]:
+        """The timesteps visited."""
+        ...
+
+    @property
+    def nfe(self) -> int:
+        """Forwards a sample costs."""
+        ...
+
+    def sample(
+        self,
+        model: EpsModel,
+        x_T: Tensor,
+        seed: int = 0,
+        indices: Tensor | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Tensor:
+        """As `Sampler.sample`."""
+        ...
 
 
 def reference_sums(
@@ -53,13 +77,13 @@ def reference_sums(
         count: the first so many; None for all.
         store: where they are kept.
     """
-    images = data.split(split).images[:count]  # type: ignore[arg-type]
-    key = reference_key(features, data, split, len(images))
+    images = data.split(split)  # type: ignore[arg-type]
+    key = reference_key(features, data, split, len(images) if count is None else min(count, len(images)))
 
     def build(folder: Path) -> None:
         network = features.load()
         with torch.inference_mode():
-            FeatureSums.of(network(part) for part in torch.split(images, 512)).save(folder / "statistics.npz")
+            FeatureSums.of(network(part) for part in images.batches(512, count)).save(folder / "statistics.npz")
 
     folder, _ = store.obtain("references", key, build)
     return FeatureSums.load(folder / "statistics.npz"), key
@@ -70,17 +94,20 @@ def reference_sums(
 class _Generation:
     """Samples batch after batch under Lightning's test loop; keeps what the metrics need, not the images of large N."""
 
-    sampler: Sampler
+    sampler: Walk
     network: nn.Module
     features: nn.Module
     distance: FrechetDistance
     shape: tuple[int, int, int]
     seed: int
+    batch_size: int
     device: torch.device
     keep_images: bool
     equal_n: int
     bar: Any
     phases: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "features": 0.0})
+    seconds: list[float] = field(default_factory=list)
+    first: Tensor | None = None
     images: list[Tensor] = field(default_factory=list)
     first_features: list[Tensor] = field(default_factory=list)
     preview: list[Tensor] = field(default_factory=list)
@@ -91,16 +118,22 @@ class _Generation:
         self.sha256 = hashlib.sha256()
 
     def __call__(self, indices: Tensor) -> None:
-        synchronize(self.device)
+        indices = indices.to(self.device)
+        x_T = self.noise.initial(indices, torch.empty(len(indices), *self.shape, device=self.device))
+        x_0, seconds = timed(
+            lambda: self.sampler.sample(self.network, x_T, indices=indices, noise=self.noise), self.device
+        )
         start = time.perf_counter()
-        images = sample_uint8(self.sampler, self.network, indices, self.shape, self.noise, self.device)
-        synchronize(self.device)
-        sampled = time.perf_counter()
+        images = finite_uint8(x_0, self.sampler)
         features = self.features(images)
         self.distance.update(features, indices)
         synchronize(self.device)
-        self.phases["sampling"] += sampled - start
-        self.phases["features"] += time.perf_counter() - sampled
+        self.phases["sampling"] += seconds
+        self.phases["features"] += time.perf_counter() - start
+        if len(indices) == self.batch_size:
+            self.seconds.append(seconds)
+        if self.first is None:
+            self.first = x_0[:COMPARED].cpu()
         on_cpu = images.cpu()
         self.sha256.update(on_cpu.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
         if self.count < PREVIEW:
@@ -114,21 +147,21 @@ class _Generation:
 
 
 def sample_uint8(
-    sampler: Sampler,
+    sampler: Walk,
     network: nn.Module,
     indices: Tensor,
     shape: tuple[int, int, int],
     noise: NamedNoise,
     device: torch.device,
 ) -> Tensor:
-    """The named samples as uint8 [B, C, H, W] on the device.
-
-    Raises:
-        ValueError: the images are not finite; says so with the sampler.
-    """
+    """The named samples as uint8 [B, C, H, W] on the device."""
     indices = indices.to(device)
     x_T = noise.initial(indices, torch.empty(len(indices), *shape, device=device))
-    x_0 = sampler.sample(network, x_T, indices=indices, noise=noise)
+    return finite_uint8(sampler.sample(network, x_T, indices=indices, noise=noise), sampler)
+
+
+def finite_uint8(x_0: Tensor, sampler: Walk) -> Tensor:
+    """`to_uint8`; ValueError names the sampler where the images are not finite."""
     try:
         return to_uint8(x_0)
     except ValueError as error:
@@ -145,12 +178,20 @@ def identity(job: Job) -> dict[str, Any]:
     }
 
 
-def measure(job: Job, folder: Path) -> Measured:
-    """Sample, score, time and repeat one cell; writes preview.png (and samples.npz) into `folder`."""
-    from ddim_lab.evaluation import run_over_samples  # Lightning, only where something is sampled
+def measure(job: Job, folder: Path, walk: Walk | None = None) -> Measured:
+    """Sample, score, time and repeat one cell; writes preview.png (and samples.npz) into `folder`.
+
+    Args:
+        job: the cell.
+        folder: the cell's folder.
+        walk: what samples, if not the job's sampler.
+    """
+    # Lightning and torchmetrics, seconds to import: only where something is sampled.
+    from ddim_lab.evaluation import run_over_samples
+    from ddim_lab.metrics.frechet import FrechetDistance
 
     config, data, model, features, store = job.config, job.data, job.model, job.features, job.store
-    runtime, sampler = job.runtime, job.sampler
+    runtime, sampler = job.runtime, job.sampler if walk is None else walk
     device = runtime.torch_device
     phases: dict[str, float] = {}
     clock = time.perf_counter()
@@ -158,7 +199,10 @@ def measure(job: Job, folder: Path) -> Measured:
     equal_n = min(config.num_samples, len(data.held_out)) if config.metrics.reference == "train" else 0
     held_out = reference_sums(features, data, "held_out", equal_n, store)[0] if equal_n >= 2 else None
     phases["references"] = time.perf_counter() - clock
-    with runtime.applied(), store.presence(runtime.device) as others_busy:
+    # One process samples on a device at a time, so that the times are of this sampler alone.
+    alone = store.lock(f"timed-{runtime.device.replace(':', '-')}", waiting_for=f"images on {runtime.device}")
+    with runtime.applied(), alone, store.presence(runtime.device) as others_busy:
+        busy = others_busy()
         network = runtime.wrap(model.load().to(device))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -170,33 +214,36 @@ def measure(job: Job, folder: Path) -> Measured:
                 distance=FrechetDistance(reference).to(device),
                 shape=data.shape,
                 seed=config.seed,
+                batch_size=min(config.batch_size, config.num_samples),
                 device=device,
                 keep_images=config.save_samples or config.num_samples <= NEAREST_AT_MOST,
                 equal_n=equal_n,
                 bar=bar,
             )
             clock = time.perf_counter()
-            run_over_samples(generation, network, sampler.schedule, runtime, config.num_samples, config.batch_size)
+            run_over_samples(generation, network, job.sampler.schedule, runtime, config.num_samples, config.batch_size)
             loop = time.perf_counter() - clock
+        network.to(device)  # where Lightning's teardown took it from
         phases |= generation.phases
         phases["loop"] = loop - sum(generation.phases.values())
         if generation.count != config.num_samples:
             raise RuntimeError(f"{config.num_samples} samples were asked for, {generation.count} were made")
         clock = time.perf_counter()
-        with store.lock(f"timed-{runtime.device.replace(':', '-')}", waiting_for="its timings on this device"):
-            probe = _probe(config, sampler, network, data.shape, device, others_busy)
+        with torch.inference_mode():
+            speed = _speed(config, generation)
+            determinism = _determinism(config, generation)
+        speed["contended"] = busy or others_busy()
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
     quality = _quality(config, data, features, generation, reference, held_out)
-    _write_preview(folder / "preview.png", torch.cat(generation.preview))
+    preview(folder, from_uint8(torch.cat(generation.preview)))
     if config.save_samples:
         write_samples(folder / "samples.npz", torch.cat(generation.images))
     phases["metrics"] = time.perf_counter() - clock
-    probe["determinism"]["sha256"] = generation.sha256.hexdigest()
     error = "" if quality["fd_se"] is None else f" ± {quality['fd_se']:.2g}"
-    speed = probe["speed"]["images_per_second"]
-    headline = f"{quality['name']} {quality['fd']:.4g}{error}, {speed:,.0f} images/s"
-    return Measured({"nfe": sampler.nfe, "headline": headline, "quality": quality, **probe}, phases)
+    headline = f"{quality['name']} {quality['fd']:.4g}{error}, {speed['images_per_second']:,.0f} images/s"
+    measurements = {"nfe": sampler.nfe, "headline": headline, "quality": quality}
+    return Measured({**measurements, "speed": speed, "determinism": determinism}, phases)
 
 
 def resample(job: Job, folder: Path, cell: Path) -> None:
@@ -237,82 +284,61 @@ def _nhwc(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _probe(
-    config: Config,
-    sampler: Sampler,
-    network: nn.Module,
-    shape: tuple[int, int, int],
-    device: torch.device,
-    others_busy: Callable[[], bool],
-) -> dict[str, Any]:
-    """Speed and determinism on the first samples, in one batch. The timed repeats are also the repeats compared."""
-    repeats = config.metrics.speed_repeats
-    count = _timed_batch(config)
+def _speed(config: Config, generation: _Generation) -> dict[str, Any]:
+    """Wall-clock time of a full batch: the cell's own batches after the first, which warms up, and more if too few."""
+    count, device, sampler = generation.batch_size, generation.device, generation.sampler
     indices = torch.arange(count, device=device)
-    x_T = NamedNoise(config.seed).initial(indices, torch.empty(count, *shape, device=device))
+    x_T = generation.noise.initial(indices, torch.empty(count, *generation.shape, device=device))
+    seconds = generation.seconds[1:]
+    while len(seconds) < config.metrics.speed_repeats:
+        again = timed(lambda: sampler.sample(generation.network, x_T, indices=indices, noise=generation.noise), device)
+        seconds.append(again[1])
 
-    def run(chosen: slice = slice(None), seed: int = config.seed) -> Tensor:
-        return sampler.sample(network, x_T[chosen], indices=indices[chosen], noise=NamedNoise(seed))
+    def forward(t: int) -> float:
+        labels = torch.full((count,), t, dtype=torch.int64, device=device)
+        return timed(lambda: generation.network(x_T, labels), device)[1]
 
-    # Forwards alone, on the timesteps of the walk: a fifth of them is enough for their share of the loop.
-    timesteps = [transition.t for transition in sampler.transitions][:: min(5, sampler.nfe)]
-
-    def forwards() -> Tensor:
-        for t in timesteps:
-            output = network(x_T, torch.full((count,), t, dtype=torch.int64, device=device))
-        return output if isinstance(output, Tensor) else output.sample
-
-    with torch.inference_mode():
-        busy = others_busy()
-        clock = time.perf_counter()
-        forwards()
-        synchronize(device)
-        warmup = time.perf_counter() - clock
-        timing = time_repeats(run, repeats, device)
-        alone = time_repeats(forwards, repeats, device)
-        busy = busy or others_busy()
-        half = min(count, COMPARED) // 2
-        cut = max(1, round(half * 0.6))
-        split = torch.cat([run(slice(0, cut)), run(slice(cut, half))]).cpu() if half >= 2 else None
-        # Runs of one batch size, so that eta = 0 gives exactly 0 on any device.
-        few = slice(0, min(count, 8))
-        runs = [run(few, config.seed + k).cpu() for k in range(config.metrics.noise_seeds)]
-    median = timing.quantile(0.5)
-    difference = max_abs_diff(timing.outputs)
+    # Forwards alone, at every tenth timestep of the walk: enough for their share of the loop.
+    forwards = [forward(transition.t) for transition in sampler.transitions[::10]]
+    first, median, third = (float(np.quantile(seconds, q)) for q in (0.25, 0.5, 0.75))
     return {
-        "speed": {
-            "images": count,
-            "repeats": repeats,
-            "seconds": list(timing.seconds),
-            "seconds_median": median,
-            "seconds_q1": timing.quantile(0.25),
-            "seconds_q3": timing.quantile(0.75),
-            "images_per_second": count / median,
-            "seconds_per_image": median / count,
-            "forward_share": alone.quantile(0.5) / len(timesteps) * sampler.nfe / median,
-            "warmup_seconds": warmup,
-            "peak_memory_bytes": peak_memory_bytes(device),
-            "contended": busy,
-        },
-        "determinism": {
-            "images": count,
-            "repeat_max_abs_diff": difference,
-            "repeat_identical": all(torch.equal(timing.outputs[0], other) for other in timing.outputs[1:]),
-            "split_max_abs_diff": None if split is None else max_abs_diff([timing.outputs[0][:half], split]),
-            "split_sizes": None if split is None else [cut, half - cut],
-            "noise_seeds": config.metrics.noise_seeds,
-            "noise_images": len(runs[0]),
-            "noise_variance": noise_variance(runs),
-        },
+        "images": count,
+        "repeats": len(seconds),
+        "seconds": seconds,
+        "seconds_median": median,
+        "seconds_q1": first,
+        "seconds_q3": third,
+        "images_per_second": count / median,
+        "seconds_per_image": median / count,
+        "forward_share": float(np.median(forwards)) * sampler.nfe / median,
+        "warmup_seconds": generation.seconds[0],
+        "peak_memory_bytes": peak_memory_bytes(device),
     }
 
 
-def _timed_batch(config: Config) -> int:
-    """Images in the timed batch: `batch_size`, halved until the repeats are a small share of the cell's own work."""
-    count = min(config.num_samples, config.batch_size)
-    while count > 8 and config.metrics.speed_repeats * count > TIMED_SHARE * config.num_samples:
-        count //= 2
-    return count
+def _determinism(config: Config, generation: _Generation) -> dict[str, Any]:
+    """The first samples again, in a batch of their own: twice the same, once more with each other seed of the noise."""
+    assert generation.first is not None
+    count, device = len(generation.first), generation.device
+    indices = torch.arange(count, device=device)
+    x_T = generation.noise.initial(indices, torch.empty(count, *generation.shape, device=device))
+
+    def run(seed: int) -> Tensor:
+        return generation.sampler.sample(generation.network, x_T, indices=indices, noise=NamedNoise(seed)).cpu()
+
+    one, same = run(config.seed), run(config.seed)
+    others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]
+    return {
+        "images": count,
+        "repeat_max_abs_diff": max_abs_diff([one, same]),
+        "repeat_identical": torch.equal(one, same),
+        "batch_max_abs_diff": max_abs_diff([generation.first, one]),
+        "batch_sizes": [generation.batch_size, count],
+        "noise_seeds": config.metrics.noise_seeds,
+        "noise_images": count,
+        "noise_variance": noise_variance([one, *others]),
+        "sha256": generation.sha256.hexdigest(),
+    }
 
 
 def _quality(
@@ -323,6 +349,8 @@ def _quality(
     reference: FeatureSums,
     held_out: FeatureSums | None,
 ) -> dict[str, Any]:
+    from ddim_lab.metrics.frechet import FrechetDistance
+
     distance = generation.distance
     replicates = distance.leave_one_out()
     equal = None
@@ -333,9 +361,10 @@ def _quality(
         real = FrechetDistance.between(reference, held_out)
         equal = {"num_samples": len(first), "fd_samples": float(some.compute()), "fd_held_out": real}
     nearest = None
-    if generation.images:
-        images = from_uint8(torch.cat(generation.images)[:NEAREST_AT_MOST])
-        train, unseen = from_uint8(data.train.images), from_uint8(data.held_out.images)
+    if generation.images and isinstance(data.train, MemoryImages) and isinstance(data.held_out, MemoryImages):
+        at_most = min(NEAREST_AT_MOST, NEAREST_WORK // data.train.images.numel())
+        images = from_uint8(torch.cat(generation.images)[:at_most])
+        train, unseen = from_uint8(data.train.images), from_uint8(data.held_out.images[:at_most])
         nearest = {
             "samples_to_train": median_nearest_distance(images, train),
             "samples_to_held_out": median_nearest_distance(images, unseen),
@@ -352,8 +381,3 @@ def _quality(
         "equal_n": equal,
         "nearest": nearest,
     }
-
-
-def _write_preview(path: Path, images: Tensor) -> None:
-    row = np.concatenate(list(_nhwc(images)), axis=1)
-    Image.fromarray(row[:, :, 0] if row.shape[2] == 1 else row).save(path)

@@ -1,0 +1,229 @@
+"""Checkpoints made elsewhere: found in a folder or on the hub, and checked against the data and the schedule."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+
+from ddim_lab.config import ConfigError, ScheduleConfig
+from ddim_lab.diffusion import Prediction
+from ddim_lab.schedule import NoiseSchedule
+
+__all__ = ["Pretrained", "inspect_pretrained"]
+
+log = logging.getLogger(__name__)
+
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SCHEDULES: Final = {"linear": "linear", "scaled_linear": "scaled_linear", "sigmoid": "sigmoid"}
+"""diffusers' beta schedules that have two ends, and our names for them."""
+
+
+@final
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint that fits the data and the schedule.
+
+    Attributes:
+        folder: where its U-Net is.
+        digest: `weights_digest` of it.
+        parameters: number of them.
+        prediction: what it predicts.
+    """
+
+    folder: Path
+    digest: str
+    parameters: int
+    prediction: Prediction
+
+
+def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tuple[int, int, int]) -> Pretrained:
+    """Find a checkpoint, read it whole once, and check that it is for these images and this schedule.
+
+    Args:
+        path: a diffusers folder (a U-Net, or a pipeline with one), or a hub id like google/ddpm-cifar10-32.
+        schedule: the configured schedule, which must be the checkpoint's; taken where the checkpoint names none.
+        data: name of the data set, for messages.
+        shape: (C, H, W) of its images.
+
+    Raises:
+        ConfigError: it is not there, is damaged or does not fit; one line with both values.
+    """
+    root = _locate(path)
+    network = root / "unet" if (root / "unet" / "config.json").is_file() else root
+    _check_shape(path, _read_json(network / "config.json"), data, shape)
+    file = next((f for f in (root / "scheduler", root) if (f / "scheduler_config.json").is_file()), None)
+    if file is None:
+        _say_schedule_is_taken(path, schedule.name, schedule.build().num_timesteps)
+        prediction: Prediction = "eps"
+    else:
+        prediction = _check_schedule(path, _read_json(file / "scheduler_config.json"), schedule)
+    states = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(network.iterdir()) if f.is_file())
+    digest, parameters = _read_weights(network, states)
+    return Pretrained(network, digest, parameters, prediction)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_weights(folder: Path, states: tuple[tuple[str, int, int], ...]) -> tuple[str, int]:
+    """Digest and number of the weights; read once as long as the files' sizes and times are the same."""
+    from ddim_lab.unet import load_unet, weights_digest
+
+    try:
+        network = load_unet(folder)
+    except ValueError as error:
+        raise ConfigError(f"model.path: {error}") from None
+    return weights_digest(network), sum(parameter.numel() for parameter in network.parameters())
+
+
+@functools.cache
+def _say_schedule_is_taken(path: str, name: str, num_timesteps: int) -> None:
+    log.info(
+        "model.path=%s has no scheduler_config.json: schedule=%s with T = %s and eps-prediction are taken for it",
+        *(path, name, num_timesteps),
+    )
+
+
+# -- where it is ----------------------------------------------------------------------------------------
+
+
+def _locate(path: str) -> Path:
+    """The folder of a checkpoint; a hub id's files are downloaded where they are not in the hub's cache."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if any((place / "config.json").is_file() for place in (folder, folder / "unet")):
+            return folder
+        raise ConfigError(f"model.path={path}: no config.json of a U-Net there, nor in its folder unet")
+    if not HUB_ID.fullmatch(path):
+        raise ConfigError(f"model.path={path}: there is no such folder; give a diffusers folder or a hub id")
+    return _fetch(path)
+
+
+def _fetch(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    small = ["*.json", "*.safetensors"]
+    reason: Exception | None = None
+    # What the cache has, then what the hub has; files that may be pickles only where there are no others.
+    for patterns, local in ((small, True), ([*small, "*.bin"], True), (small, False), ([*small, "*.bin"], False)):
+        try:
+            folder = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=local))
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = error
+            continue
+        if _has_weights(folder) or _has_weights(folder / "unet"):
+            return folder
+    words = "it holds no U-Net" if reason is None else " ".join(str(reason).split())[:200]
+    raise ConfigError(
+        f"model.path={repository}: no such folder here, not in the hub's cache, and the hub did not give it ({words});"
+        " run once with a network, or give the folder of a copy"
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    from ddim_lab.unet import WEIGHT_FILES
+
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHT_FILES)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"model.path: {file} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"model.path: {file} does not hold a configuration")
+    return content
+
+
+# -- whether it fits ------------------------------------------------------------------------------------
+
+
+def _check_shape(path: str, network: dict[str, Any], data: str, shape: tuple[int, int, int]) -> None:
+    kind = network.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise ConfigError(f"model.path={path} is a {kind}; an unconditional UNet2DModel is needed")
+    if network.get("class_embed_type") or network.get("num_class_embeds"):
+        raise ConfigError(f"model.path={path} is conditioned on classes; an unconditional UNet2DModel is needed")
+    size = network.get("sample_size")
+    height, width = (size, size) if isinstance(size, int) or size is None else size
+    takes = (network.get("in_channels"), height or shape[1], width or shape[2])
+    if takes != shape:
+        raise ConfigError(f"model.path={path} is for images of {_times(takes)}, data={data} has {_times(shape)}")
+    if network.get("out_channels") != shape[0]:
+        raise ConfigError(
+            f"model.path={path} gives {network.get('out_channels')} channels for {shape[0]}: learned variances are"
+            " not supported"
+        )
+
+
+def _times(shape: tuple[Any, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConfig) -> Prediction:
+    """What the checkpoint predicts; its betas must be those of `schedule`."""
+    from ddim_lab.unet import pipeline_prediction
+
+    if scheduler.get("rescale_betas_zero_snr"):
+        raise ConfigError(f"model.path={path}: rescale_betas_zero_snr=true is not supported: its last alpha_bar is 0")
+    theirs = _described(path, scheduler)
+    ours = {f"schedule.{name}": value for name, value in schedule.model_dump().items()}
+    ours["schedule"] = ours.pop("schedule.name")
+    different = {name: value for name, value in theirs.items() if name in ours and ours[name] != value}
+    try:
+        given = _betas(scheduler)
+        betas = schedule.build().betas
+        if len(given) != len(betas) or not np.allclose(given, betas, rtol=1e-5, atol=0.0):
+            if not different:  # lists of betas, which have no other name
+                at = int(np.argmax(given != betas)) if len(given) == len(betas) else None
+                raise ConfigError(
+                    f"model.path={path} was trained on {len(given)} betas that are not those of schedule="
+                    f"{schedule.name} with {len(betas)}"
+                    + ("" if at is None else f": beta[{at}] is {given[at]:g} there and {betas[at]:g} here")
+                )
+            said = ", ".join(f"{name}={value} where {name}={ours[name]} is set" for name, value in different.items())
+            set_them = " ".join(f"{name}={value}" for name, value in different.items())
+            raise ConfigError(f"model.path={path} was trained with {said}: set {set_them}")
+        return pipeline_prediction(scheduler)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"model.path={path}: {error}") from None
+
+
+def _described(path: str, scheduler: dict[str, Any]) -> dict[str, Any]:
+    """A diffusers scheduler's schedule in the words of our options."""
+    found: dict[str, Any] = {"schedule.num_timesteps": scheduler.get("num_train_timesteps", 1000)}
+    if scheduler.get("trained_betas") is not None:
+        return found
+    kind = scheduler.get("beta_schedule", "linear")
+    if kind == "squaredcos_cap_v2":
+        return {"schedule": "cosine", **found, "schedule.offset": 0.008, "schedule.max_beta": 0.999}
+    if kind not in SCHEDULES:
+        raise ConfigError(f"model.path={path}: beta_schedule={kind} is not known")
+    ends = {f"schedule.{name}": scheduler.get(name, default) for name, default in _ENDS.items()}
+    return {"schedule": SCHEDULES[kind], **found, **ends}
+
+
+_ENDS: Final = {"beta_start": 1e-4, "beta_end": 0.02}
+
+
+def _betas(scheduler: dict[str, Any]) -> Any:
+    """The betas that a diffusers scheduler's configuration stands for."""
+    if scheduler.get("trained_betas") is not None:
+        return NoiseSchedule(scheduler["trained_betas"]).betas
+    total = scheduler.get("num_train_timesteps", 1000)
+    if scheduler.get("beta_schedule", "linear") == "squaredcos_cap_v2":
+        return NoiseSchedule.cosine(total).betas
+    make = {
+        "linear": NoiseSchedule.linear,
+        "scaled_linear": NoiseSchedule.scaled_linear,
+        "sigmoid": NoiseSchedule.sigmoid,
+    }[scheduler.get("beta_schedule", "linear")]
+    return make(total, *(scheduler.get(name, default) for name, default in _ENDS.items())).betas

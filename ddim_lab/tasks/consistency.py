@@ -1,0 +1,122 @@
+"""Task `consistency`: the same x_T at S steps and at `reference_steps` (paper, section 5.2 and Figure 5).
+
+At eta = 0 the image is a function of x_T that converges as S grows; at eta = 1 the noise of the steps decides it. The
+reference is this very sampler with more steps; what differs is S alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim_lab.config import ConsistencyConfig
+from ddim_lab.data import to_uint8
+from ddim_lab.sampler import Sampler
+from ddim_lab.store import content_key
+from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.pictures import preview, sheet
+from ddim_lab.tasks.sampling import mean_and_se, network_in_place, sample_states, squared_error
+
+__all__ = ["identity", "measure"]
+
+REFERENCE_VERSION: Final = 1
+SHOWN: Final = 12
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """The reference that this cell is compared with, and the network of the feature distance."""
+    return {
+        "reference": content_key(_reference_identity(job, _reference_sampler(job))),
+        "features": job.features.digest,
+    }
+
+
+def measure(job: Job, folder: Path) -> Measured:
+    """Sample, and compare with the reference; writes preview.png and against_reference.png into `folder`.
+
+    A cell at the reference's own steps is the reference: sampled once, with distances of exactly 0.
+    """
+    own, count = job.sampler, job.config.num_samples
+    reference_sampler = _reference_sampler(job)
+    clock = time.perf_counter()
+    with network_in_place(job) as network:
+        reference = _reference(job, reference_sampler, network)
+        referred = time.perf_counter()
+        same = own.transitions == reference_sampler.transitions
+        images = reference if same else sample_states(job, own, network, count)
+    sampled = time.perf_counter()
+    features = job.features.load()
+    with torch.inference_mode():
+        of_images, of_reference = (
+            torch.cat([features(part).double() for part in torch.split(to_uint8(x), 512)]) for x in (images, reference)
+        )
+    mse, mse_se = mean_and_se(squared_error(images, reference))
+    distance, distance_se = mean_and_se((of_images - of_reference).norm(dim=1))
+    preview(folder, images)
+    sheet(folder / "against_reference.png", torch.stack([images[:SHOWN], reference[:SHOWN]]))
+    steps = reference_sampler.steps
+    return Measured(
+        measurements={
+            "nfe": own.nfe,
+            "headline": f"MSE {mse:.3g}, feature distance {distance:.3g} to S = {steps}",
+            "consistency_mse": mse,
+            "consistency_mse_se": mse_se,
+            "feature_distance": distance,
+            "feature_distance_se": distance_se,
+            # what images of different x_T score: the scale of the two above
+            "unrelated_mse": float(squared_error(reference, reference.roll(1, 0)).mean()),
+            "unrelated_feature_distance": float((of_reference - of_reference.roll(1, 0)).norm(dim=1).mean()),
+            "reference_steps": steps,
+            "compared_images": count,
+        },
+        phases={
+            "reference": referred - clock,
+            "sampling": sampled - referred,
+            "metrics": time.perf_counter() - sampled,
+        },
+        pictures=[
+            {
+                "title": f"Each cell over S = {steps} from the same x_T",
+                "file": "against_reference.png",
+                "caption": "",
+            }
+        ],
+    )
+
+
+def _reference_sampler(job: Job) -> Sampler:
+    task = job.config.task
+    assert isinstance(task, ConsistencyConfig)
+    return job.config.build_sampler(job.model.prediction, steps=task.reference_steps)
+
+
+def _reference_identity(job: Job, sampler: Sampler) -> dict[str, Any]:
+    return {
+        "kind": "states",
+        "version": REFERENCE_VERSION,
+        "model": job.model.recipe(),
+        "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
+        "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in sampler.transitions],
+        "clip": sampler.clip,
+        "seed": job.config.seed,
+        "num_samples": job.config.num_samples,
+        "batch_size": job.config.batch_size,
+        "runtime": job.runtime.recipe(),
+    }
+
+
+def _reference(job: Job, sampler: Sampler, network: nn.Module) -> Tensor:
+    """The reference's x_0, float32 [N, C, H, W]: from the store, or sampled and kept there."""
+
+    def build(folder: Path) -> None:
+        np.save(folder / "states.npy", sample_states(job, sampler, network, job.config.num_samples).numpy())
+
+    folder, _ = job.store.obtain("references", content_key(_reference_identity(job, sampler)), build)
+    return torch.from_numpy(np.load(io.BytesIO((folder / "states.npy").read_bytes()), allow_pickle=False))

@@ -1,0 +1,72 @@
+"""Task `reconstruct`: held-out images to noise by the ODE and back (paper, section 5.4 and Table 2).
+
+    x_T = encode(x_0),    x_0' = sample(x_T),    error = mean over dimensions of ((x_0' - x_0) / 2)^2
+
+in images on the [0, 1] scale. Both directions use the same S timesteps, so an exact model's error is that of an
+order-1 integrator: x_0' - x_0 falls as 1/S, the squared error as 1/S^2.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ddim_lab.config import ReconstructConfig
+from ddim_lab.data import from_uint8
+from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.pictures import sheet
+from ddim_lab.tasks.sampling import batches, finite, mean_and_se, network_in_place, squared_error
+
+__all__ = ["identity", "measure"]
+
+SHOWN: Final = 12
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """The images that are reconstructed."""
+    return {"data": job.data.digest, "split": "held_out", "images": _count(job)}
+
+
+def measure(job: Job, folder: Path) -> Measured:
+    """Encode and decode; writes reconstructions.png into `folder`."""
+    task, sampler, device = job.config.task, job.sampler, job.runtime.torch_device
+    assert isinstance(task, ReconstructConfig)
+    originals = from_uint8(job.data.held_out.first(_count(job)))
+    clock = time.perf_counter()
+    codes, decoded = [], []
+    with network_in_place(job) as network:
+        for indices in batches(job, len(originals)):
+            code = sampler.encode(network, originals[indices.cpu()].to(device), at=task.at)
+            codes.append(code.cpu())
+            decoded.append(sampler.sample(network, code).cpu())
+    x_T, x_0 = torch.cat(codes), finite(torch.cat(decoded), sampler)
+    seconds = time.perf_counter() - clock
+    mse, se = mean_and_se(squared_error(x_0, originals))
+    sheet(folder / "reconstructions.png", torch.stack([originals[:SHOWN], x_0[:SHOWN]]))
+    return Measured(
+        measurements={
+            "nfe": sampler.nfe,
+            "headline": f"reconstruction MSE {mse:.3g}" + ("" if se is None else f" ± {se:.1g}"),
+            "reconstruction_mse": mse,
+            "reconstruction_mse_se": se,
+            "reconstruction_images": len(originals),
+            # an encoding that worked looks like the noise the model starts from: mean 0, variance 1
+            "code_mean": float(x_T.double().mean()),
+            "code_variance": float(x_T.double().var()),
+        },
+        phases={"encode_and_decode": seconds},
+        pictures=[
+            {
+                "title": "Held-out images over their reconstructions",
+                "file": "reconstructions.png",
+                "caption": "",
+            }
+        ],
+    )
+
+
+def _count(job: Job) -> int:
+    return min(job.config.num_samples, len(job.data.held_out))

@@ -1,0 +1,71 @@
+"""What the tasks that look at single images share: a network in place, named starts, errors an image."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ddim_lab.noise import NamedNoise
+from ddim_lab.sampler import Sampler
+from ddim_lab.tasks.job import Job
+
+__all__ = ["batches", "finite", "mean_and_se", "network_in_place", "sample_states", "squared_error", "start"]
+
+
+@contextlib.contextmanager
+def network_in_place(job: Job) -> Iterator[nn.Module]:
+    """The job's network on its device, under its runtime's settings; the device is marked busy meanwhile."""
+    runtime = job.runtime
+    with runtime.applied(), job.store.presence(runtime.device), torch.inference_mode():
+        yield runtime.wrap(job.model.load().to(runtime.torch_device))
+
+
+def batches(job: Job, count: int) -> Iterator[Tensor]:
+    """Indices 0 ... count - 1 in batches of `batch_size` on the device, under a progress bar."""
+    with tqdm(total=count, desc=job.progress, unit="image", disable=None, leave=False) as bar:
+        for indices in torch.split(torch.arange(count), job.config.batch_size):
+            yield indices.to(job.runtime.torch_device)
+            bar.update(len(indices))
+
+
+def start(job: Job, indices: Tensor) -> Tensor:
+    """x_T of the named samples, float32 [B, C, H, W] on the device of `indices`."""
+    return NamedNoise(job.config.seed).initial(
+        indices, torch.empty(len(indices), *job.data.shape, device=indices.device)
+    )
+
+
+def sample_states(job: Job, sampler: Sampler, network: nn.Module, count: int) -> Tensor:
+    """x_0 of the first `count` samples, as the sampler leaves it: float32 [count, C, H, W] on the CPU, not clamped."""
+    noise = NamedNoise(job.config.seed)
+    parts = [
+        sampler.sample(network, start(job, indices), indices=indices, noise=noise).cpu()
+        for indices in batches(job, count)
+    ]
+    return finite(torch.cat(parts), sampler)
+
+
+def finite(x: Tensor, sampler: Sampler) -> Tensor:
+    """x itself; ValueError if it holds NaN or infinity."""
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"the images hold NaN or infinite values: {sampler} diverged on this model")
+    return x
+
+
+def squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference a dimension on the [0, 1] scale, image by image: mean ((a - b) / 2)^2, float64 [B].
+
+    Args:
+        a, b: [B, ...] with images spanning [-1, 1]; not clamped.
+    """
+    return ((a.double() - b.double()) / 2.0).square().flatten(1).mean(1)
+
+
+def mean_and_se(values: Tensor) -> tuple[float, float | None]:
+    """Mean over images [B] and its standard error, s / sqrt(B); no error for a single image."""
+    count = len(values)
+    return float(values.mean()), float(values.std() / count**0.5) if count > 1 else None

@@ -1,0 +1,281 @@
+"""Training: named by (seed, step), so that a killed run goes on as if nothing had been; EMA is the average it says."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from ddim_lab.config import Config, UNetConfig, config_folder
+from ddim_lab.data import ImageData, MemoryImages
+from ddim_lab.datasets import load_data
+from ddim_lab.loaders import TrainingBatches, _StepBatches
+from ddim_lab.module import READ_EVERY, DiffusionModule, train, weights_digest
+
+DECAY = 0.9
+
+
+def configure(*overrides: str) -> Config:
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
+
+
+def settings(*overrides: str) -> Config:
+    """A few steps of a tiny network on digits, with everything random switched on."""
+    return configure(
+        "training.max_steps=9",
+        "training.warmup_steps=0",
+        "training.learning_rate_decay=constant",
+        "training.checkpoint_every=4",
+        "training.batch_size=16",
+        f"training.ema_decay={DECAY}",
+        "training.random_flip=true",
+        "model.block_out_channels=[8,8]",
+        "model.dropout=0.3",
+        *overrides,
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data(settings().data)
+
+
+def fit(config: Config, data: ImageData, work: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+    """Averaged weights, raw weights, and the function that writes the curve."""
+    assert isinstance(config.model, UNetConfig)
+    averaged, raw, write = train(
+        data,
+        config.model,
+        config.build_schedule(),
+        config.training,
+        accelerator="cpu",
+        precision="fp32",
+        deterministic=False,
+        work=work,
+        mirror=lambda values, step: None,
+    )
+    return averaged.state_dict(), raw.state_dict(), write
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, list[Any], Any]:
+    """Averaged, raw, (step, batch) of every step, and the curve's writer, of a run that nothing interrupts."""
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watch(patch)
+        averaged, raw, write = fit(settings(), data, tmp_path_factory.mktemp("whole"))
+    return averaged, raw, seen, write
+
+
+def watch(patch: pytest.MonkeyPatch, die_at: int | None = None) -> list[tuple[int, list[int]]]:
+    """(global step, sum of each image) of every training step, as the module is given them."""
+    seen: list[tuple[int, list[int]]] = []
+    step = DiffusionModule.training_step
+
+    def watched(self: DiffusionModule, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        if self.global_step == die_at:
+            raise RuntimeError("the power went")
+        seen.append((self.global_step, batch["images"].long().flatten(1).sum(1).tolist()))
+        return step(self, batch, batch_idx)
+
+    patch.setattr(DiffusionModule, "training_step", watched)
+    return seen
+
+
+@pytest.mark.parametrize("die_at", [2, 4, 6])
+def test_a_run_that_failed_and_resumed_ends_in_the_same_weights(
+    die_at: int, undisturbed: Any, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first checkpoint, on one and between two: bitwise, with no batch skipped and none seen twice."""
+    averaged, raw, whole, write = undisturbed
+    with monkeypatch.context() as patch:
+        before = watch(patch, die_at)
+        with pytest.raises(RuntimeError, match="the power went"):
+            fit(settings(), data, tmp_path)
+    after = watch(monkeypatch)
+    averaged_after, raw_after, write_after = fit(settings(), data, tmp_path)
+    checkpoint = die_at // 4 * 4
+    assert [step for step, _ in before] == list(range(die_at))
+    assert before[:checkpoint] + after == whole
+    assert same(raw_after, raw)
+    assert same(averaged_after, averaged)
+    curves = []
+    for name, writer in (("whole", write), ("resumed", write_after)):
+        writer(tmp_path / name)
+        with (tmp_path / name).open() as file:
+            curves.append([(row["step"], row["loss"], row["learning_rate"]) for row in csv.DictReader(file)])
+    assert curves[0] == curves[1]
+    assert [step for step, _, _ in curves[0]] == [str(step) for step in range(1, 10)]
+
+
+def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path) -> None:
+    """SIGKILL in the middle of training, the same command again: the stored files of an undisturbed run."""
+    line = (
+        "training.max_steps=400",
+        "training.checkpoint_every=10",
+        "steps=2",
+        "logger=csv",
+        "metrics.features=pixels",
+    )
+    arguments = [*tiny.TINY, *line, f"outputs_dir={tmp_path / 'killed'}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddim_lab", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "killed").glob("models/*.partial/last.ckpt")):
+            assert process.poll() is None, "it ended without a checkpoint"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not stored(tmp_path / "killed"), "it was killed too late to prove anything"
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watch(patch)
+        assert tiny.run(tmp_path / "killed", *line) == 0
+        steps = [step for step, _ in seen]
+        seen.clear()
+        assert tiny.run(tmp_path / "whole", *line) == 0
+        assert [step for step, _ in seen] == list(range(200))
+    assert steps[0] > 0
+    assert steps == list(range(steps[0], 200))
+    killed, whole = stored(tmp_path / "killed"), stored(tmp_path / "whole")
+    assert set(killed) == {"diffusion_pytorch_model.safetensors", "raw/diffusion_pytorch_model.safetensors"}
+    assert killed == whole
+    assert not list((tmp_path / "killed" / "models").glob("*.partial"))
+
+
+def stored(outputs: Path) -> dict[str, bytes]:
+    """The safetensors files of the finished U-Net under an outputs folder."""
+    models = [file.parent for file in outputs.glob("models/*/model.json") if not file.parent.name.startswith(".")]
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for folder in models
+        for file in folder.rglob("diffusion_pytorch_model.safetensors")
+    }
+
+
+def test_ema_is_the_average_of_the_weights_after_each_step(data: ImageData, tmp_path: Path) -> None:
+    """EMA_1 = w_1, EMA_k = d EMA_(k-1) + (1 - d) w_k, with the w_k of runs that stop after k steps."""
+    weights = []
+    for steps in range(1, 6):
+        averaged, raw, _ = fit(settings(f"training.max_steps={steps}"), data, tmp_path / str(steps))
+        weights.append({name: tensor.double() for name, tensor in raw.items()})
+    expected = weights[0]
+    for later in weights[1:]:
+        expected = {name: DECAY * expected[name] + (1 - DECAY) * later[name] for name in expected}
+    distance = max(float((averaged[name] - expected[name]).abs().max()) for name in expected)
+    apart = max(float((averaged[name] - weights[-1][name]).abs().max()) for name in expected)
+    assert distance < 1e-6
+    assert apart > 1e-3  # the raw weights would not pass for it
+
+
+def test_what_is_loaded_is_what_was_stored(data: ImageData, undisturbed: Any, tmp_path: Path) -> None:
+    """weights=ema loads the average and weights=raw the last weights, bitwise."""
+    from ddim_lab.models import obtain_model
+    from ddim_lab.runtime import Runtime
+    from ddim_lab.store import Store
+
+    averaged, raw, _, _ = undisturbed
+    digests = {}
+    for name, expected in (("ema", averaged), ("raw", raw)):
+        config = settings(f"model.weights={name}")
+        model = obtain_model(config, data, Runtime.resolve(config.runtime), Store(tmp_path), _no_mirror)
+        loaded = model.load()
+        assert same(loaded.state_dict(), expected), name
+        assert model.digest == weights_digest(loaded)
+        digests[name] = model.digest
+        assert model.trained == (name == "ema")  # the second one finds the first one's training
+    assert digests["ema"] != digests["raw"]
+
+
+def _no_mirror() -> Any:
+    import contextlib
+
+    return contextlib.nullcontext(lambda values, step: None)
+
+
+def test_another_seed_is_another_training(data: ImageData, undisturbed: Any, tmp_path: Path) -> None:
+    _, raw, seen, _ = undisturbed
+    with pytest.MonkeyPatch.context() as patch:
+        other = watch(patch)
+        _, raw_other, _ = fit(settings("training.seed=1"), data, tmp_path)
+    assert not same(raw, raw_other)
+    assert seen != other
+
+
+@pytest.mark.parametrize(("size", "batch"), [(10, 4), (7, 7), (5, 12), (1437, 128)])
+def test_batches_are_a_chain_of_permutations(size: int, batch: int) -> None:
+    """Cut anywhere: step k is the same however many steps were taken before, and every epoch sees every image once."""
+    steps = 3 * size // batch + 2
+    whole = list(itertools.islice(_StepBatches(size, batch, seed=3, first_step=0), steps))
+    assert {len(indices) for indices in whole} == {batch}
+    chain = torch.cat(whole)
+    for epoch in range(len(chain) // size):
+        assert chain[epoch * size : (epoch + 1) * size].sort().values.tolist() == list(range(size))
+    for first in range(1, steps, max(1, steps // 5)):
+        rest = itertools.islice(_StepBatches(size, batch, seed=3, first_step=first), steps - first)
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[first:], strict=True))
+    assert not torch.equal(chain[:size], next(iter(_StepBatches(size, size, seed=4, first_step=0))))
+
+
+def test_batches_in_memory_and_on_disk_are_the_same() -> None:
+    from ddim_lab.data import DiskImages
+
+    images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
+    memory = MemoryImages(images, torch.arange(20))
+    disk = DiskImages([str(i) for i in range(20)], torch.arange(20), (1, 4, 4), lambda name: images[int(name)], "x")
+    for first, second in zip(_batches(memory), _batches(disk), strict=True):
+        assert torch.equal(first["images"], second["images"])
+        assert torch.equal(first["labels"], second["labels"])
+        assert torch.equal(first["images"], images[first["labels"]])
+
+
+def _batches(images: Any) -> Iterator[dict[str, Tensor]]:
+    module = TrainingBatches(images, 6, seed=0)
+    for batch in itertools.islice(iter(module.train_dataloader()), 5):
+        yield module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_a_loss_that_is_not_finite_ends_training_by_name_and_is_never_saved(
+    at: int, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are read every READ_EVERY steps; a checkpoint that is due before that waits for them."""
+    assert READ_EVERY > 9
+    step = DiffusionModule.training_step
+
+    def poisoned(self: DiffusionModule, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return step(self, batch, batch_idx) * (float("nan") if self.global_step + 1 == at else 1.0)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", poisoned)
+    with pytest.raises(FloatingPointError, match=rf"the training loss is nan at step {at}$"):
+        fit(settings(), data, tmp_path)
+    kept = list(tmp_path.glob("*.ckpt"))
+    assert len(kept) == (at > 4)
+    for file in kept:
+        state = torch.load(file, weights_only=True)["state_dict"]
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
