@@ -6,6 +6,7 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from ddim_lab.diffusion import Prediction
 from ddim_lab.sampler import Clip, EncodeAt, Sampler, Variance
-from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.schedule import SPACINGS, NoiseSchedule
 
 __all__ = ["Config", "ConfigError", "config_folder"]
 
@@ -70,7 +71,54 @@ class FashionMnistConfig(_Data):
         return 1, 32, 32
 
 
-DataConfig = Annotated[DigitsConfig | FashionMnistConfig, Field(discriminator="name")]
+class Cifar10Config(_Data):
+    """conf/data/cifar10: CIFAR-10 through torchvision."""
+
+    name: Literal["cifar10"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, 32, 32
+
+
+class CelebAConfig(_Data):
+    """conf/data/celeba: the aligned faces of CelebA, cropped to 64x64."""
+
+    name: Literal["celeba"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, 64, 64
+
+
+class LsunConfig(_Data):
+    """conf/data/lsun_bedroom and lsun_church: LSUN databases, at 256x256."""
+
+    name: Literal["lsun_bedroom", "lsun_church"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, 256, 256
+
+
+class ImageFolderConfig(_Data):
+    """conf/data/image_folder: every image in a folder and its folders."""
+
+    name: Literal["image_folder"]
+    root: StrictStr
+    image_size: Annotated[StrictInt, Field(ge=4)]
+    channels: Literal[1, 3]
+    held_out: Annotated[Number, Field(gt=0, lt=1)]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.image_size, self.image_size
+
+
+DataConfig = Annotated[
+    DigitsConfig | FashionMnistConfig | Cifar10Config | CelebAConfig | LsunConfig | ImageFolderConfig,
+    Field(discriminator="name"),
+]
 
 
 class UNetConfig(_Group):
@@ -246,8 +294,24 @@ class CannotSkipConfig(_Group):
     alphas: Literal["per_step", "cumulative"]
 
 
+class SearchTimestepsConfig(_Group):
+    """conf/task/search_timesteps: the list of timesteps with the lowest distance on this model, kept as a preset."""
+
+    name: Literal["search_timesteps"]
+    trials: PositiveInt
+    search_samples: Annotated[StrictInt, Field(ge=2)]
+    search_seed: Seed
+    preset: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
 TaskConfig = Annotated[
-    GenerateConfig | ReconstructConfig | InterpolateConfig | ConsistencyConfig | TrajectoryConfig | CannotSkipConfig,
+    GenerateConfig
+    | ReconstructConfig
+    | InterpolateConfig
+    | ConsistencyConfig
+    | TrajectoryConfig
+    | CannotSkipConfig
+    | SearchTimestepsConfig,
     Field(discriminator="name"),
 ]
 
@@ -334,6 +398,8 @@ class Config(_Group):
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
+        if self.metrics.features == "classifier" and isinstance(self.data, CelebAConfig | LsunConfig):
+            raise ConfigError(f"metrics.features=classifier learns from labels, and data={self.data.name} has none")
         if isinstance(self.model, UNetConfig):
             widths, groups = self.model.block_out_channels, self.model.norm_num_groups
             if len(self.model.attention) != len(widths):
@@ -376,14 +442,44 @@ class Config(_Group):
                 self.build_sampler(steps=task.reference_steps)
             except ValueError as error:
                 raise ConfigError(f"task.reference_steps={task.reference_steps}: {error}") from None
+        if isinstance(task, SearchTimestepsConfig):
+            self._check_search(task)
         if self.save_samples and not isinstance(task, GenerateConfig):
             raise ConfigError(f"save_samples=true needs task=generate, got task={task.name}")
 
+    def _check_search(self, task: SearchTimestepsConfig) -> None:
+        total = self.build_schedule().num_timesteps
+        if self.sampler.timesteps is not None:
+            raise ConfigError(
+                "task=search_timesteps looks for the timesteps: leave sampler.timesteps=null and set steps"
+            )
+        if self.steps >= total:
+            raise ConfigError(
+                f"task=search_timesteps has nothing to choose at steps={self.steps}:"
+                f" set steps below the schedule's {total} timesteps"
+            )
+        if self.sampler.eta > 1:
+            raise ConfigError(f"task=search_timesteps needs sampler.eta from 0 to 1, got {self.sampler.eta:g}")
+        if task.trials < len(SPACINGS):
+            raise ConfigError(
+                f"task.trials={task.trials}: must be at least {len(SPACINGS)}, the built-in spacings are the first"
+            )
+        if task.search_seed == self.seed:
+            raise ConfigError(
+                f"task.search_seed={task.search_seed} is the seed of the final score, too: make them differ"
+            )
+        if self.num_samples < 3:
+            raise ConfigError(f"task=search_timesteps needs 3 samples for a standard error, got {self.num_samples}")
+        if (config_folder() / "sampler" / f"{task.preset}.yaml").exists():
+            raise ConfigError(f"task.preset={task.preset} is a built-in preset: choose another name")
+
     def check_machine(self) -> None:
-        """What depends on this machine: the device. Raises ConfigError."""
+        """What depends on this machine: the device, optional packages. Raises ConfigError."""
         from ddim_lab.runtime import Runtime
 
         Runtime.resolve(self.runtime)
+        if isinstance(self.task, SearchTimestepsConfig) and importlib.util.find_spec("optuna") is None:
+            raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
 
     def build_schedule(self) -> NoiseSchedule:
         """The noise schedule."""
@@ -406,7 +502,7 @@ class Config(_Group):
         """What names this job among the others of a sweep."""
         return {
             "data": self.data.name,
-            "model": self.model.kind,
+            "model": self.model.path if isinstance(self.model, PretrainedConfig) else self.model.kind,
             "sampler": self.sampler.name,
             "eta": self.sampler.eta,
             "variance": self.sampler.variance,
@@ -453,9 +549,11 @@ def _explain(error: ValidationError) -> str:
 
 _UNION_TAGS: Final = frozenset(
     {
+        *("digits", "fashion_mnist", "cifar10", "celeba", "lsun_bedroom", "lsun_church", "image_folder"),
         *("unet", "pretrained", "gaussian", "empirical"),
         *("linear", "scaled_linear", "sigmoid", "constant", "cosine", "file"),
         *("generate", "reconstruct", "interpolate", "consistency", "trajectory", "cannot_skip"),
+        "search_timesteps",
     }
 )
 

@@ -6,21 +6,41 @@ damaged in one line; `load_data` reads them. Training and references see the sam
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
+import hashlib
+import io
+import logging
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from filelock import FileLock
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from ddim_lab.config import ConfigError, DataConfig, DigitsConfig, FashionMnistConfig
-from ddim_lab.data import ImageData, MemoryImages
+from ddim_lab.config import (
+    CelebAConfig,
+    Cifar10Config,
+    ConfigError,
+    DataConfig,
+    DigitsConfig,
+    FashionMnistConfig,
+    ImageFolderConfig,
+    LsunConfig,
+)
+from ddim_lab.data import DiskImages, ImageData, MemoryImages
+from ddim_lab.store import read_json, write_json
 
 __all__ = ["check_data", "load_data"]
+
+log = logging.getLogger(__name__)
 
 
 def check_data(config: DataConfig) -> tuple[Path, ...]:
@@ -31,6 +51,14 @@ def check_data(config: DataConfig) -> tuple[Path, ...]:
     """
     if isinstance(config, FashionMnistConfig):
         return _find_fashion_mnist(config)
+    if isinstance(config, Cifar10Config):
+        return _find_cifar10(config)
+    if isinstance(config, CelebAConfig):
+        return _find_celeba(config)
+    if isinstance(config, LsunConfig):
+        return _find_lsun(config)
+    if isinstance(config, ImageFolderConfig):
+        return _find_images(config)
     return ()
 
 
@@ -57,14 +85,52 @@ def _load(config: DataConfig, signature: Signature) -> ImageData:
     files = [Path(name) for name, _, _ in signature]
     if isinstance(config, FashionMnistConfig):
         return _fashion_mnist(files)
+    if isinstance(config, Cifar10Config):
+        return _cifar10(files)
+    if isinstance(config, CelebAConfig):
+        return _celeba(files, config.shape)
+    if isinstance(config, LsunConfig):
+        return _lsun(config, files)
+    if isinstance(config, ImageFolderConfig):
+        return _image_folder(config, files)
     assert isinstance(config, DigitsConfig)
     return _digits()
 
 
-def _default_root() -> Path:
-    """Where data sets lie and are downloaded to unless data.root says otherwise."""
+def _root(config: DataConfig) -> Path:
+    """Where a data set lies, and is downloaded to: data.root, else a folder of its name in $DDIM_LAB_DATA."""
+    if config.root is not None:
+        return Path(config.root).expanduser().absolute()
     named = os.environ.get("DDIM_LAB_DATA")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "ddim_lab"
+    return (Path(named).expanduser() if named else Path.home() / ".cache" / "ddim_lab").absolute() / config.name
+
+
+@contextlib.contextmanager
+def _download(name: str, folder: Path, how_else: str) -> Iterator[None]:
+    """Round a download into `folder`: one process at a time, and failures in one line that ends in `how_else`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".download.lock"):
+            log.info("data=%s is not there: downloading it to %s", name, folder)
+            yield
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"data={name} is not in {folder}, and the download failed ({reason}): {how_else}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _md5(path: str, size: int, modified: int) -> str:
+    """MD5 of a file, read once as long as size and time are the same."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _check_md5(name: str, files: Sequence[Path], published: Iterable[str]) -> None:
+    for (path, size, modified), file, md5 in zip(_signature(files), files, published, strict=True):
+        if _md5(path, size, modified) != md5:
+            raise ConfigError(
+                f"data={name}: {file} is damaged or cut short (MD5 is not {md5}): delete it, get it again"
+            )
 
 
 # -- digits ---------------------------------------------------------------------------------------------
@@ -100,7 +166,7 @@ FASHION_FILES: Final = (
 
 
 def _find_fashion_mnist(config: FashionMnistConfig) -> tuple[Path, ...]:
-    root = _default_root() / "fashion_mnist" if config.root is None else Path(config.root).expanduser()
+    root = _root(config)
     places = [root, root / "FashionMNIST" / "raw"] + ([DEBIAN_FASHION_MNIST] if config.root is None else [])
     for place in places:
         files = tuple(place / name for name in FASHION_FILES)
@@ -112,28 +178,25 @@ def _find_fashion_mnist(config: FashionMnistConfig) -> tuple[Path, ...]:
             return files
         if there:
             lacking = next(file for file in files if file not in there)
-            raise ConfigError(f"data=fashion_mnist: {lacking} is missing beside {there[0].name}")
-    return _download_fashion_mnist(root, places)
+            raise ConfigError(f"data=fashion_mnist: {lacking} is missing beside {there[0].name}: get it again")
+    searched = " nor ".join(map(str, places[1:]))
+    how_else = f"(nor in {searched}) apt-get install dataset-fashion-mnist, or set data.root to the four IDX .gz files"
+    with _download("fashion_mnist", root, how_else):
+        if not (root / FASHION_FILES[-1]).is_file():  # else another process was first
+            _download_fashion_mnist(root)
+    return tuple(root / name for name in FASHION_FILES)
 
 
-def _download_fashion_mnist(folder: Path, searched: Sequence[Path]) -> tuple[Path, ...]:
+def _download_fashion_mnist(root: Path) -> None:
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
 
-    try:
-        partial = folder / ".partial"
-        for name, md5 in FashionMNIST.resources:
-            download_url(FashionMNIST.mirrors[0] + name, str(partial), name, md5)
-        for name in FASHION_FILES:
-            (partial / name).rename(folder / name)
-        partial.rmdir()
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"data=fashion_mnist: no {FASHION_FILES[0]} in {' or '.join(map(str, searched))}, and the download failed"
-            f" ({error}): apt-get install dataset-fashion-mnist, or set data.root to a folder with the four IDX .gz"
-            " files"
-        ) from None
-    return tuple(folder / name for name in FASHION_FILES)
+    partial = root / ".partial"  # a file is not in its place before its checksum has been compared
+    for name, md5 in FashionMNIST.resources:
+        download_url(FashionMNIST.mirrors[0] + name, str(partial), name, md5)
+    for name in FASHION_FILES:
+        (partial / name).replace(root / name)
+    partial.rmdir()
 
 
 @functools.lru_cache(maxsize=64)
@@ -143,7 +206,7 @@ def _gzip_fault(path: str, size: int, modified: int) -> str | None:
         with gzip.open(path) as file:
             while file.read(2**20):
                 pass
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         return str(error)
     return None
 
@@ -169,3 +232,263 @@ def _fashion_mnist(files: Sequence[Path]) -> ImageData:
         splits.append(MemoryImages(padded[:, None], labels.to(torch.int64)))
     train, held_out = splits
     return ImageData("fashion_mnist", train, held_out, "fashion_mnist v1: 28x28 padded with zeros to 32x32")
+
+
+# -- CIFAR-10 -------------------------------------------------------------------------------------------
+
+
+def _find_cifar10(config: Cifar10Config) -> tuple[Path, ...]:
+    from torchvision.datasets import CIFAR10
+
+    root = _root(config)
+    entries = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    files = [root / CIFAR10.base_folder / name for name, _ in entries]
+    if not any(file.exists() for file in files):
+        how_else = f"unpack {CIFAR10.filename} there, so that {files[0]} is a file, or set data.root"
+        with _download("cifar10", root, how_else):
+            CIFAR10(str(root), download=True)  # compares the archive's MD5 before it unpacks
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"data=cifar10: {file} is missing; unpack {CIFAR10.filename} in {root} again")
+    _check_md5("cifar10", files, (md5 for _, md5 in entries))
+    return tuple(files)
+
+
+def _cifar10(files: Sequence[Path]) -> ImageData:
+    from torchvision.datasets import CIFAR10
+
+    splits = []
+    for train in (True, False):
+        # It unpickles: files whose MD5 is the published one.
+        there = CIFAR10(str(files[0].parents[1]), train=train)
+        images = torch.from_numpy(there.data).permute(0, 3, 1, 2).contiguous()
+        splits.append(MemoryImages(images, torch.tensor(there.targets, dtype=torch.int64)))
+    train_split, held_out = splits
+    return ImageData("cifar10", train_split, held_out, "cifar10 v1: 32x32 as published")
+
+
+# -- sets too large for memory: files on disk, decoded when asked for ------------------------------------
+
+DIGEST_FILE: Final = ".ddim_lab_digest.json"
+"""Beside large data: their content digest, good as long as names, sizes and times of all files are the same."""
+
+ENDS: Final = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".webp": b""}
+"""Kinds of image files, and what a whole one has near its end."""
+
+
+def _content_digest(root: Path, files: Sequence[Path]) -> str:
+    """SHA-256 over names and contents; read once, then taken from `DIGEST_FILE`.
+
+    Raises:
+        ConfigError: an image file is cut short; names it.
+    """
+    states = [f"{Path(name).relative_to(root)} {size} {modified}" for name, size, modified in _signature(files)]
+    signature = hashlib.sha256("\n".join(states).encode()).hexdigest()
+    place = root / DIGEST_FILE
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = read_json(place)
+        if kept["signature"] == signature:
+            return str(kept["digest"])
+    digest = hashlib.sha256()
+    for file in tqdm(files, desc=f"reading {root.name} once", unit="file", disable=None, leave=False):
+        _check_end(file)
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(root)} {found}\n".encode())
+    try:
+        write_json(place, {"signature": signature, "digest": digest.hexdigest()})
+    except OSError as error:
+        log.warning("%s can't be written (%s): the data will be read whole for their digest every time", place, error)
+    return digest.hexdigest()
+
+
+def _check_end(file: Path) -> None:
+    end = ENDS.get(file.suffix.lower(), b"")
+    with file.open("rb") as content:
+        content.seek(max(0, file.stat().st_size - 4096))
+        if end not in content.read():
+            raise ConfigError(f"{file} is cut short: it has no end-of-image mark; get it again")
+
+
+def _read_image(prepare: Callable[[Image.Image], Image.Image], get: Callable[[str], Any], name: str) -> Tensor:
+    """Decode and prepare the image of a name: uint8 [C, H, W]."""
+    source = get(name)
+    try:
+        with Image.open(source) as image:
+            pixels = np.array(prepare(image))
+    except (OSError, SyntaxError) as error:
+        raise ConfigError(f"the image {name} can't be read: {error}") from None
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _beside(root: Path, name: str) -> Path:
+    return root / name
+
+
+def crop_face(image: Image.Image) -> Image.Image:
+    """CelebA as in the paper's code: the square of 128 pixels round (89, 121), resized to 64x64 on the 8-bit image."""
+    return image.convert("RGB").crop((25, 57, 153, 185)).resize((64, 64), Image.Resampling.BILINEAR)
+
+
+def resize_and_crop(size: int, mode: str, image: Image.Image) -> Image.Image:
+    """Shorter side to `size` (bilinear, antialiased, on the 8-bit image), then the central square."""
+    from torchvision.transforms import functional
+
+    cropped: Image.Image = functional.center_crop(functional.resize(image.convert(mode), size), [size, size])
+    return cropped
+
+
+# -- CelebA ---------------------------------------------------------------------------------------------
+
+CELEBA_PARTITION: Final = "list_eval_partition.txt"
+
+
+def _find_celeba(config: CelebAConfig) -> tuple[Path, ...]:
+    from torchvision.datasets import CelebA
+
+    root = _root(config)
+    places = [root, root / CelebA.base_folder]
+    place = next((p for p in places if (p / CELEBA_PARTITION).is_file() and (p / "img_align_celeba").is_dir()), None)
+    if place is None:
+        raise ConfigError(
+            f"data=celeba is not in {root}: put there {CELEBA_PARTITION} and the unpacked img_align_celeba.zip (202,599"
+            " .jpg files) from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, whose terms you must accept; or set data.root"
+        )
+    partition = place / CELEBA_PARTITION
+    _check_md5("celeba", [partition], [next(md5 for _, md5, name in CelebA.file_list if name == CELEBA_PARTITION)])
+    names = [line.split()[0] for line in partition.read_text().splitlines() if line.strip()]
+    there = {file.name for file in os.scandir(place / "img_align_celeba")}
+    if lacking := [name for name in names if name not in there]:
+        raise ConfigError(
+            f"data=celeba: {len(lacking)} of {len(names)} images are missing, {place / 'img_align_celeba' / lacking[0]}"
+            " first: unpack img_align_celeba.zip again"
+        )
+    return (partition, *(place / "img_align_celeba" / name for name in names))
+
+
+def _celeba(files: Sequence[Path], shape: tuple[int, int, int]) -> ImageData:
+    root = files[0].parent
+    digest = _content_digest(root, files)
+    lines = [line.split() for line in files[0].read_text().splitlines() if line.strip()]
+    read = functools.partial(_read_image, crop_face, functools.partial(_beside, root / "img_align_celeba"))
+    splits = []
+    for parts in (("0",), ("1", "2")):
+        names = [name for name, part in lines if part in parts]
+        splits.append(DiskImages(names, torch.zeros(len(names), dtype=torch.int64), shape, read, digest))
+    train, held_out = splits
+    return ImageData(
+        "celeba", train, held_out, "celeba v1: crop 128x128 round (89, 121), PIL bilinear to 64x64; held out: 1 and 2"
+    )
+
+
+# -- LSUN -----------------------------------------------------------------------------------------------
+
+LSUN_FOLDERS: Final = {"lsun_bedroom": "bedroom", "lsun_church": "church_outdoor"}
+
+
+def _find_lsun(config: LsunConfig) -> tuple[Path, ...]:
+    root, category = _root(config), LSUN_FOLDERS[config.name]
+    files = tuple(root / f"{category}_{split}_lmdb" / "data.mdb" for split in ("train", "val"))
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(
+                f"data={config.name}: {file} is missing: get {category}_train_lmdb.zip and {category}_val_lmdb.zip with"
+                f" the script of github.com/fyu/lsun, unpack them in {root}, or set data.root"
+            )
+    try:
+        import lmdb  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"data={config.name} needs the package lmdb: pip install 'ddim-lab[lsun]'") from None
+    for file in files:
+        environment = _lsun_environment(str(file.parent))
+        whole = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if file.stat().st_size < whole:
+            raise ConfigError(
+                f"data={config.name}: {file} is cut short ({file.stat().st_size} of {whole} bytes): get it again"
+            )
+    return files
+
+
+@functools.cache
+def _lsun_environment(folder: str) -> Any:
+    """An open database. A process must not use what another has opened: all are closed before this one forks."""
+    import lmdb
+
+    try:
+        environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.Error as error:
+        raise ConfigError(f"{folder}/data.mdb is damaged ({error}): get it again") from None
+    _open_environments.append(environment)
+    return environment
+
+
+_open_environments: Final[list[Any]] = []
+
+
+def _close_environments() -> None:
+    _lsun_environment.cache_clear()
+    while _open_environments:
+        _open_environments.pop().close()
+
+
+os.register_at_fork(before=_close_environments)
+
+
+def _lsun_bytes(folder: str, name: str) -> io.BytesIO:
+    with _lsun_environment(folder).begin() as transaction:
+        return io.BytesIO(transaction.get(name.encode("latin-1")))
+
+
+def _lsun(config: LsunConfig, files: Sequence[Path]) -> ImageData:
+    # Not torchvision.datasets.LSUN: it unpickles a list of keys that it keeps in the current folder.
+    digest = _content_digest(files[0].parents[1], files)
+    splits = []
+    for file in files:
+        with _lsun_environment(str(file.parent)).begin() as transaction:
+            names = [key.decode("latin-1") for key in transaction.cursor().iternext(keys=True, values=False)]
+        prepare = functools.partial(resize_and_crop, config.shape[1], "RGB")
+        read = functools.partial(_read_image, prepare, functools.partial(_lsun_bytes, str(file.parent)))
+        splits.append(DiskImages(names, torch.zeros(len(names), dtype=torch.int64), config.shape, read, digest))
+    train, held_out = splits
+    return ImageData(config.name, train, held_out, f"{config.name} v1: short side to 256, PIL bilinear, centre crop")
+
+
+# -- any folder -----------------------------------------------------------------------------------------
+
+
+def _find_images(config: ImageFolderConfig) -> tuple[Path, ...]:
+    root = _root(config)
+    if not root.is_dir():
+        raise ConfigError(f"data.root={config.root}: there is no such folder of images")
+    files = tuple(sorted(file for file in root.rglob("*") if file.suffix.lower() in ENDS and file.is_file()))
+    if len(files) < 4:
+        raise ConfigError(
+            f"data.root={config.root} holds {len(files)} images ({', '.join(ENDS)}); 4 at least are needed"
+        )
+    return files
+
+
+def _image_folder(config: ImageFolderConfig, files: Sequence[Path]) -> ImageData:
+    root = _root(config)
+    if jpegs := sum(file.suffix.lower() in (".jpg", ".jpeg") for file in files):
+        log.warning(
+            "%s of the %s images in %s are JPEG: a reference that was compressed moves a Fréchet distance, and"
+            " preprocessing that compresses again moves it further; use PNG where you can",
+            *(jpegs, len(files), root),
+        )
+    digest = _content_digest(root, files)
+    names = [file.relative_to(root).as_posix() for file in files]
+    classes = sorted({name.partition("/")[0] for name in names if "/" in name})
+    labels = {name: classes.index(name.partition("/")[0]) if "/" in name else 0 for name in names}
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    unseen = set(ranked[: min(max(2, round(config.held_out * len(names))), len(names) - 2)])
+    prepare = functools.partial(resize_and_crop, config.image_size, "L" if config.channels == 1 else "RGB")
+    read = functools.partial(_read_image, prepare, functools.partial(_beside, root))
+    splits = []
+    for held_out in (False, True):
+        chosen = [name for name in names if (name in unseen) == held_out]
+        splits.append(DiskImages(chosen, torch.tensor([labels[n] for n in chosen]), config.shape, read, digest))
+    train, rest = splits
+    size, share = config.image_size, config.held_out
+    words = f"short side to {size}, PIL bilinear, centre crop, {config.channels} channel(s); held out {share:g} by name"
+    return ImageData("image_folder", train, rest, f"image_folder v1: {words}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ddim_lab.config import TrainingConfig, UNetConfig
+from ddim_lab.config import ConfigError, TrainingConfig, UNetConfig
 from ddim_lab.data import ImageData, from_uint8
 from ddim_lab.diffusion import eps_loss, per_sample
 from ddim_lab.loaders import TrainingBatches
@@ -224,6 +224,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss is NaN or infinite; names the step.
+        ConfigError: an image can't be read; names it.
     """
     torch.manual_seed(_step_seed(training.seed, -1, 0))
     network = build_unet(model, data.shape)
@@ -253,12 +254,15 @@ def train(
         use_distributed_sampler=False,
     )
     last = work / "last.ckpt"
-    trainer.fit(
-        DiffusionModule(network, schedule, training),
-        datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
-        ckpt_path=last if last.is_file() else None,
-        weights_only=True,
-    )
+    try:
+        trainer.fit(
+            DiffusionModule(network, schedule, training),
+            datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
+            ckpt_path=last if last.is_file() else None,
+            weights_only=True,
+        )
+    except ConfigError as error:  # from a process that decodes images, with the traceback there in front
+        raise ConfigError(str(error).strip().splitlines()[-1].removeprefix("ddim_lab.config.ConfigError: ")) from None
     averaged = network.to("cpu", memory_format=torch.contiguous_format).eval()
     last_raw = copy.deepcopy(averaged)
     last_raw.load_state_dict(raw.state)

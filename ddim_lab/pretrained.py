@@ -21,8 +21,12 @@ __all__ = ["Pretrained", "inspect_pretrained"]
 log = logging.getLogger(__name__)
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SCHEDULES: Final = {"linear": "linear", "scaled_linear": "scaled_linear", "sigmoid": "sigmoid"}
-"""diffusers' beta schedules that have two ends, and our names for them."""
+SCHEDULES: Final = {
+    "linear": NoiseSchedule.linear,
+    "scaled_linear": NoiseSchedule.scaled_linear,
+    "sigmoid": NoiseSchedule.sigmoid,
+}
+"""diffusers' schedules that have two ends; ours have the same names."""
 
 
 @final
@@ -172,58 +176,40 @@ def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConf
 
     if scheduler.get("rescale_betas_zero_snr"):
         raise ConfigError(f"model.path={path}: rescale_betas_zero_snr=true is not supported: its last alpha_bar is 0")
-    theirs = _described(path, scheduler)
-    ours = {f"schedule.{name}": value for name, value in schedule.model_dump().items()}
-    ours["schedule"] = ours.pop("schedule.name")
-    different = {name: value for name, value in theirs.items() if name in ours and ours[name] != value}
     try:
-        given = _betas(scheduler)
-        betas = schedule.build().betas
-        if len(given) != len(betas) or not np.allclose(given, betas, rtol=1e-5, atol=0.0):
-            if not different:  # lists of betas, which have no other name
-                at = int(np.argmax(given != betas)) if len(given) == len(betas) else None
-                raise ConfigError(
-                    f"model.path={path} was trained on {len(given)} betas that are not those of schedule="
-                    f"{schedule.name} with {len(betas)}"
-                    + ("" if at is None else f": beta[{at}] is {given[at]:g} there and {betas[at]:g} here")
-                )
-            said = ", ".join(f"{name}={value} where {name}={ours[name]} is set" for name, value in different.items())
-            set_them = " ".join(f"{name}={value}" for name, value in different.items())
-            raise ConfigError(f"model.path={path} was trained with {said}: set {set_them}")
-        return pipeline_prediction(scheduler)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"model.path={path}: {error}") from None
+        theirs, described = _their_schedule(scheduler)
+        prediction = pipeline_prediction(scheduler)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model.path={path}, scheduler_config.json: {error}") from None
+    given, betas = theirs.betas, schedule.build().betas
+    if len(given) == len(betas) and np.allclose(given, betas, rtol=1e-5, atol=0.0):
+        return prediction
+    ours = {"schedule": schedule.name} | {
+        f"schedule.{name}": value for name, value in schedule.model_dump().items() if name != "name"
+    }
+    different = {name: value for name, value in described.items() if ours.get(name) != value}
+    if different:
+        said = ", ".join(f"{name}={value} ({ours.get(name, 'none')} is set)" for name, value in different.items())
+        options = " ".join(f"{name}={value}" for name, value in different.items())
+        raise ConfigError(f"model.path={path} was trained with {said}: give {options}")
+    at = int(np.argmax(~np.isclose(given, betas, rtol=1e-5, atol=0.0)))
+    raise ConfigError(
+        f"model.path={path} was trained with its own list of betas: beta[{at}] is {given[at]:g} there and"
+        f" {betas[at]:g} in schedule={schedule.name}; write them to a file and give schedule=file schedule.path=FILE"
+    )
 
 
-def _described(path: str, scheduler: dict[str, Any]) -> dict[str, Any]:
-    """A diffusers scheduler's schedule in the words of our options."""
-    found: dict[str, Any] = {"schedule.num_timesteps": scheduler.get("num_train_timesteps", 1000)}
+def _their_schedule(scheduler: dict[str, Any]) -> tuple[NoiseSchedule, dict[str, Any]]:
+    """A diffusers scheduler's schedule, and the options of ours that give it (its length alone, for a list)."""
+    total = scheduler.get("num_train_timesteps", 1000)
     if scheduler.get("trained_betas") is not None:
-        return found
+        return NoiseSchedule(scheduler["trained_betas"]), {"schedule.num_timesteps": len(scheduler["trained_betas"])}
     kind = scheduler.get("beta_schedule", "linear")
     if kind == "squaredcos_cap_v2":
-        return {"schedule": "cosine", **found, "schedule.offset": 0.008, "schedule.max_beta": 0.999}
+        described = {"schedule": "cosine", "schedule.num_timesteps": total}
+        return NoiseSchedule.cosine(total), {**described, "schedule.offset": 0.008, "schedule.max_beta": 0.999}
     if kind not in SCHEDULES:
-        raise ConfigError(f"model.path={path}: beta_schedule={kind} is not known")
-    ends = {f"schedule.{name}": scheduler.get(name, default) for name, default in _ENDS.items()}
-    return {"schedule": SCHEDULES[kind], **found, **ends}
-
-
-_ENDS: Final = {"beta_start": 1e-4, "beta_end": 0.02}
-
-
-def _betas(scheduler: dict[str, Any]) -> Any:
-    """The betas that a diffusers scheduler's configuration stands for."""
-    if scheduler.get("trained_betas") is not None:
-        return NoiseSchedule(scheduler["trained_betas"]).betas
-    total = scheduler.get("num_train_timesteps", 1000)
-    if scheduler.get("beta_schedule", "linear") == "squaredcos_cap_v2":
-        return NoiseSchedule.cosine(total).betas
-    make = {
-        "linear": NoiseSchedule.linear,
-        "scaled_linear": NoiseSchedule.scaled_linear,
-        "sigmoid": NoiseSchedule.sigmoid,
-    }[scheduler.get("beta_schedule", "linear")]
-    return make(total, *(scheduler.get(name, default) for name, default in _ENDS.items())).betas
+        raise ValueError(f"beta_schedule={kind} is not known")
+    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    described = {"schedule": kind, "schedule.num_timesteps": total}
+    return SCHEDULES[kind](total, start, end), {**described, "schedule.beta_start": start, "schedule.beta_end": end}

@@ -159,6 +159,10 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
 
         there = folder
         folder, _ = job.store.obtain("cells", key, lambda fresh: resample(job, fresh, there), replace=True)
+    if job.config.task.name == "search_timesteps":
+        from ddim_lab.tasks.search_timesteps import publish
+
+        publish(job, folder)
     return folder, not built, phases
 
 

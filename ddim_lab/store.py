@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, final
 
 from filelock import FileLock, Timeout
 
-__all__ = ["Kind", "Store", "content_key", "read_json", "write_json"]
+__all__ = ["Kind", "Store", "content_key", "read_json", "write_json", "write_text"]
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +39,18 @@ def content_key(content: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, also after a power cut."""
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old file or the whole new one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
+    ) as file:
         try:
-            json.dump(content, file, indent=1, sort_keys=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
             Path(file.name).chmod(0o644)

@@ -23,7 +23,8 @@ from ddim_lab.config import Config, UNetConfig, config_folder
 from ddim_lab.data import ImageData, MemoryImages
 from ddim_lab.datasets import load_data
 from ddim_lab.loaders import TrainingBatches, _StepBatches
-from ddim_lab.module import READ_EVERY, DiffusionModule, train, weights_digest
+from ddim_lab.module import READ_EVERY, DiffusionModule, train
+from ddim_lab.unet import weights_digest
 
 DECAY = 0.9
 

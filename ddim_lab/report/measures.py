@@ -104,6 +104,15 @@ MEASURES = (
         "from the same x_T and noise, a dimension, on the [0, 1] scale",
         se="mse_to_sampler_se",
     ),
+    Measure(
+        "found_fd",
+        "Fréchet distance of the timesteps that were found",
+        "at noise that the search has not seen; the cell's table has every spacing and the paired differences",
+        se="found_fd_se",
+        count="found_images",
+        level="best_builtin_fd",
+        level_says="Of the best built-in spacing at the same NFE",
+    ),
 )
 
 

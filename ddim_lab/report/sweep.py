@@ -172,6 +172,16 @@ class Measurements(_Record):
     # task cannot_skip
     mse_to_sampler: float | None = None
     mse_to_sampler_se: float | None = None
+    # task search_timesteps: the found list and the best built-in spacing of the same NFE, at the final noise
+    found_fd: float | None = None
+    found_fd_se: float | None = None
+    best_builtin: str | None = None
+    best_builtin_fd: float | None = None
+    found_gain: float | None = None
+    found_gain_se: float | None = None
+    found_images: int | None = None
+    spacings: int | None = None
+    spacings_beaten: int | None = None
 
 
 TASK_FIELDS = tuple(

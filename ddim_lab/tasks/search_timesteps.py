@@ -1,0 +1,526 @@
+"""Task `search_timesteps`: the list of S timesteps with the lowest Fréchet distance on one model.
+
+1. Search. Every built-in spacing, then warps of the best of them that Optuna proposes (`ddim_lab.gaps`), are scored by
+   the distance of `task.search_samples` samples at the noise of `task.search_seed`: every list starts from the same
+   x_T. What is found is no worse than any spacing there.
+2. Score. The found list and every built-in spacing sample `num_samples` images at `seed`, noise that the search has not
+   seen. The distances are paired by x_T: their differences are far more certain than each of them.
+
+The search is kept under outputs/references; one that was killed goes on, to the list it would have found. The list
+becomes a preset, outputs/presets/sampler/NAME.yaml.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import importlib.metadata
+import json
+import math
+import shlex
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ddim_lab.config import SearchTimestepsConfig
+from ddim_lab.gaps import log_gaps, timesteps_of_log_gaps, warped
+from ddim_lab.metrics.estimates import jackknife_se, paired_se
+from ddim_lab.metrics.features import reference_key
+from ddim_lab.metrics.statistics import FeatureSums
+from ddim_lab.noise import NamedNoise
+from ddim_lab.sampler import Sampler
+from ddim_lab.schedule import SPACINGS, spaced_timesteps
+from ddim_lab.store import content_key, read_json, write_json, write_text
+from ddim_lab.tasks.generate import reference_sums, sample_uint8
+from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.sampling import network_in_place
+
+__all__ = ["Trial", "builtin_timesteps", "identity", "measure", "preset_path", "publish", "search"]
+
+SEARCH_VERSION: Final = 1
+"""Raised whenever the same settings would search otherwise."""
+
+FOUND: Final = "found"
+"""What the found list is called among the spacings."""
+
+HARMONICS: Final = 4
+"""Cosines of a warp, at most. With every gap on its own (S + 1 numbers) a search fits the noise of its samples: at
+S = 10 it found lists that were far better there and worse than the spacings on other noise."""
+
+RANDOM_WARPS: Final = 10
+"""Warps drawn at random before the Gaussian process proposes."""
+
+PRESET_FILE: Final = "preset.yaml"
+
+Timesteps = tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """One list that was tried.
+
+    Attributes:
+        proposed_by: the spacings that give the list, or "search".
+        timesteps: ascending.
+        fd: its Fréchet distance at the search's noise; infinite where the samples are not finite.
+    """
+
+    proposed_by: str
+    timesteps: Timesteps
+    fd: float
+
+
+@final
+@dataclass(frozen=True)
+class _Score:
+    """The Fréchet distance of one list at the final noise, with its leave-one-out replicates."""
+
+    name: str
+    timesteps: Timesteps
+    fd: float
+    replicates: Sequence[float]
+
+
+def builtin_timesteps(nfe: int, num_timesteps: int) -> dict[str, Timesteps]:
+    """Every built-in spacing with exactly `nfe` distinct timesteps, ascending; spacings that agree under one name.
+
+    A spacing that drops repeats takes the smallest S that leaves `nfe` of them, and is left out where none does.
+
+    Args:
+        nfe: forwards a sample, from 1 to T.
+        num_timesteps: T.
+    """
+    names: dict[Timesteps, str] = {}
+    for spacing in SPACINGS:
+        for steps in range(nfe, num_timesteps + 1):
+            timesteps = tuple(spaced_timesteps(spacing, steps, num_timesteps).tolist())
+            if len(timesteps) == nfe:
+                names[timesteps] = f"{names[timesteps]}, {spacing}" if timesteps in names else spacing
+                break
+    return {name: timesteps for timesteps, name in names.items()}
+
+
+def search(
+    score: Callable[[Timesteps], float], starts: Mapping[str, Timesteps], num_timesteps: int, trials: int, seed: int
+) -> list[Trial]:
+    """Look for the list with the lowest score: every start, then warps of the best of them (`ddim_lab.gaps`).
+
+    The warps are proposed by a Gaussian process (Optuna) on the scores so far. The same arguments give the same trials,
+    so a search is repeated, or resumed, by remembering scores.
+
+    Args:
+        score: timesteps -> what is minimised; a deterministic function.
+        starts: the lists that are tried first, all of one length, by name.
+        num_timesteps: T.
+        trials: lists tried, `starts` included.
+        seed: of the optimiser, 0 <= seed < 2^32.
+
+    Returns:
+        The trials in their order, the starts first; the first of those with the lowest score is what was found.
+    """
+    import optuna
+
+    tried = [Trial(name, timesteps, score(timesteps)) for name, timesteps in starts.items()]
+    best = min(tried, key=lambda trial: trial.fd)
+    z = log_gaps(best.timesteps, num_timesteps)
+    ranges = _ranges(len(best.timesteps))
+    with _quiet(optuna):
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_WARPS, deterministic_objective=True)
+        study = optuna.create_study(sampler=sampler)
+        study.add_trial(  # no warp at all: what is known already
+            optuna.trial.create_trial(
+                value=best.fd,
+                params=dict.fromkeys(ranges, 0.0),
+                distributions={
+                    name: optuna.distributions.FloatDistribution(low, high) for name, (low, high) in ranges.items()
+                },
+            )
+        )
+        while len(tried) < trials:
+            trial = study.ask()
+            bottom, top, *coefficients = (trial.suggest_float(name, low, high) for name, (low, high) in ranges.items())
+            timesteps = timesteps_of_log_gaps(warped(z, bottom, top, coefficients), num_timesteps)
+            tried.append(Trial("search", timesteps, score(timesteps)))
+            study.tell(trial, tried[-1].fd)
+    return tried
+
+
+def _ranges(steps: int) -> dict[str, tuple[float, float]]:
+    """The numbers of a warp, and how far each may go."""
+    harmonics = range(1, min(HARMONICS, steps - 2) + 1)
+    return {"bottom": (-2.0, 3.0), "top": (-2.0, 1.0), **{f"a{k}": (-1.5 / k, 1.5 / k) for k in harmonics}}
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """The search, and what the samples are compared with."""
+    return {
+        "search": content_key(_search_identity(job)),
+        "features": job.features.digest,
+        "reference": _reference_key(job),
+    }
+
+
+def measure(job: Job, folder: Path) -> Measured:
+    """Search (or take the search that is there), then score; writes preset, trials.csv and pictures into `folder`."""
+    config, task = job.config, _task(job)
+    reference, _ = reference_sums(job.features, job.data, config.metrics.reference, None, job.store)
+    builtin = _builtin(job)
+    clock = time.perf_counter()
+    with network_in_place(job) as network:
+        tried = _obtain_search(job, network, reference, builtin)
+        searched = time.perf_counter()
+        found = min(tried, key=lambda trial: trial.fd).timesteps
+        walks = {**builtin, FOUND: found}
+        with tqdm(total=len(walks), desc=f"{job.progress} scoring", unit="list", disable=None, leave=False) as bar:
+            scores = []
+            for name, timesteps in walks.items():
+                fd, replicates = _distance(
+                    job, network, reference, timesteps, config.num_samples, config.seed, with_error=True
+                )
+                scores.append(_Score(name, timesteps, fd, replicates))
+                bar.update(1)
+    phases = {"search": searched - clock, "score": time.perf_counter() - searched}
+    *spacings, own = scores
+    best = min(spacings, key=lambda score: score.fd)
+    gain, gain_se = best.fd - own.fd, paired_se(own.replicates, best.replicates)
+    own_se = jackknife_se(own.replicates)
+    _write_trials(folder / "trials.csv", tried)
+    _timesteps_chart(folder / "timesteps.png", walks, config.build_schedule().num_timesteps)
+    _search_chart(folder / "search.png", tried, job.features.name)
+    outcome = (
+        f"{gain:.3g} ± {gain_se:.2g} below {best.name}, the best built-in spacing"
+        if gain > 0
+        else f"NOT below {best.name} ({best.fd:.4g}, paired difference {gain:.3g} ± {gain_se:.2g})"
+    )
+    quality = f"{job.features.name} {own.fd:.4g} ± {own_se:.2g}"
+    _write_preset(folder / PRESET_FILE, job, found, f"{quality} at N = {config.num_samples}, {outcome}")
+    return Measured(
+        measurements={
+            "nfe": len(found),
+            "headline": f"{quality}, {outcome}; use it: {_command(job)}",
+            "found_fd": own.fd,
+            "found_fd_se": own_se,
+            "best_builtin": best.name,
+            "best_builtin_fd": best.fd,
+            "found_gain": gain,
+            "found_gain_se": gain_se,
+            "found_images": config.num_samples,
+            "spacings_beaten": sum(score.fd > own.fd for score in spacings),
+            "spacings": len(spacings),
+            "timesteps": list(found),
+        },
+        phases=phases,
+        tables=[
+            _score_table(job, scores),
+            {
+                "title": f"Search: {job.features.name} at N = {task.search_samples}, seed {task.search_seed}",
+                "columns": ["trial", "proposed by", "FD", "lowest so far"],
+                "rows": [
+                    [number, trial.proposed_by, _finite(trial.fd), _finite(lowest)]
+                    for number, (trial, lowest) in enumerate(zip(tried, _lowest_so_far(tried), strict=True))
+                ],
+            },
+        ],
+        pictures=[
+            {
+                "title": "Where the timesteps lie",
+                "file": "timesteps.png",
+                "caption": f"{len(found)} timesteps of every built-in spacing, and those found",
+            },
+            {
+                "title": "The search",
+                "file": "search.png",
+                "caption": f"each list tried, at the noise of seed {task.search_seed} alone",
+            },
+        ],
+    )
+
+
+def preset_path(job: Job) -> Path:
+    """Where the preset lies: <outputs_dir>/presets/sampler/NAME.yaml, for --config-dir <outputs_dir>/presets."""
+    return job.store.root / "presets" / "sampler" / f"{_task(job).preset}.yaml"
+
+
+def publish(job: Job, cell: Path) -> None:
+    """Put the preset of a finished cell where --config-dir finds it, in place of an older one of its name."""
+    write_text(preset_path(job), (cell / PRESET_FILE).read_text(encoding="utf-8"))
+
+
+# -- the search, kept ------------------------------------------------------------------------------------
+
+
+def _task(job: Job) -> SearchTimestepsConfig:
+    task = job.config.task
+    assert isinstance(task, SearchTimestepsConfig)
+    return task
+
+
+def _builtin(job: Job) -> dict[str, Timesteps]:
+    return builtin_timesteps(job.config.steps, job.sampler.schedule.num_timesteps)
+
+
+def _reference_key(job: Job) -> str:
+    split = job.config.metrics.reference
+    return reference_key(job.features, job.data, split, len(job.data.split(split)))
+
+
+def _search_identity(job: Job) -> dict[str, Any]:
+    config, task, sampler = job.config, _task(job), job.sampler
+    return {
+        "version": SEARCH_VERSION,
+        "optimiser": f"optuna {importlib.metadata.version('optuna')} GPSampler",
+        "model": job.model.recipe(),
+        "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
+        "sampler": {"eta": sampler.eta, "variance": sampler.variance, "clip": sampler.clip},
+        "starts": {name: list(timesteps) for name, timesteps in _builtin(job).items()},
+        "trials": task.trials,
+        "samples": task.search_samples,
+        "seed": task.search_seed,
+        "batch_size": config.batch_size,
+        "runtime": job.runtime.recipe(),
+        "features": job.features.digest,
+        "reference": _reference_key(job),
+    }
+
+
+def _obtain_search(
+    job: Job, network: nn.Module, reference: FeatureSums, builtin: Mapping[str, Timesteps]
+) -> list[Trial]:
+    """The trials, from the store or searched for now; the scores of an unfinished search are taken up again."""
+    task = _task(job)
+    wanted = _search_identity(job)
+    key = content_key(wanted)
+
+    def build(folder: Path) -> None:
+        known = _RememberedScores(job.store.work_folder("references", key) / "scores.jsonl")
+        with tqdm(total=task.trials, desc=f"{job.progress} search", unit="list", disable=None, leave=False) as bar:
+
+            def score(timesteps: Timesteps) -> float:
+                fd = known.get(timesteps)
+                if fd is None:
+                    fd, _ = _distance(job, network, reference, timesteps, task.search_samples, task.search_seed)
+                    known.add(timesteps, fd)
+                bar.update(1)
+                return fd
+
+            tried = search(score, builtin, job.sampler.schedule.num_timesteps, task.trials, task.search_seed % 2**32)
+        records = [{"proposed_by": t.proposed_by, "timesteps": t.timesteps, "fd": _finite(t.fd)} for t in tried]
+        write_json(folder / "search.json", {"schema": 1, "identity": wanted, "trials": records})
+
+    folder, built = job.store.obtain("references", key, build)
+    if built:
+        job.store.discard_work("references", key)
+    return [
+        Trial(record["proposed_by"], tuple(record["timesteps"]), math.inf if record["fd"] is None else record["fd"])
+        for record in read_json(folder / "search.json")["trials"]
+    ]
+
+
+@final
+class _RememberedScores:
+    """Scores by list, on disk as they come: one JSON record a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path: Final = path
+        self._scores: Final[dict[Timesteps, float]] = {}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):  # a line that a kill cut short is scored again
+                    record = json.loads(line)
+                    self._scores[tuple(record["timesteps"])] = float(record["fd"])
+
+    def get(self, timesteps: Timesteps) -> float | None:
+        return self._scores.get(timesteps)
+
+    def add(self, timesteps: Timesteps, fd: float) -> None:
+        self._scores[timesteps] = fd
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"timesteps": timesteps, "fd": fd}) + "\n")
+
+
+def _distance(
+    job: Job,
+    network: nn.Module,
+    reference: FeatureSums,
+    timesteps: Timesteps,
+    count: int,
+    seed: int,
+    *,
+    with_error: bool = False,
+) -> tuple[float, list[float]]:
+    """FD of the first `count` samples at `seed`, and its leave-one-out replicates if asked for.
+
+    Samples that are not finite have an infinite distance: the search goes elsewhere.
+    """
+    from ddim_lab.metrics.frechet import FrechetDistance
+
+    config, device, noise = job.config, job.runtime.torch_device, NamedNoise(seed)
+    chosen = config.sampler
+    sampler = Sampler(
+        job.sampler.schedule,
+        eta=chosen.eta,
+        variance=chosen.variance,
+        clip=chosen.clip,
+        timesteps=timesteps,
+        prediction=job.model.prediction,
+    )
+    distance = FrechetDistance(reference).to(device)
+    features = job.features.load().to(device)
+    for indices in torch.split(torch.arange(count), config.batch_size):
+        try:
+            images = sample_uint8(sampler, network, indices, job.data.shape, noise, device)
+        except ValueError:
+            if with_error:
+                raise
+            return math.inf, []
+        distance.update(features(images), indices)
+    return float(distance.compute()), distance.leave_one_out() if with_error else []
+
+
+@contextlib.contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """Without Optuna's line a trial, and its warning that a sampler is experimental."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+# -- what is written -------------------------------------------------------------------------------------
+
+
+def _command(job: Job) -> str:
+    presets = Path(job.config.outputs_dir) / "presets"
+    return shlex.join(["python", "-m", "ddim_lab", "--config-dir", str(presets), f"sampler={_task(job).preset}"])
+
+
+def _write_preset(path: Path, job: Job, timesteps: Timesteps, quality: str) -> None:
+    sampler, task = job.config.sampler, _task(job)
+    write_text(
+        path,
+        f"""# {len(timesteps)} timesteps found by task=search_timesteps for one model ({job.model.digest[:12]}).
+# {quality}.
+#   {_command(job)}
+name: {task.preset}
+eta: {sampler.eta}
+variance: {sampler.variance}
+spacing: {sampler.spacing}    # not used: the list is
+clip: {sampler.clip}
+timesteps: {list(timesteps)}
+""",
+    )
+
+
+def _score_table(job: Job, scores: Sequence[_Score]) -> dict[str, Any]:
+    """Lowest distance first; each spacing's difference to the found list, paired by x_T."""
+    own = scores[-1]
+    rows = []
+    for score in sorted(scores, key=lambda score: score.fd):
+        difference: list[float | None] = [None, None]
+        if score is not own:
+            difference = [score.fd - own.fd, paired_se(own.replicates, score.replicates)]
+        timesteps = " ".join(map(str, score.timesteps))
+        rows.append(
+            [score.name, len(score.timesteps), score.fd, jackknife_se(score.replicates), *difference, timesteps]
+        )
+    return {
+        "title": f"{job.features.name} at N = {job.config.num_samples}, seed {job.config.seed} (not the search's)",
+        "columns": ["spacing", "NFE", "FD", "±", "above the found list", "± (paired)", "timesteps"],
+        "rows": rows,
+    }
+
+
+def _lowest_so_far(tried: Sequence[Trial]) -> list[float]:
+    lowest, found = math.inf, []
+    for trial in tried:
+        lowest = min(lowest, trial.fd)
+        found.append(lowest)
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _write_trials(path: Path, tried: Sequence[Trial]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "proposed_by", "fd", "timesteps"])
+        for number, trial in enumerate(tried):
+            writer.writerow([number, trial.proposed_by, repr(trial.fd), " ".join(map(str, trial.timesteps))])
+
+
+def _timesteps_chart(path: Path, walks: Mapping[str, Timesteps], num_timesteps: int) -> None:
+    points = [{"spacing": name, "t": t} for name, timesteps in walks.items() for t in timesteps]
+    _chart(
+        path,
+        {
+            "data": {"values": points},
+            "mark": {"type": "tick", "thickness": 2},
+            "height": {"step": 26},
+            "encoding": {
+                "x": {
+                    "field": "t",
+                    "type": "quantitative",
+                    "title": "timestep t (0: nearly clean)",
+                    "scale": {"domain": [0, num_timesteps - 1], "nice": False},
+                },
+                "y": {"field": "spacing", "type": "nominal", "title": None, "sort": list(walks)},
+                "color": {
+                    "condition": {"test": f"datum.spacing === '{FOUND}'", "value": "#c0392b"},
+                    "value": "#4c6a92",
+                },
+            },
+        },
+    )
+
+
+def _search_chart(path: Path, tried: Sequence[Trial], name: str) -> None:
+    points = [
+        {"trial": number, "fd": _finite(trial.fd), "lowest": _finite(lowest), "start": trial.proposed_by != "search"}
+        for number, (trial, lowest) in enumerate(zip(tried, _lowest_so_far(tried), strict=True))
+    ]
+    x = {"field": "trial", "type": "quantitative", "title": "trial (filled: a built-in spacing; line: lowest so far)"}
+    y = {"type": "quantitative", "title": name, "scale": {"type": "symlog"}}
+    _chart(
+        path,
+        {
+            "data": {"values": points},
+            "height": 260,
+            "encoding": {"x": x},
+            "layer": [
+                {
+                    "mark": {"type": "point", "color": "#4c6a92"},
+                    "encoding": {
+                        "y": {**y, "field": "fd"},
+                        "fillOpacity": {"condition": {"test": "datum.start", "value": 1.0}, "value": 0.0},
+                        "fill": {"value": "#4c6a92"},
+                    },
+                },
+                {
+                    "mark": {"type": "line", "interpolate": "step-after", "color": "#c0392b"},
+                    "encoding": {"y": {**y, "field": "lowest"}},
+                },
+            ],
+        },
+    )
+
+
+def _chart(path: Path, spec: Mapping[str, Any]) -> None:
+    """A Vega-Lite chart as a PNG, 2 pixels a point, on white."""
+    import vl_convert
+
+    path.write_bytes(vl_convert.vegalite_to_png({**spec, "width": 560, "background": "white", "padding": 12}, scale=2))

@@ -1,0 +1,68 @@
+"""Every file under conf/ composes, is checked, and starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+import tiny
+from omegaconf import OmegaConf
+
+from ddim_lab.config import Config, config_folder
+
+CHOICES = [
+    (group.name, path.stem)
+    for group in sorted(config_folder().iterdir())
+    if group.is_dir() and group.name != "experiments"
+    for path in sorted(group.glob("*.yaml"))
+]
+
+NEEDS = {
+    ("schedule", "file"): ["schedule.path={folder}/betas.txt"],
+    ("model", "pretrained"): ["model.path={folder}"],
+    ("task", "cannot_skip"): ["sampler=ddpm"],
+}
+"""What a file leaves to the user."""
+
+ELSEWHERE = {"data", "model", "training"}
+"""Groups that come together; their files start in tests of their own."""
+
+
+def test_there_is_something_to_test() -> None:
+    assert ("sampler", "ddpm_large") in CHOICES
+    assert len(CHOICES) >= 20
+
+
+def compose(overrides: list[str]) -> Config:
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        return Config.from_hydra(hydra.compose("config", overrides=overrides))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_is_valid(group: str, choice: str, tmp_path: Path) -> None:
+    (tmp_path / "betas.txt").write_text("\n".join(f"{1e-4 + 2e-5 * k}" for k in range(1000)))
+    overrides = [text.format(folder=tmp_path) for text in NEEDS.get((group, choice), [])]
+    config = compose([f"{group}={choice}", *overrides])
+    assert config.steps == 50
+
+
+@pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] not in ELSEWHERE | {"task"}])
+def test_every_choice_starts(group: str, choice: str, tmp_path: Path) -> None:
+    (tmp_path / "betas.txt").write_text("\n".join(f"{1e-4 + 2e-5 * k}" for k in range(1000)))
+    overrides = [text.format(folder=tmp_path) for text in NEEDS.get((group, choice), [])]
+    arguments = ["model=gaussian", "metrics.features=pixels", "steps=4", f"{group}={choice}", *overrides]
+    if group != "logger":
+        arguments.append("logger=csv")
+    assert tiny.run(tmp_path / "outputs", *arguments, settings=tiny.SMALL) == 0
+    (row,) = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
+    assert row["status"] == "done"
+    assert float(row["fd"]) >= 0
+
+
+def test_every_sampler_preset_has_every_key() -> None:
+    """A sweep over presets together with one of their keys must not find it missing in one of them."""
+    files = sorted((config_folder() / "sampler").glob("*.yaml"))
+    keys = {file.stem: set(OmegaConf.load(file)) for file in files}
+    assert len(set(map(frozenset, keys.values()))) == 1, keys
+    assert all(OmegaConf.load(file)["name"] == file.stem for file in files)

@@ -1,0 +1,607 @@
+"""Data: read as published, prepared as in the paper, identified by content; what is missing or damaged is one line."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import logging
+import os
+import pickle
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import hydra
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CelebA
+from torchvision.transforms import functional
+
+from ddim_lab import datasets
+from ddim_lab.config import Config, ConfigError, UNetConfig, config_folder
+from ddim_lab.data import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8
+from ddim_lab.datasets import DEBIAN_FASHION_MNIST, FASHION_FILES, check_data, load_data
+from ddim_lab.models import obtain_model
+from ddim_lab.runtime import Runtime
+from ddim_lab.store import Store
+
+RANDOM = np.random.default_rng(0)
+
+
+def configure(*overrides: str) -> Config:
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        return Config.from_hydra(hydra.compose("config", overrides=["metrics.features=pixels", *overrides]))
+
+
+def load(name: str, root: Path, *overrides: str) -> ImageData:
+    return load_data(configure(f"data={name}", f"data.root={root}", *overrides).data)
+
+
+def check(name: str, root: Path | None, *overrides: str) -> None:
+    where = [] if root is None else [f"data.root={root}"]
+    check_data(configure(f"data={name}", *where, *overrides).data)
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return RANDOM.integers(0, 256, shape, dtype=np.uint8)
+
+
+# -- the conversion and the sets ------------------------------------------------------------------------
+
+
+def test_every_level_survives_the_way_to_the_model_and_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+    assert from_uint8(levels).aminmax() == (-1.0, 1.0)
+    assert to_uint8(torch.tensor([-7.0, -1.0, 0.0, 0.0039, 1.0, 7.0])).tolist() == [0, 0, 128, 128, 255, 255]
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        to_uint8(torch.tensor([0.0, float("nan")]))
+
+
+def test_images_on_disk_are_decoded_only_when_asked_for_and_joined_sets_are_one() -> None:
+    images = torch.from_numpy(pixels(10, 1, 3, 3))
+    asked: list[str] = []
+
+    def read(name: str) -> Tensor:
+        asked.append(name)
+        return images[int(name)]
+
+    disk = DiskImages([str(i) for i in range(6)], torch.arange(6), (1, 3, 3), read, "content")
+    joined = JoinedImages(disk, MemoryImages(images[6:], torch.arange(6, 10)))
+    assert (len(disk), len(joined), joined.shape) == (6, 10, (1, 3, 3))
+    assert asked == []
+    assert torch.equal(joined.batch(torch.tensor([7, 2, 9, 0])), images[[7, 2, 9, 0]])
+    assert asked == ["2", "0"]
+    assert torch.equal(torch.cat(list(joined.batches(4))), images)
+    assert [len(part) for part in joined.batches(4)] == [4, 4, 2]
+    assert torch.equal(torch.cat(list(joined.batches(4, 5))), images[:5])
+    assert torch.equal(joined.first(3), images[:3])
+    assert joined[8]["labels"] == 8
+
+
+def test_flips_are_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without noise the network sees each image or its mirror image, about half and half; references see the images."""
+    from ddim_lab.module import DiffusionModule
+
+    images = torch.from_numpy(pixels(200, 1, 4, 4))
+    seen: list[Tensor] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            seen.append(x_t)
+            return x_t
+
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    for flip in (True, False):
+        config = configure(f"training.random_flip={str(flip).lower()}", "schedule=constant", "schedule.beta_end=1e-7")
+        module = DiffusionModule(Spy(), config.build_schedule(), config.training)
+        module.training_step({"images": images}, 0)
+        shown = to_uint8(seen.pop())
+        as_is = (shown == images).flatten(1).all(1)
+        assert bool((as_is | (shown == images.flip(-1)).flatten(1).all(1)).all())
+        assert (60 < int(as_is.sum()) < 140) if flip else bool(as_is.all())
+
+
+# -- Fashion-MNIST --------------------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def fashion(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
+    """A folder in the format of Fashion-MNIST, with few images."""
+    root = tmp_path / "fashion"
+    root.mkdir()
+    arrays = [pixels(40, 28, 28), pixels(40) % 10, pixels(8, 28, 28), pixels(8) % 10]
+    for name, array in zip(FASHION_FILES, arrays, strict=True):
+        (root / name).write_bytes(gzip.compress(idx(array)))
+    return root, arrays
+
+
+def test_fashion_mnist_is_padded_with_zeros_and_nothing_else(fashion: tuple[Path, list[np.ndarray]]) -> None:
+    root, (train, train_labels, test, test_labels) = fashion
+    data = load("fashion_mnist", root)
+    for split, images, labels in ((data.train, train, train_labels), (data.held_out, test, test_labels)):
+        stored = split.first(100)[:, 0].numpy()
+        assert np.array_equal(stored, np.pad(images, ((0, 0), (2, 2), (2, 2))))
+        assert split.labels.tolist() == labels.tolist()
+    assert data.shape == configure("data=fashion_mnist").data.shape
+    assert torch.equal(data.split("all").first(100), torch.cat([data.train.first(100), data.held_out.first(100)]))
+
+
+def test_the_digest_is_of_content_not_of_place(fashion: tuple[Path, list[np.ndarray]], tmp_path: Path) -> None:
+    root, arrays = fashion
+    before = load("fashion_mnist", root).digest
+    other = tmp_path / "elsewhere" / "FashionMNIST" / "raw"  # torchvision's layout
+    shutil.copytree(root, other)
+    assert load("fashion_mnist", tmp_path / "elsewhere").digest == before
+    digests = {before}
+    for position, name in enumerate(FASHION_FILES):  # one pixel or one label more
+        changed = arrays[position].copy()
+        changed.flat[5] = (changed.flat[5] + 1) % 10
+        (other / name).write_bytes(gzip.compress(idx(changed)))
+        digests.add(load("fashion_mnist", tmp_path / "elsewhere").digest)
+    assert len(digests) == 5
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def _corrupt(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", FASHION_FILES)
+@pytest.mark.parametrize("damage", [_cut, _corrupt])
+def test_a_damaged_idx_file_is_named(
+    damage: Callable[[Path], None], name: str, fashion: tuple[Path, list[np.ndarray]]
+) -> None:
+    root, _ = fashion
+    damage(root / name)
+    with pytest.raises(ConfigError, match=rf"{root / name} is damaged \(.*\): get it again"):
+        check("fashion_mnist", root)
+
+
+def test_what_is_no_fashion_mnist_is_refused(fashion: tuple[Path, list[np.ndarray]]) -> None:
+    root, _ = fashion
+    images = root / FASHION_FILES[0]
+    images.write_bytes(gzip.compress(b"not an array"))
+    with pytest.raises(ConfigError, match=rf"{images} is not an IDX file of uint8"):
+        load("fashion_mnist", root)
+    images.write_bytes(gzip.compress(idx(pixels(40, 32, 32))))
+    with pytest.raises(ConfigError, match=r"images of 28x28 with a label each are needed, got \(40, 32, 32\)"):
+        load("fashion_mnist", root)
+    images.unlink()
+    with pytest.raises(ConfigError, match=rf"{images} is missing beside {FASHION_FILES[1]}"):
+        check("fashion_mnist", root)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No network, no Debian package, an empty download folder."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", refuse)
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setenv("DDIM_LAB_DATA", str(tmp_path / "downloads"))
+    return tmp_path
+
+
+def test_fashion_mnist_offline_says_what_where_and_how(offline: Path) -> None:
+    place = offline / "downloads" / "fashion_mnist"
+    with pytest.raises(
+        ConfigError,
+        match=rf"^data=fashion_mnist is not in {place}, and the download failed \(.*no route to host.*\): "
+        rf"\(nor in .*{offline / 'debian'}\) apt-get install dataset-fashion-mnist, or set data.root to .*$",
+    ):
+        check("fashion_mnist", None)
+
+
+def test_debians_package_is_found_by_default(fashion: tuple[Path, list[np.ndarray]], offline: Path) -> None:
+    root, arrays = fashion
+    shutil.copytree(root, offline / "debian")
+    data = load_data(configure("data=fashion_mnist").data)
+    assert data.train.labels.tolist() == arrays[1].tolist()
+
+
+def test_half_a_download_is_not_taken_for_a_whole_one(
+    fashion: tuple[Path, list[np.ndarray]], offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut in the third file, then again with a network: the first attempt's rest is never read as data."""
+    root, arrays = fashion
+    resources = [(name, hashlib.md5((root / name).read_bytes()).hexdigest()) for name in FASHION_FILES]
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.resources", resources)
+    fetched: list[str] = []
+
+    def fetch(url: str, target: Any, **_: Any) -> None:
+        name = Path(target).name
+        fetched.append(name)
+        content = (root / name).read_bytes()
+        Path(target).write_bytes(content[: len(content) // 2] if len(fetched) == 3 else content)
+        if len(fetched) == 3:
+            raise URLError("the line went dead")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fetch)
+    with pytest.raises(ConfigError, match="the line went dead"):
+        check("fashion_mnist", None)
+    assert not list((offline / "downloads" / "fashion_mnist").glob("*.gz"))
+    data = load_data(configure("data=fashion_mnist").data)
+    assert data.train.labels.tolist() == arrays[1].tolist()
+    assert fetched == [*FASHION_FILES[:3], *FASHION_FILES[2:]]  # those that were whole are not fetched twice
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_real_fashion_mnist() -> None:
+    data = load("fashion_mnist", DEBIAN_FASHION_MNIST)
+    assert (len(data.train), len(data.held_out), data.num_classes) == (60000, 10000, 10)
+    assert data.train.labels.bincount().tolist() == [6000] * 10
+    mean = torch.stack([part[:, :, 2:30, 2:30].double().mean() for part in data.train.batches(6000)]).mean() / 255
+    assert float(mean) == pytest.approx(0.2860, abs=1e-4)  # published with the data set
+
+
+# -- CIFAR-10 -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the format of CIFAR-10 with few images, and its checksums as the published ones."""
+    root = tmp_path / "cifar"
+    (root / CIFAR10.base_folder).mkdir(parents=True)
+
+    def store(name: str, content: dict[str, Any]) -> list[str]:
+        file = root / CIFAR10.base_folder / name
+        file.write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5(file.read_bytes()).hexdigest()]
+
+    def batch() -> dict[str, Any]:
+        return {"data": pixels(6, 3072), "labels": (pixels(6) % 10).tolist()}
+
+    monkeypatch.setattr(CIFAR10, "train_list", [store(name, batch()) for name, _ in CIFAR10.train_list])
+    monkeypatch.setattr(CIFAR10, "test_list", [store(name, batch()) for name, _ in CIFAR10.test_list])
+    _, md5 = store(CIFAR10.meta["filename"], {"label_names": list("abcdefghij")})
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5})
+    return root
+
+
+def test_cifar10_is_as_published(cifar: Path) -> None:
+    """Rows of 3,072: 1,024 red, then green, then blue, row by row."""
+    data = load("cifar10", cifar)
+    with (cifar / CIFAR10.base_folder / "data_batch_2").open("rb") as file:
+        second = pickle.load(file)
+    assert (len(data.train), len(data.held_out)) == (30, 6)
+    assert np.array_equal(data.train.first(12)[6:].numpy().reshape(6, 3072), second["data"])
+    assert data.train.labels[6:12].tolist() == second["labels"]
+
+
+def test_a_damaged_or_missing_cifar10_file_is_named(cifar: Path) -> None:
+    file = cifar / CIFAR10.base_folder / "data_batch_3"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(ConfigError, match=rf"data=cifar10: {file} is damaged or cut short .*MD5"):
+        check("cifar10", cifar)
+    file.unlink()
+    with pytest.raises(ConfigError, match=rf"data=cifar10: {file} is missing; unpack cifar-10-python.tar.gz"):
+        check("cifar10", cifar)
+    file.write_bytes(content)
+    check("cifar10", cifar)
+
+
+def test_cifar10_offline_says_what_where_and_how(offline: Path) -> None:
+    place = offline / "downloads" / "cifar10"
+    expected = (
+        rf"^data=cifar10 is not in {place}, and the download failed \(.*no route to host.*\): unpack .* data.root$"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        check("cifar10", None)
+
+
+# -- CelebA ---------------------------------------------------------------------------------------------
+
+
+def jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in CelebA's layout: 178x218 images whose red is x and green is y; 8, 2 and 2 of the three parts."""
+    root = tmp_path / "faces"
+    (root / "celeba" / "img_align_celeba").mkdir(parents=True)
+    y, x = np.mgrid[0:218, 0:178]
+    lines = []
+    for number in range(1, 13):
+        image = np.stack([x, y, np.full_like(x, 20 * number)], axis=-1).astype(np.uint8)
+        name = f"{number:06d}.jpg"
+        (root / "celeba" / "img_align_celeba" / name).write_bytes(jpeg(image))
+        lines.append(f"{name} {0 if number <= 8 else 1 if number <= 10 else 2}")
+    partition = root / "celeba" / "list_eval_partition.txt"
+    partition.write_text("\n".join(lines) + "\n")
+    md5 = hashlib.md5(partition.read_bytes()).hexdigest()
+    monkeypatch.setattr(CelebA, "file_list", [("", md5, partition.name)])
+    return root
+
+
+def test_celeba_is_cropped_as_in_the_paper(faces: Path) -> None:
+    """Pixel (row i, column j) averages x over 25 + 2j, 26 + 2j and y over 57 + 2i, 58 + 2i."""
+    data = load("celeba", faces)
+    assert (len(data.train), len(data.held_out), data.shape) == (8, 4, (3, 64, 64))
+    assert isinstance(data.train, DiskImages)
+    images = data.train.first(8).double()
+    center = torch.arange(64) * 2 + 0.5
+    inner = slice(1, 63)  # the filter reaches over the border of the crop
+    assert float((images[:, 0] - (25 + center)[None, None, :])[:, inner, inner].abs().max()) < 2.0
+    assert float((images[:, 1] - (57 + center)[None, :, None])[:, inner, inner].abs().max()) < 2.0
+    assert torch.allclose(images[:, 2].mean((1, 2)), 20.0 * torch.arange(1, 9), atol=1.5)
+    with Image.open(faces / "celeba" / "img_align_celeba" / "000003.jpg") as image:
+        official = functional.resize(functional.crop(image, 121 - 64, 89 - 64, 128, 128), 64)
+        assert np.array_equal(data.train.first(3)[2].permute(1, 2, 0).numpy(), np.array(official))
+
+
+def test_celeba_that_is_not_whole_is_refused(faces: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"data=celeba is not in {tmp_path}: put there list_eval_partition.txt and "):
+        check("celeba", tmp_path)
+    third = faces / "celeba" / "img_align_celeba" / "000003.jpg"
+    content = third.read_bytes()
+    third.unlink()
+    with pytest.raises(ConfigError, match=rf"data=celeba: 1 of 12 images are missing, {third} first"):
+        check("celeba", faces)
+    third.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match=rf"{third} is cut short"):
+        load("celeba", faces)
+    with (faces / "celeba" / "list_eval_partition.txt").open("a") as file:
+        file.write("000013.jpg 0\n")
+    with pytest.raises(ConfigError, match=r"list_eval_partition.txt is damaged or cut short"):
+        check("celeba", faces)
+
+
+# -- LSUN -----------------------------------------------------------------------------------------------
+
+
+def lsun(root: Path, category: str) -> Path:
+    """Databases in LSUN's format: JPEG (JPEG 2000's place is not ours) of 256 on the shorter side, by 40-digit key."""
+    lmdb = pytest.importorskip("lmdb")
+    for split, count in (("train", 5), ("val", 3)):
+        folder = root / f"{category}_{split}_lmdb"
+        folder.mkdir(parents=True)
+        with lmdb.open(str(folder), map_size=2**26) as environment, environment.begin(write=True) as transaction:
+            for number in range(count):
+                y, x = np.mgrid[0:256, 0:341]
+                image = np.stack([x % 256, y, np.full_like(x, 50 * number)], axis=-1).astype(np.uint8)
+                transaction.put(f"{number:040x}".encode(), jpeg(image))
+    return root
+
+
+@pytest.mark.parametrize(("name", "category"), [("lsun_bedroom", "bedroom"), ("lsun_church", "church_outdoor")])
+def test_lsun_is_the_central_square(name: str, category: str, tmp_path: Path) -> None:
+    data = load(name, lsun(tmp_path, category))
+    assert (len(data.train), len(data.held_out), data.shape) == (5, 3, (3, 256, 256))
+    images = data.train.first(5).double()
+    columns = torch.arange(256) + 42  # (341 - 256) / 2, rounded to even
+    smooth = columns < 250
+    assert float((images[:, 0] - columns)[:, :, smooth].abs().max()) < 4.0
+    assert float((images[:, 1] - torch.arange(256)[:, None])[:, 4:-4, smooth].abs().max()) < 4.0
+    assert torch.allclose(images[:, 2].mean((1, 2)), 50.0 * torch.arange(5), atol=1.5)
+
+
+def test_lsun_that_is_missing_or_cut_short_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bedroom_train_lmdb" / "data.mdb"
+    with pytest.raises(ConfigError, match=rf"data=lsun_bedroom: {file} is missing: get bedroom_train_lmdb.zip and "):
+        check("lsun_bedroom", tmp_path)
+    lsun(tmp_path, "bedroom")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 4096 // 2 * 4096])
+    with pytest.raises(ConfigError, match=rf"{file} is cut short \(\d+ of \d+ bytes\)"):
+        check("lsun_bedroom", tmp_path)
+
+
+# -- any folder -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of PNG files, 12x16 and 8x8."""
+    root = tmp_path / "images"
+    for number in range(24):
+        kind = root / ("cats" if number % 3 else "ants")
+        kind.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(*((12, 16, 3) if number % 2 else (8, 8, 3)))).save(kind / f"{number:02d}.png")
+    return root
+
+
+def image_folder(root: Path, *overrides: str) -> ImageData:
+    return load("image_folder", root, "data.image_size=8", "model.block_out_channels=[32,32,32,32]", *overrides)
+
+
+def test_a_folder_of_images(folder: Path) -> None:
+    data = image_folder(folder, "data.held_out=0.25")
+    assert (len(data.train), len(data.held_out), data.num_classes) == (18, 6, 2)
+    files = sorted(folder.rglob("*.png"))
+    everything = {}
+    for file in files:
+        with Image.open(file) as image:
+            resized = functional.center_crop(functional.resize(image, 8), [8, 8])
+            everything[np.array(resized).tobytes()] = int(file.parent.name == "cats")
+    both = data.split("all")
+    found = {image.permute(1, 2, 0).numpy().tobytes(): int(label) for image, label in zip(both.first(24), both.labels)}
+    assert found == everything
+    assert image_folder(folder, "data.channels=1").shape == (1, 8, 8)
+
+
+def test_the_digest_of_a_folder_is_read_once_and_follows_the_content(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reads: list[str] = []
+    original = hashlib.file_digest
+
+    def counted(file: Any, name: str) -> Any:
+        reads.append(file.name)
+        return original(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    before = image_folder(folder).digest
+    assert len(reads) == 24
+    datasets._load.cache_clear()
+    assert image_folder(folder).digest == before
+    assert len(reads) == 24
+    file = next(folder.rglob("*.png"))
+    os.utime(file, ns=(0, 0))  # another time, the same content
+    assert image_folder(folder).digest == before
+    assert len(reads) == 48
+    shutil.copytree(folder, tmp_path / "moved")
+    assert image_folder(tmp_path / "moved").digest == before
+    digests = {before, image_folder(folder, "data.held_out=0.3").digest, image_folder(folder, "data.channels=1").digest}
+    Image.fromarray(pixels(8, 8, 3)).save(file)
+    digests.add(image_folder(folder).digest)
+    file.rename(file.with_name("renamed.png"))
+    digests.add(image_folder(folder).digest)
+    assert len(digests) == 5
+
+
+def test_a_digest_that_cannot_be_kept_is_only_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(datasets, "write_json", refuse)
+    with caplog.at_level(logging.WARNING, "ddim_lab"):
+        digest = image_folder(folder).digest
+    assert "the data will be read whole for their digest every time" in caplog.text
+    monkeypatch.undo()
+    datasets._load.cache_clear()
+    assert image_folder(folder).digest == digest
+
+
+def test_jpeg_references_are_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ddim_lab"):
+        image_folder(folder)
+        assert "JPEG" not in caplog.text
+        (folder / "one.jpg").write_bytes(jpeg(pixels(9, 9, 3)))
+        image_folder(folder)
+    assert f"1 of the 25 images in {folder} are JPEG" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.jpeg", "photo.png"])
+def test_an_image_cut_short_is_named_before_any_training(name: str, folder: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(40, 40, 3)).save(buffer, "PNG" if name.endswith("png") else "JPEG")
+    (folder / name).write_bytes(buffer.getvalue()[:-10])
+    with pytest.raises(ConfigError, match=rf"{folder / name} is cut short"):
+        image_folder(folder)
+
+
+def test_what_is_no_image_is_named(folder: Path) -> None:
+    file = folder / "cats" / "01.png"
+    file.write_bytes(b"no image IEND\xaeB`\x82")
+    data = image_folder(folder)
+    with pytest.raises(ConfigError, match=r"the image cats/01.png can't be read"):
+        data.split("all").first(24)
+
+
+# -- the command line -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("data=celeba", r"data=celeba is not in \S+celeba: put there .*"),
+        ("data=lsun_church", r"data=lsun_church: \S+data.mdb is missing: .*"),
+        ("data=image_folder data.root=/nowhere", r"data.root=/nowhere: there is no such folder of images"),
+        ("data=image_folder", r"data.root is not set: give data.root=..."),
+        ("data=cifar10", r"data=cifar10 is not in \S+cifar10, and the download failed .*"),
+        ("data=fashion_mnist", r"data=fashion_mnist is not in .*"),
+        ("data=celeba metrics.features=classifier", r"metrics.features=classifier learns from labels, .* has none"),
+        ("data=digits model=celeba", r"data=digits has images of 8x8, which can't be halved 4 times: .*"),
+    ],
+)
+def test_data_that_are_not_there_are_one_line_and_status_2(
+    line: str, message: str, offline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*tiny.SMALL, *(["metrics.features=pixels"] if "metrics" not in line else [])]
+    assert tiny.run(offline / "outputs", *line.split(), settings=settings) == 2
+    assert re.fullmatch(rf"ddim_lab: {message}\n", capsys.readouterr().err.splitlines(keepends=True)[-1])
+    assert not (offline / "outputs").exists()
+
+
+def test_a_job_on_images_from_disk(folder: Path, tmp_path: Path) -> None:
+    """Train, sample and measure without the images ever in memory at once."""
+    line = ("data=image_folder", f"data.root={folder}", "data.image_size=8", "steps=2", "metrics.features=pixels")
+    network = ("model.block_out_channels=[8,8]", "model.attention=[false,true]", "model.norm_num_groups=8")
+    assert tiny.run(tmp_path / "outputs", *line, *network, "logger=csv") == 0
+    (row,) = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
+    assert row["data"] == "image_folder"
+    assert float(row["fd"]) > 0
+
+
+# -- recipes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("cifar10", 35_746_307), ("celeba", 78_700_803), ("lsun_bedroom", 113_673_219), ("lsun_church", 113_673_219)],
+)
+def test_recipes_have_the_published_networks(name: str, parameters: int) -> None:
+    """The sizes of Ho et al.'s and the DDIM paper's networks, as their public checkpoints have them."""
+    from ddim_lab.unet import build_unet
+
+    config = configure(f"data={name}")
+    assert isinstance(config.model, UNetConfig)
+    with torch.device("meta"):
+        network = build_unet(config.model, config.data.shape)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "celeba", "lsun_bedroom", "image_folder"])
+def test_every_recipe_starts_and_trains(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Each recipe with its own levels and attention, narrow, for three steps on made data of its format."""
+    if name == "lsun_bedroom":
+        root = lsun(tmp_path / "lsun", "bedroom")
+    else:
+        fixture = {"fashion_mnist": "fashion", "cifar10": "cifar", "celeba": "faces", "image_folder": "folder"}[name]
+        made = request.getfixturevalue(fixture)
+        root = made[0] if isinstance(made, tuple) else made
+    whole = configure(f"data={name}", f"data.root={root}")
+    assert isinstance(whole.model, UNetConfig)
+    narrow = ",".join("8" for _ in whole.model.block_out_channels)
+    config = configure(
+        f"data={name}",
+        f"data.root={root}",
+        f"model.block_out_channels=[{narrow}]",
+        "model.norm_num_groups=8",
+        "training.max_steps=3",
+        "training.warmup_steps=2",
+        "training.batch_size=2",
+    )
+    values: list[float] = []
+
+    class Mirror:
+        def __enter__(self) -> Callable[[dict[str, float], int], None]:
+            return lambda numbers, step: values.append(numbers["loss"])
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    model = obtain_model(config, load_data(config.data), Runtime.resolve(config.runtime), Store(tmp_path / "o"), Mirror)
+    assert model.trained
+    assert 0 < values[-1] < 10
+    x_t = torch.randn(1, *config.data.shape)
+    assert model.load()(x_t, torch.tensor([5])).sample.shape == x_t.shape

@@ -1,0 +1,418 @@
+"""Checkpoints in diffusers' format: ours load there, theirs load here, and what does not fit is one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.models import Model, check_model, obtain_model
+from ddim_lab.noise import NamedNoise
+from ddim_lab.pretrained import _say_schedule_is_taken
+from ddim_lab.unet import load_unet, weights_digest
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def configure(*overrides: str) -> Config:
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
+
+
+def pretrained(path: Path | str, *overrides: str) -> Config:
+    return configure("model=pretrained", f"model.path={path}", *overrides)
+
+
+def model_of(config: Config) -> Model:
+    """The model of a job; a checkpoint needs neither data nor a store."""
+    none: Any = None
+    return obtain_model(config, none, none, none, none)
+
+
+def network(sides: int = 8, channels: int = 1, **changes: Any) -> UNet2DModel:
+    torch.manual_seed(0)
+    settings = {
+        "sample_size": sides,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": None,
+    }
+    return UNet2DModel(**{**settings, **changes}).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A U-Net with a scheduler beside it, in one folder, as google/ddpm-cifar10-32 has them."""
+    place = tmp_path / "checkpoint"
+    network().save_pretrained(place)
+    DDPMScheduler().save_pretrained(place)
+    return place
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def output(module: Any) -> Tensor:
+    x_t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return module(x_t, torch.tensor([3, 700])).sample
+
+
+# -- theirs here ----------------------------------------------------------------------------------------
+
+
+def test_it_is_identified_by_its_weights_wherever_it_lies(folder: Path, tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipeline"
+    DDIMPipeline(network(), DDIMScheduler()).save_pretrained(pipeline)
+    first, second = model_of(pretrained(folder)), model_of(pretrained(pipeline))
+    assert first.recipe() == second.recipe()
+    assert first.digest == weights_digest(network())
+    assert first.parameters == sum(parameter.numel() for parameter in network().parameters())
+    assert torch.equal(output(first.load()), output(network()))
+    state = load_file(folder / WEIGHTS)
+    state["conv_in.bias"][0] += 1e-6
+    save_file(state, folder / WEIGHTS)
+    assert model_of(pretrained(folder)).digest != first.digest
+
+
+def test_half_precision_files_are_computed_with_in_fp32(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    save_file({name: tensor.half() for name, tensor in state.items()}, folder / WEIGHTS)
+    loaded = model_of(pretrained(folder)).load()
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert all(torch.equal(loaded.state_dict()[name], tensor.half().float()) for name, tensor in state.items())
+
+
+def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names that attention had when Google's checkpoints were stored."""
+    renamed = {}
+    for name, tensor in state.items():
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            if ".attentions." in name:
+                name = name.replace(f".{new}.", f".{old}.")
+        renamed[name] = tensor
+    return renamed
+
+
+def test_old_names_and_bin_files_load(folder: Path) -> None:
+    digest = model_of(pretrained(folder)).digest
+    state = old_names(load_file(folder / WEIGHTS))
+    assert sum("proj_attn" in name for name in state) == 8
+    save_file(state, folder / WEIGHTS)
+    assert model_of(pretrained(folder)).digest == digest
+    (folder / WEIGHTS).unlink()
+    torch.save(state, folder / "diffusion_pytorch_model.bin")
+    assert model_of(pretrained(folder)).digest == digest
+
+
+def test_nothing_is_unpickled(folder: Path, tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'harm'}",)
+
+    (folder / WEIGHTS).unlink()
+    torch.save({"conv_in.weight": Harm()}, folder / "diffusion_pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"can't be read: .* holds more than tensors"):
+        check_model(pretrained(folder))
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")])
+def test_its_prediction_type_is_honoured(theirs: str, ours: str, folder: Path) -> None:
+    """The same images as diffusers' scheduler with that prediction type."""
+    edit(folder / "scheduler_config.json", prediction_type=theirs)
+    config = pretrained(folder, "steps=5", "sampler.clip=none")
+    model = model_of(config)
+    assert model.prediction == ours
+    x_T = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    unet = model.load().double()
+    got = config.build_sampler(model.prediction).sample(lambda x, t: unet(x, t).sample, x_T)
+    expected = by_diffusers(DDIMScheduler(prediction_type=theirs, clip_sample=False), unet, x_T, 5)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def by_diffusers(scheduler: DDIMScheduler, unet: Any, x_T: Tensor, steps: int) -> Tensor:
+    scheduler.set_timesteps(steps)
+    x_t = x_T
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x_t = scheduler.step(unet(x_t, t).sample, t, x_t, eta=0.0).prev_sample
+    return x_t
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "overrides"),
+    [
+        ({"beta_schedule": "scaled_linear", "beta_end": 0.012}, ["schedule=scaled_linear", "schedule.beta_end=0.012"]),
+        ({"beta_schedule": "squaredcos_cap_v2"}, ["schedule=cosine"]),
+        ({"beta_schedule": "sigmoid"}, ["schedule=sigmoid"]),
+        ({"num_train_timesteps": 100}, ["schedule.num_timesteps=100"]),
+        ({"trained_betas": np.linspace(1e-4, 0.02, 1000).tolist()}, []),
+    ],
+)
+def test_a_schedule_that_agrees_is_taken_and_diffusers_has_the_same(
+    scheduler: dict[str, Any], overrides: list[str], folder: Path
+) -> None:
+    edit(folder / "scheduler_config.json", **scheduler)
+    config = pretrained(folder, "steps=5", *overrides)
+    check_model(config)
+    theirs = DDPMScheduler(**scheduler).betas.double().numpy()
+    np.testing.assert_allclose(config.build_schedule().betas, theirs, rtol=1e-5, atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "overrides", "message"),
+    [
+        ({"beta_end": 0.012}, [], r"schedule.beta_end=0.012 \(0.02 is set\): give schedule.beta_end=0.012"),
+        ({}, ["schedule.beta_start=0.001"], r"schedule.beta_start=0.0001 \(0.001 is set\)"),
+        ({"num_train_timesteps": 500}, [], r"schedule.num_timesteps=500 \(1000 is set\)"),
+        ({}, ["schedule=cosine"], r"schedule=linear \(cosine is set\), schedule.beta_start=0.0001 \(none is set\)"),
+        ({"beta_schedule": "scaled_linear"}, [], r"schedule=scaled_linear \(linear is set\)"),
+        ({"trained_betas": [1e-4] * 999 + [0.5]}, [], r"beta\[1\] is 0.0001 there and 0.000119\d* in schedule=linear"),
+        ({"beta_schedule": "exp"}, [], r"beta_schedule=exp is not known"),
+        ({"prediction_type": "flow"}, [], r"prediction_type=flow is not known"),
+        ({"rescale_betas_zero_snr": True}, [], r"rescale_betas_zero_snr=true is not supported"),
+    ],
+)
+def test_a_schedule_that_disagrees_is_refused_with_both_values(
+    scheduler: dict[str, Any], overrides: list[str], message: str, folder: Path
+) -> None:
+    edit(folder / "scheduler_config.json", **scheduler)
+    with pytest.raises(ConfigError, match=message):
+        check_model(pretrained(folder, *overrides))
+
+
+def test_without_a_scheduler_the_configured_schedule_is_taken_and_that_is_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "scheduler_config.json").unlink()
+    _say_schedule_is_taken.cache_clear()
+    with caplog.at_level(logging.INFO, "ddim_lab"):
+        model = model_of(pretrained(folder, "schedule=cosine"))
+    assert model.prediction == "eps"
+    assert "no scheduler_config.json: schedule=cosine with T = 1000 and eps-prediction are taken" in caplog.text
+
+
+def _drop(state: dict[str, Tensor]) -> None:
+    del state["conv_in.weight"], state["conv_in.bias"]
+
+
+def _reshape(state: dict[str, Tensor]) -> None:
+    state["conv_in.weight"] = torch.zeros(9, 1, 3, 3)
+
+
+def _add(state: dict[str, Tensor]) -> None:
+    state["more"] = torch.zeros(1)
+
+
+def _poison(state: dict[str, Tensor]) -> None:
+    state["conv_out.bias"][0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_drop, r"lacks 2 of the tensors, conv_in.bias first"),
+        (_add, r"holds, beside what is needed, 1 of the tensors, more first"),
+        (_reshape, r"does not fit .*config.json: size mismatch for conv_in.weight"),
+        (_poison, r"holds NaN or infinite weights: conv_out.bias"),
+    ],
+)
+def test_weights_that_are_not_the_networks_are_one_line(
+    change: Callable[[dict[str, Tensor]], None], message: str, folder: Path
+) -> None:
+    state = load_file(folder / WEIGHTS)
+    change(state)
+    save_file(state, folder / WEIGHTS)
+    with pytest.raises(ConfigError, match=rf"^model.path: .*{WEIGHTS} {message}[^\n]*$"):
+        check_model(pretrained(folder))
+
+
+def test_a_file_cut_short_is_named(folder: Path) -> None:
+    file = folder / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ConfigError, match=rf"{WEIGHTS} can't be read: it is damaged, cut short"):
+        check_model(pretrained(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sides": 16}, r"is for images of 1x16x16, data=digits has 1x8x8"),
+        ({"channels": 3}, r"is for images of 3x8x8, data=digits has 1x8x8"),
+        ({"out_channels": 2}, r"gives 2 channels for 1: learned variances are not supported"),
+        ({"num_class_embeds": 10}, r"is conditioned on classes"),
+    ],
+)
+def test_a_network_for_other_images_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    network(**changes).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        check_model(pretrained(tmp_path))
+
+
+def test_what_is_not_there_is_one_line_and_status_2(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / WEIGHTS).unlink()
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (tmp_path / "none", r"there is no such folder; give a diffusers folder or a hub id"),
+        (tmp_path / "empty", r"no config.json of a U-Net there"),
+        (folder, rf"holds no weights: {WEIGHTS} \(or .bin\) is missing"),
+    ):
+        outputs = tmp_path / "outputs"
+        assert tiny.run(outputs, "model=pretrained", f"model.path={path}", settings=tiny.SMALL) == 2
+        assert re.fullmatch(rf"ddim_lab: model.path.*{message}\n", capsys.readouterr().err)
+        assert not outputs.exists()
+
+
+# -- the hub --------------------------------------------------------------------------------------------
+
+PRESETS = {
+    "ddpm_cifar10_32": ("google/ddpm-cifar10-32", "cifar10", 32),
+    "ddpm_ema_bedroom_256": ("google/ddpm-ema-bedroom-256", "lsun_bedroom", 256),
+    "ddpm_ema_church_256": ("google/ddpm-ema-church-256", "lsun_church", 256),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_find_their_checkpoint_on_the_hub(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small network in the format of those repositories: everything in one folder, attention's old names."""
+    repository, data, sides = PRESETS[preset]
+    network(sides, 3).save_pretrained(tmp_path)
+    save_file(old_names(load_file(tmp_path / WEIGHTS)), tmp_path / WEIGHTS)
+    scheduler = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({**scheduler, "variance_type": "fixed_large"}))
+    asked: list[tuple[str, bool]] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert "*.bin" not in allow_patterns  # safetensors are there
+        asked.append((name, local_files_only))
+        if local_files_only:
+            raise FileNotFoundError("not in the cache")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    model = model_of(configure(f"model={preset}", f"data={data}"))
+    assert set(asked) == {(repository, True), (repository, False)}
+    assert asked[-1] == (repository, False)
+    assert model.digest == weights_digest(network(sides, 3))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> str:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(ConfigError, match=r"^model.path=someone/some-model: .*no route to host.* give the folder of a"):
+        check_model(pretrained("someone/some-model"))
+
+
+# -- ours there -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of one tiny job, its samples kept."""
+    outputs = tmp_path_factory.mktemp("ours") / "outputs"
+    line = ("steps=10", "logger=csv", "metrics.features=pixels", "save_samples=true")
+    assert tiny.run(outputs, *line) == 0
+    return outputs
+
+
+def model_folder(outputs: Path) -> Path:
+    (file,) = outputs.glob(f"models/*/{WEIGHTS}")
+    return file.parent
+
+
+def test_diffusers_pipeline_on_our_folder_gives_our_images(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leading spacing, S | T, no clip, the same x_T: the images of samples.npz, and of our sampler to 1e-5."""
+    pipeline = DDIMPipeline.from_pretrained(model_folder(trained), local_files_only=True)
+    assert pipeline.scheduler.config.timestep_spacing == "leading"
+    assert not pipeline.scheduler.config.clip_sample
+    pipeline.set_progress_bar_config(disable=True)
+    x_T = NamedNoise(0).initial(torch.arange(44), torch.empty(44, 1, 8, 8))
+    config = configure("steps=10")
+    unet = load_unet(model_folder(trained))
+    ours = config.build_sampler().sample(lambda x, t: unet(x, t).sample, x_T)
+    theirs = by_diffusers(pipeline.scheduler, pipeline.unet, x_T, 10)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+    monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: x_T)
+    images = pipeline(batch_size=44, eta=0.0, num_inference_steps=10, output_type="np").images
+    (file,) = trained.glob("cells/*/samples.npz")
+    with np.load(file, allow_pickle=False) as kept:
+        stored = kept["arr_0"]
+    np.testing.assert_allclose(images * 255.0, stored, rtol=0, atol=0.5 + 1e-2)
+    assert stored.std() / 255.0 > 0.05  # nor are they all alike
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "sigmoid", "cosine", "constant"])
+def test_the_stored_scheduler_has_our_betas(schedule: str, tmp_path: Path) -> None:
+    from ddim_lab.unet import write_pipeline
+
+    config = configure(f"schedule={schedule}", "schedule.num_timesteps=50", "steps=5")
+    write_pipeline(tmp_path, config.build_schedule(), config.schedule.model_dump())
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "scheduler")
+    np.testing.assert_allclose(scheduler.betas.double().numpy(), config.build_schedule().betas, rtol=1e-6)
+    assert scheduler.final_alpha_cumprod == 1.0
+
+
+def test_our_own_folder_is_a_checkpoint_like_any_other(trained: Path, tmp_path: Path) -> None:
+    """The same weights under another name: the same digest, bitwise the same images."""
+    folder = model_folder(trained)
+    model = model_of(pretrained(folder))
+    assert model.digest == json.loads((folder / "model.json").read_text())["digests"]["ema"]
+    line = ("model=pretrained", f"model.path={folder}", "steps=10", "logger=csv", "metrics.features=pixels")
+    assert tiny.run(tmp_path, *line, settings=tiny.SMALL) == 0
+    (again,), (before,) = tiny.results(tiny.sweeps(tmp_path)[0]), tiny.results(tiny.sweeps(trained)[0])
+    assert again["sha256"] == before["sha256"]
+    assert not list(tmp_path.glob("models/*/model.json")), "something was trained"
+    with pytest.raises(ConfigError, match=r"schedule.beta_end=0.02 \(0.03 is set\)"):
+        check_model(pretrained(folder, "schedule.beta_end=0.03"))
+
+
+# -- a real one -----------------------------------------------------------------------------------------
+
+CHECKPOINT = os.environ.get("DDIM_LAB_CHECKPOINT")
+
+
+@pytest.mark.skipif(CHECKPOINT is None, reason="DDIM_LAB_CHECKPOINT names no Fashion-MNIST U-Net")
+def test_a_real_checkpoint_predicts_noise_well() -> None:
+    """On real images its eps at mid-noise is much nearer to the truth than that of no model at all (eps = x_t)."""
+    from ddim_lab.data import from_uint8
+    from ddim_lab.datasets import load_data
+
+    config = pretrained(str(CHECKPOINT), "data=fashion_mnist")
+    try:
+        data = load_data(config.data)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    unet = model_of(config).load()
+    x_0 = from_uint8(data.held_out.first(16))
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    alpha_bar = config.build_schedule().alpha_bar(300)
+    x_t = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
+    with torch.no_grad():
+        error = (unet(x_t, torch.full((16,), 300)).sample - eps).square().mean()
+    assert float(error) < 0.03
+    assert float((x_t - eps).square().mean()) > 10 * float(error)
