@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import importlib.util
 import os
 import re
 import shlex
@@ -164,9 +165,12 @@ def _check(cell: Sequence[str], position: int, total: int) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
     from ddim_lab.datasets import check_data
     from ddim_lab.models import check_model
+    from ddim_lab.runtime import Runtime
 
     config = Config.from_hydra(_compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
-    config.check_machine()
+    Runtime.resolve(config.runtime)
+    if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
+        raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
     check_data(config.data)
     check_model(config)
     return config

@@ -6,7 +6,6 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -472,14 +471,6 @@ class Config(_Group):
             raise ConfigError(f"task=search_timesteps needs 3 samples for a standard error, got {self.num_samples}")
         if (config_folder() / "sampler" / f"{task.preset}.yaml").exists():
             raise ConfigError(f"task.preset={task.preset} is a built-in preset: choose another name")
-
-    def check_machine(self) -> None:
-        """What depends on this machine: the device, optional packages. Raises ConfigError."""
-        from ddim_lab.runtime import Runtime
-
-        Runtime.resolve(self.runtime)
-        if isinstance(self.task, SearchTimestepsConfig) and importlib.util.find_spec("optuna") is None:
-            raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
 
     def build_schedule(self) -> NoiseSchedule:
         """The noise schedule."""

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddim_lab.data import ImageData, from_uint8
+from ddim_lab.metrics.classifier import Classifier
 from ddim_lab.store import Store, content_key, read_json, write_json
 
-__all__ = ["Classifier", "Features", "obtain_features", "reference_key"]
+__all__ = ["Features", "obtain_features", "reference_key"]
 
 CLASSIFIER: Final[dict[str, Any]] = {
     "version": 1,
@@ -53,30 +54,6 @@ class Pixels(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return from_uint8(images).flatten(1)
-
-
-@final
-class Classifier(nn.Module):
-    """A small convolutional classifier; `forward` gives the features before its last non-linearity."""
-
-    def __init__(self, channels: int, num_classes: int, num_features: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1, stride=2),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(256, num_features),
-        )
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(num_features, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.body(from_uint8(images))
-        return features
 
 
 def obtain_features(kind: str, data: ImageData, store: Store) -> Features:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddim_lab.data import ImageData
 from ddim_lab.loaders import TrainingBatches
-from ddim_lab.metrics.features import Classifier
+from ddim_lab.metrics.classifier import Classifier
 
 __all__ = ["train_classifier"]
 
