@@ -23,7 +23,10 @@ from typing import Any, Final, NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -98,12 +101,14 @@ def _composer(asked: argparse.Namespace) -> Iterator[None]:
     """Hydra ready to compose, with --config-dir as Hydra itself would have it."""
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
         if asked.config_dir is not None:
-            from hydra.core.global_hydra import GlobalHydra
-
             folder = Path(asked.config_dir).absolute()
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir: there is no folder {folder}")
-            GlobalHydra.instance().config_loader().get_search_path().prepend("command-line", f"file://{folder}")
+            # The search path is read once, as the loader is made: a folder added later would not be looked into.
+            search = create_config_search_path(str(config_folder()))
+            search.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("ddim_lab", search)
         yield
 
 

@@ -298,6 +298,7 @@ class SearchTimestepsConfig(_Group):
 
     name: Literal["search_timesteps"]
     trials: PositiveInt
+    search_features: Literal["classifier", "pixels"] | None
     search_samples: Annotated[StrictInt, Field(ge=2)]
     search_seed: Seed
     preset: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -276,7 +276,7 @@ def test_an_interrupted_search_goes_on_to_the_same_list(
 ) -> None:
     from ddim_lab.tasks import search_timesteps as task
 
-    original, calls = task._distance, []
+    original, calls = task._distances, []
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
         calls.append(arguments[3])
@@ -284,7 +284,7 @@ def test_an_interrupted_search_goes_on_to_the_same_list(
             raise RuntimeError("power cut")
         return original(*arguments, **named)
 
-    monkeypatch.setattr(task, "_distance", interrupted)
+    monkeypatch.setattr(task, "_distances", interrupted)
     assert tiny.run(tmp_path, *SEARCH, settings=()) == 1
     (work,) = (tmp_path / "references").glob("*.partial")
     with (work / "scores.jsonl").open("a") as file:

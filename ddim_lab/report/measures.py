@@ -17,7 +17,7 @@ class Measure:
 
     `field` is its name in results.csv, `se` that of its standard error, `count` that of the number of images (or of
     what `counted` says) behind it. `level` names a number of the same unit to compare it with, `level_says` what that
-    is. `facts` says what one value means; `ranked` whether lower is better.
+    is. `error` says how the standard error is taken, `facts` what one value means; `ranked` whether lower is better.
     """
 
     field: str
@@ -27,6 +27,7 @@ class Measure:
     count: str | None = None
     counted: str = "images"
     level: str | None = None
+    error: str = "over images"
     level_says: str = ""
     ranked: bool = True
 
@@ -47,6 +48,8 @@ MEASURES = (
         "held-out images encoded and decoded, a dimension, on the [0, 1] scale",
         se="reconstruction_mse_se",
         count="reconstruction_images",
+        level="reconstruction_mse_median",
+        level_says="Median over images instead of mean",
     ),
     Measure(
         "consistency_mse",
@@ -96,7 +99,7 @@ MEASURES = (
     Measure(
         "first_prediction_mse",
         "MSE of the first predicted x_0",
-        "to the image that the sample becomes, a dimension, on the [0, 1] scale",
+        "to the image that the sample becomes, both clamped, a dimension, on the [0, 1] scale",
     ),
     Measure(
         "mse_to_sampler",
@@ -112,6 +115,7 @@ MEASURES = (
         count="found_images",
         level="best_builtin_fd",
         level_says="Of the best built-in spacing at the same NFE",
+        error="by the delete-a-group jackknife over groups of samples",
     ),
 )
 

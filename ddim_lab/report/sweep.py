@@ -143,6 +143,7 @@ class Measurements(_Record):
     # task reconstruct: squared errors a dimension on the [0, 1] scale, and the moments of the codes
     reconstruction_mse: float | None = None
     reconstruction_mse_se: float | None = None
+    reconstruction_mse_median: float | None = None
     reconstruction_images: int | None = None
     code_mean: float | None = None
     code_variance: float | None = None

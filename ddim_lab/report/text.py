@@ -186,7 +186,8 @@ def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable
     values = {cell.number: cell.value(measure.field) for cell in table.cells}
     errors = {cell.number: cell.value(measure.se) if measure.se else None for cell in table.cells}
     # what agrees to rounding (1e-15) must not set the decimals of the others
-    places = decimals(*([v for v in found.values() if v and abs(v) >= 1e-6] for found in (values, errors)))
+    # one decimal more than the smallest value's first digit, for there is not always an error to say what it is worth
+    places = min(6, 1 + decimals(*([v for v in found.values() if v and abs(v) >= 1e-6] for found in (values, errors))))
     papers: list[float] = []
 
     def entry(row: str, cell: Cell) -> Entry:
@@ -215,7 +216,7 @@ def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable
         facts += f" · {', '.join(f'{n:,}' for n in counts)} {measure.counted}"
     notes = [_paper_note(sweep, heading, compare)] if papers else []
     if any(se is not None for se in errors.values()):
-        notes.append("± is one standard error over images.")
+        notes.append(f"± is one standard error {measure.error}.")
     if measure.level:
         levels = {steps: cell.value(measure.level) for steps, cell in table.rows[0].cells.items()}
         told = {small(level, places) for level in levels.values() if level is not None}

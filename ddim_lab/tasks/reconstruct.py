@@ -44,7 +44,8 @@ def measure(job: Job, folder: Path) -> Measured:
             decoded.append(sampler.sample(network, code).cpu())
     x_T, x_0 = torch.cat(codes), finite(torch.cat(decoded), sampler)
     seconds = time.perf_counter() - clock
-    mse, se = mean_and_se(squared_error(x_0, originals))
+    errors = squared_error(x_0, originals)
+    mse, se = mean_and_se(errors)
     sheet(folder / "reconstructions.png", torch.stack([originals[:SHOWN], x_0[:SHOWN]]))
     return Measured(
         measurements={
@@ -52,6 +53,7 @@ def measure(job: Job, folder: Path) -> Measured:
             "headline": f"reconstruction MSE {mse:.3g}" + ("" if se is None else f" ± {se:.1g}"),
             "reconstruction_mse": mse,
             "reconstruction_mse_se": se,
+            "reconstruction_mse_median": float(errors.median()),
             "reconstruction_images": len(originals),
             # an encoding that worked looks like the noise the model starts from: mean 0, variance 1
             "code_mean": float(x_T.double().mean()),

@@ -1,10 +1,11 @@
 """Task `search_timesteps`: the list of S timesteps with the lowest Fréchet distance on one model.
 
 1. Search. Every built-in spacing, then warps of the best of them that Optuna proposes (`ddim_lab.gaps`), are scored by
-   the distance of `task.search_samples` samples at the noise of `task.search_seed`: every list starts from the same
-   x_T. What is found is no worse than any spacing there.
+   the distance of `task.search_samples` samples at the noise of `task.search_seed`, in `task.search_features`: every
+   list starts from the same x_T. What is found is no worse than any spacing there.
 2. Score. The found list and every built-in spacing sample `num_samples` images at `seed`, noise that the search has not
-   seen. The distances are paired by x_T: their differences are far more certain than each of them.
+   seen, and are compared in `metrics.features` (and in those of the search). The distances are paired by x_T: their
+   differences are far more certain than each of them.
 
 The search is kept under outputs/references; one that was killed goes on, to the list it would have found. The list
 becomes a preset, outputs/presets/sampler/NAME.yaml.
@@ -24,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from ddim_lab.config import SearchTimestepsConfig
 from ddim_lab.gaps import log_gaps, timesteps_of_log_gaps, warped
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
-from ddim_lab.metrics.features import reference_key
+from ddim_lab.metrics.features import Features, obtain_features, reference_key
 from ddim_lab.metrics.statistics import FeatureSums
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
@@ -42,6 +43,9 @@ from ddim_lab.store import content_key, read_json, write_json, write_text
 from ddim_lab.tasks.generate import reference_sums, sample_uint8
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.sampling import network_in_place
+
+if TYPE_CHECKING:
+    from ddim_lab.metrics.frechet import FrechetDistance
 
 __all__ = ["Trial", "builtin_timesteps", "identity", "measure", "preset_path", "publish", "search"]
 
@@ -81,13 +85,30 @@ class Trial:
 
 @final
 @dataclass(frozen=True)
+class _Yardstick:
+    """Features, and the statistics of the real images in them."""
+
+    features: Features
+    reference: FeatureSums
+
+
+@final
+@dataclass(frozen=True)
 class _Score:
-    """The Fréchet distance of one list at the final noise, with its leave-one-out replicates."""
+    """The Fréchet distance of one list at the final noise by one yardstick, with its leave-one-out replicates."""
 
     name: str
     timesteps: Timesteps
     fd: float
     replicates: Sequence[float]
+
+    @property
+    def se(self) -> float:
+        return jackknife_se(self.replicates)
+
+    def above(self, other: _Score) -> tuple[float, float]:
+        """How much further this list is than another, and the paired standard error of that."""
+        return self.fd - other.fd, paired_se(other.replicates, self.replicates)
 
 
 def builtin_timesteps(nfe: int, num_timesteps: int) -> dict[str, Timesteps]:
@@ -133,7 +154,8 @@ def search(
     best = min(tried, key=lambda trial: trial.fd)
     z = log_gaps(best.timesteps, num_timesteps)
     ranges = _ranges(len(best.timesteps))
-    with _quiet(optuna):
+    # The Gaussian process is fitted by gradients, also where the caller samples without.
+    with _quiet(optuna), torch.inference_mode(False), torch.enable_grad():
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_WARPS, deterministic_objective=True)
         study = optuna.create_study(sampler=sampler)
         study.add_trial(  # no warp at all: what is known already
@@ -165,70 +187,59 @@ def identity(job: Job) -> dict[str, Any]:
     return {
         "search": content_key(_search_identity(job)),
         "features": job.features.digest,
-        "reference": _reference_key(job),
+        "reference": _reference_key(job, job.features),
     }
 
 
 def measure(job: Job, folder: Path) -> Measured:
-    """Search (or take the search that is there), then score; writes preset, trials.csv and pictures into `folder`."""
-    config, task = job.config, _task(job)
-    reference, _ = reference_sums(job.features, job.data, config.metrics.reference, None, job.store)
+    """Search (or take the search that is there), then score; writes preset.yaml, trials.csv and pictures."""
+    task = _task(job)
+    searched_by = _yardstick(job, _search_features(job))
+    yardsticks = [_yardstick(job, job.features)]
+    if searched_by.features.digest != job.features.digest:
+        yardsticks.append(searched_by)
     builtin = _builtin(job)
     clock = time.perf_counter()
     with network_in_place(job) as network:
-        tried = _obtain_search(job, network, reference, builtin)
+        tried = _obtain_search(job, network, searched_by, builtin)
         searched = time.perf_counter()
         found = min(tried, key=lambda trial: trial.fd).timesteps
         walks = {**builtin, FOUND: found}
-        with tqdm(total=len(walks), desc=f"{job.progress} scoring", unit="list", disable=None, leave=False) as bar:
-            scores = []
-            for name, timesteps in walks.items():
-                fd, replicates = _distance(
-                    job, network, reference, timesteps, config.num_samples, config.seed, with_error=True
-                )
-                scores.append(_Score(name, timesteps, fd, replicates))
-                bar.update(1)
+        by_yardstick = _score_all(job, network, yardsticks, walks)
     phases = {"search": searched - clock, "score": time.perf_counter() - searched}
-    *spacings, own = scores
+    *spacings, own = by_yardstick[0]
     best = min(spacings, key=lambda score: score.fd)
-    gain, gain_se = best.fd - own.fd, paired_se(own.replicates, best.replicates)
-    own_se = jackknife_se(own.replicates)
-    _write_trials(folder / "trials.csv", tried)
-    _timesteps_chart(folder / "timesteps.png", walks, config.build_schedule().num_timesteps)
-    _search_chart(folder / "search.png", tried, job.features.name)
+    gain, gain_se = best.above(own)
     outcome = (
         f"{gain:.3g} ± {gain_se:.2g} below {best.name}, the best built-in spacing"
         if gain > 0
-        else f"NOT below {best.name} ({best.fd:.4g}, paired difference {gain:.3g} ± {gain_se:.2g})"
+        else f"NOT below {best.name} ({best.fd:.4g}, which is {-gain:.2g} ± {gain_se:.2g} less)"
     )
-    quality = f"{job.features.name} {own.fd:.4g} ± {own_se:.2g}"
-    _write_preset(folder / PRESET_FILE, job, found, f"{quality} at N = {config.num_samples}, {outcome}")
+    quality = f"{job.features.name} {own.fd:.4g} ± {own.se:.2g}"
+    name = searched_by.features.name
+    _write_trials(folder / "trials.csv", tried)
+    _timesteps_chart(folder / "timesteps.png", walks, job.sampler.schedule.num_timesteps)
+    _search_chart(folder / "search.png", tried, name)
+    _write_preset(folder / PRESET_FILE, job, found, f"{quality} at N = {job.config.num_samples}, {outcome}")
     return Measured(
         measurements={
             "nfe": len(found),
             "headline": f"{quality}, {outcome}; use it: {_command(job)}",
             "found_fd": own.fd,
-            "found_fd_se": own_se,
+            "found_fd_se": own.se,
             "best_builtin": best.name,
             "best_builtin_fd": best.fd,
             "found_gain": gain,
             "found_gain_se": gain_se,
-            "found_images": config.num_samples,
+            "found_images": job.config.num_samples,
             "spacings_beaten": sum(score.fd > own.fd for score in spacings),
             "spacings": len(spacings),
             "timesteps": list(found),
         },
         phases=phases,
         tables=[
-            _score_table(job, scores),
-            {
-                "title": f"Search: {job.features.name} at N = {task.search_samples}, seed {task.search_seed}",
-                "columns": ["trial", "proposed by", "FD", "lowest so far"],
-                "rows": [
-                    [number, trial.proposed_by, _finite(trial.fd), _finite(lowest)]
-                    for number, (trial, lowest) in enumerate(zip(tried, _lowest_so_far(tried), strict=True))
-                ],
-            },
+            *(_score_table(job, yard, scores) for yard, scores in zip(yardsticks, by_yardstick, strict=True)),
+            _trials_table(f"Search: {name} at N = {task.search_samples}, seed {task.search_seed}", tried),
         ],
         pictures=[
             {
@@ -268,13 +279,22 @@ def _builtin(job: Job) -> dict[str, Timesteps]:
     return builtin_timesteps(job.config.steps, job.sampler.schedule.num_timesteps)
 
 
-def _reference_key(job: Job) -> str:
+def _search_features(job: Job) -> Features:
+    kind = _task(job).search_features
+    return job.features if kind is None else obtain_features(kind, job.data, job.store)
+
+
+def _reference_key(job: Job, features: Features) -> str:
     split = job.config.metrics.reference
-    return reference_key(job.features, job.data, split, len(job.data.split(split)))
+    return reference_key(features, job.data, split, len(job.data.split(split)))
+
+
+def _yardstick(job: Job, features: Features) -> _Yardstick:
+    return _Yardstick(features, reference_sums(features, job.data, job.config.metrics.reference, None, job.store)[0])
 
 
 def _search_identity(job: Job) -> dict[str, Any]:
-    config, task, sampler = job.config, _task(job), job.sampler
+    config, task, sampler, features = job.config, _task(job), job.sampler, _search_features(job)
     return {
         "version": SEARCH_VERSION,
         "optimiser": f"optuna {importlib.metadata.version('optuna')} GPSampler",
@@ -287,13 +307,13 @@ def _search_identity(job: Job) -> dict[str, Any]:
         "seed": task.search_seed,
         "batch_size": config.batch_size,
         "runtime": job.runtime.recipe(),
-        "features": job.features.digest,
-        "reference": _reference_key(job),
+        "features": features.digest,
+        "reference": _reference_key(job, features),
     }
 
 
 def _obtain_search(
-    job: Job, network: nn.Module, reference: FeatureSums, builtin: Mapping[str, Timesteps]
+    job: Job, network: nn.Module, yardstick: _Yardstick, builtin: Mapping[str, Timesteps]
 ) -> list[Trial]:
     """The trials, from the store or searched for now; the scores of an unfinished search are taken up again."""
     task = _task(job)
@@ -307,7 +327,13 @@ def _obtain_search(
             def score(timesteps: Timesteps) -> float:
                 fd = known.get(timesteps)
                 if fd is None:
-                    fd, _ = _distance(job, network, reference, timesteps, task.search_samples, task.search_seed)
+                    try:
+                        (distance,) = _distances(
+                            job, network, [yardstick], timesteps, task.search_samples, task.search_seed
+                        )
+                        fd = float(distance.compute())
+                    except ValueError:  # the samples are not finite: no list to look near
+                        fd = math.inf
                     known.add(timesteps, fd)
                 bar.update(1)
                 return fd
@@ -347,43 +373,47 @@ class _RememberedScores:
             file.write(json.dumps({"timesteps": timesteps, "fd": fd}) + "\n")
 
 
-def _distance(
-    job: Job,
-    network: nn.Module,
-    reference: FeatureSums,
-    timesteps: Timesteps,
-    count: int,
-    seed: int,
-    *,
-    with_error: bool = False,
-) -> tuple[float, list[float]]:
-    """FD of the first `count` samples at `seed`, and its leave-one-out replicates if asked for.
+def _score_all(
+    job: Job, network: nn.Module, yardsticks: Sequence[_Yardstick], walks: Mapping[str, Timesteps]
+) -> list[list[_Score]]:
+    """Every list at the final noise: scores in the order of `walks`, one list a yardstick."""
+    scores: list[list[_Score]] = [[] for _ in yardsticks]
+    with tqdm(total=len(walks), desc=f"{job.progress} score", unit="list", disable=None, leave=False) as bar:
+        for name, timesteps in walks.items():
+            found = _distances(job, network, yardsticks, timesteps, job.config.num_samples, job.config.seed)
+            for kept, distance in zip(scores, found, strict=True):
+                kept.append(_Score(name, timesteps, float(distance.compute()), distance.leave_one_out()))
+            bar.update(1)
+    return scores
 
-    Samples that are not finite have an infinite distance: the search goes elsewhere.
+
+def _distances(
+    job: Job, network: nn.Module, yardsticks: Sequence[_Yardstick], timesteps: Timesteps, count: int, seed: int
+) -> list[FrechetDistance]:
+    """The first `count` samples at `seed`, measured by each yardstick.
+
+    Raises:
+        ValueError: the samples are not finite.
     """
     from ddim_lab.metrics.frechet import FrechetDistance
 
     config, device, noise = job.config, job.runtime.torch_device, NamedNoise(seed)
-    chosen = config.sampler
     sampler = Sampler(
         job.sampler.schedule,
-        eta=chosen.eta,
-        variance=chosen.variance,
-        clip=chosen.clip,
+        eta=config.sampler.eta,
+        variance=config.sampler.variance,
+        clip=config.sampler.clip,
         timesteps=timesteps,
         prediction=job.model.prediction,
     )
-    distance = FrechetDistance(reference).to(device)
-    features = job.features.load().to(device)
+    networks = [yardstick.features.load().to(device) for yardstick in yardsticks]
+    distances = [FrechetDistance(yardstick.reference).to(device) for yardstick in yardsticks]
     for indices in torch.split(torch.arange(count), config.batch_size):
-        try:
-            images = sample_uint8(sampler, network, indices, job.data.shape, noise, device)
-        except ValueError:
-            if with_error:
-                raise
-            return math.inf, []
-        distance.update(features(images), indices)
-    return float(distance.compute()), distance.leave_one_out() if with_error else []
+        images = sample_uint8(sampler, network, indices, job.data.shape, noise, device)
+        for features, distance in zip(networks, distances, strict=True):
+            with torch.inference_mode():
+                distance.update(features(images), indices)
+    return distances
 
 
 @contextlib.contextmanager
@@ -424,22 +454,30 @@ timesteps: {list(timesteps)}
     )
 
 
-def _score_table(job: Job, scores: Sequence[_Score]) -> dict[str, Any]:
+def _score_table(job: Job, yardstick: _Yardstick, scores: Sequence[_Score]) -> dict[str, Any]:
     """Lowest distance first; each spacing's difference to the found list, paired by x_T."""
     own = scores[-1]
     rows = []
     for score in sorted(scores, key=lambda score: score.fd):
-        difference: list[float | None] = [None, None]
-        if score is not own:
-            difference = [score.fd - own.fd, paired_se(own.replicates, score.replicates)]
+        difference = (None, None) if score is own else score.above(own)
         timesteps = " ".join(map(str, score.timesteps))
-        rows.append(
-            [score.name, len(score.timesteps), score.fd, jackknife_se(score.replicates), *difference, timesteps]
-        )
+        rows.append([score.name, len(score.timesteps), score.fd, score.se, *difference, timesteps])
+    where = f"N = {job.config.num_samples}, seed {job.config.seed} (not the search's)"
     return {
-        "title": f"{job.features.name} at N = {job.config.num_samples}, seed {job.config.seed} (not the search's)",
+        "title": f"{yardstick.features.name} at {where}",
         "columns": ["spacing", "NFE", "FD", "±", "above the found list", "± (paired)", "timesteps"],
         "rows": rows,
+    }
+
+
+def _trials_table(title: str, tried: Sequence[Trial]) -> dict[str, Any]:
+    return {
+        "title": title,
+        "columns": ["trial", "proposed by", "FD", "lowest so far"],
+        "rows": [
+            [number, trial.proposed_by, _finite(trial.fd), _finite(lowest)]
+            for number, (trial, lowest) in enumerate(zip(tried, _lowest_so_far(tried), strict=True))
+        ],
     }
 
 
