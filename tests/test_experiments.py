@@ -43,6 +43,9 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
     arguments += [*tiny.SMALL, "metrics.features=pixels", "metrics.noise_seeds=3", "metrics.speed_repeats=1"]
     if composed.task.name == "consistency":
         arguments.append("task.reference_steps=8")
+    if composed.task.name == "search_timesteps":
+        pytest.importorskip("optuna")
+        arguments += ["task.trials=8", "task.search_samples=40"]
     if not any(text.startswith("steps=") for text in more):
         arguments.append("steps=3,8")
     assert tiny.run(outputs, *arguments, *more, settings=()) == 0

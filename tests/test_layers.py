@@ -16,6 +16,7 @@ PACKAGE = Path(ddim_lab.__file__).parent
 # module -> what it may import besides the standard library
 MATHEMATICS = {
     "schedule": {"numpy"},
+    "gaps": {"numpy"},
     "diffusion": {"torch"},
     "noise": {"torch"},
     "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule"},

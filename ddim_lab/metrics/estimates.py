@@ -13,7 +13,7 @@ def jackknife_se(leave_one_out: Sequence[float]) -> float:
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), Eq. 11.5, with groups for points.
 
-    It covers the drawing of samples alone: neither the training seed nor the bias of a Frechet distance in N.
+    It covers the drawing of samples alone: neither the training seed nor the bias of a Fréchet distance in N.
 
     Args:
         leave_one_out: d_g, the statistic with group g of G left out, in the statistic's unit; G >= 2.

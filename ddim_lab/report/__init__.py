@@ -4,7 +4,7 @@ A pure function of those files: the same files give the same bytes. `python -m d
 Nothing here imports torch. The parts, each on top of the ones before:
 
     sweep      the files, read and checked
-    estimates  jackknife errors, a straight line, a Pareto front
+    estimates  a straight line, a Pareto front
     rows       one flat row a cell
     measures   what tasks measure beside a Fréchet distance
     series     which cells share a line, a name and a table; paired differences

@@ -1,33 +1,9 @@
-"""The report's own arithmetic: jackknife errors, paired differences, a straight line, a Pareto front."""
+"""The report's own arithmetic: a straight line, a Pareto front."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-
-def jackknife_se(leave_one_out: Sequence[float]) -> float:
-    """Standard error by the delete-a-group jackknife: se² = (G − 1)/G · Σ_g (d_g − mean d)².
-
-    Args:
-        leave_one_out: d_g, the statistic with group g of G left out, in the statistic's unit; G ≥ 2.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), Eq. 11.5, with groups for points.
-    """
-    groups = len(leave_one_out)
-    if groups < 2:
-        raise ValueError(f"a jackknife needs at least 2 groups, not {groups}")
-    mean = math.fsum(leave_one_out) / groups
-    return math.sqrt((groups - 1) / groups * math.fsum((d - mean) ** 2 for d in leave_one_out))
-
-
-def paired_se(first: Sequence[float], second: Sequence[float]) -> float:
-    """Standard error of the difference of two statistics over the same groups, pairing group by group.
-
-    Group g must hold the same samples (the same x_T) in both; then what they share cancels.
-    """
-    return jackknife_se([b - a for a, b in zip(first, second, strict=True)])
 
 
 @dataclass(frozen=True)

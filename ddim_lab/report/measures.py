@@ -77,6 +77,7 @@ MEASURES = (
         counted="lines",
         level="lerp_path_length",
         level_says="By lerp of x_T",
+        ranked=False,
     ),
     Measure(
         "interpolation_largest_step",
@@ -86,6 +87,7 @@ MEASURES = (
         counted="lines",
         level="lerp_largest_step",
         level_says="By lerp of x_T",
+        ranked=False,
     ),
     Measure(
         "midpoint_to_train",
@@ -95,6 +97,7 @@ MEASURES = (
         counted="lines",
         level="crossfade_midpoint_to_train",
         level_says="Of the cross-fade of the two end images",
+        ranked=False,
     ),
     Measure(
         "first_prediction_mse",

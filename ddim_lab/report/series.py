@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ddim_lab.report.estimates import paired_se
+from ddim_lab.metrics.estimates import paired_se
 from ddim_lab.report.sweep import Cell, Quality, Sweep
 
 SIGMA_HAT = "σ̂"

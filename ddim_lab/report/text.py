@@ -186,8 +186,9 @@ def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable
     values = {cell.number: cell.value(measure.field) for cell in table.cells}
     errors = {cell.number: cell.value(measure.se) if measure.se else None for cell in table.cells}
     # what agrees to rounding (1e-15) must not set the decimals of the others
-    # one decimal more than the smallest value's first digit, for there is not always an error to say what it is worth
-    places = min(6, 1 + decimals(*([v for v in found.values() if v and abs(v) >= 1e-6] for found in (values, errors))))
+    places = decimals(*([v for v in found.values() if v and abs(v) >= 1e-6] for found in (values, errors)))
+    if not any(errors.values()):
+        places = min(6, places + 1)  # no error says how many are worth showing
     papers: list[float] = []
 
     def entry(row: str, cell: Cell) -> Entry:

@@ -18,6 +18,7 @@ import csv
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import shlex
 import time
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from ddim_lab.metrics.frechet import FrechetDistance
 
 __all__ = ["Trial", "builtin_timesteps", "identity", "measure", "preset_path", "publish", "search"]
+
+log = logging.getLogger("ddim_lab")
 
 SEARCH_VERSION: Final = 1
 """Raised whenever the same settings would search otherwise."""
@@ -263,7 +266,10 @@ def preset_path(job: Job) -> Path:
 
 def publish(job: Job, cell: Path) -> None:
     """Put the preset of a finished cell where --config-dir finds it, in place of an older one of its name."""
-    write_text(preset_path(job), (cell / PRESET_FILE).read_text(encoding="utf-8"))
+    path, text = preset_path(job), (cell / PRESET_FILE).read_text(encoding="utf-8")
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        log.warning("%s held another search's timesteps: replaced; task.preset=NAME keeps both", path)
+    write_text(path, text)
 
 
 # -- the search, kept ------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ def measure(job: Job, folder: Path) -> Measured:
     seconds = time.perf_counter() - clock
     final = states[:, -1, 0]
     # as the pictures show them: the first predictions are divided by sqrt(ab) << 1 and leave the range of images
-    errors = [float(squared_error(*_as_images(states[:, k, 1], final)).mean()) for k in range(len(moments))]
+    images = states.clamp(-1.0, 1.0)
+    errors = [float(squared_error(images[:, k, 1], images[:, -1, 0]).mean()) for k in range(len(moments))]
     preview(folder, final)
     strips = states[:SHOWN].transpose(1, 2).flatten(0, 1)  # [2 SHOWN, moments, C, H, W]: x_t over predicted x_0
     sheet(folder / "trajectory.png", strips)
@@ -86,11 +87,6 @@ def shown_moments(nfe: int, columns: int) -> list[int]:
     """Positions on the walk (0: x_T, nfe: the image), evenly spread, both ends included, none twice."""
     count = min(columns, nfe + 1)
     return [round(k * nfe / (count - 1)) for k in range(count)]
-
-
-def _as_images(*states: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = (x.clamp(-1.0, 1.0) for x in states)
-    return a, b
 
 
 def _predicted(x0: Tensor | None) -> Tensor:
