@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,11 @@ from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import EpsModel
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.store import Store, content_key, read_json, write_json
+
+if TYPE_CHECKING:
+    from ddim_lab.pretrained import Pretrained
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_fingerprint"]
 
@@ -86,7 +93,10 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
     if isinstance(config.model, UNetConfig):
         return _unet(config, config.model, data, schedule, runtime, store, mirror)
     if isinstance(config.model, PretrainedConfig):
-        return _pretrained(config, config.model)
+        found = _pretrained(config, config.model)
+        if found.note is not None:
+            _say_once(found.note)
+        return _loadable(found)
     kind = config.model.kind
     digest = content_key({"kind": kind, "data": data.digest, "schedule": config.schedule.model_dump()})
 
@@ -113,11 +123,18 @@ def check_model(config: Config) -> None:
         _pretrained(config, config.model)
 
 
-def _pretrained(config: Config, model: PretrainedConfig) -> Model:
+def _pretrained(config: Config, model: PretrainedConfig) -> Pretrained:
     from ddim_lab.pretrained import inspect_pretrained
 
-    found = inspect_pretrained(model.path, config.schedule, config.data.name, config.data.shape)
+    return inspect_pretrained(model.path, config.schedule, config.data.name, config.data.shape)
 
+
+@functools.cache
+def _say_once(note: str) -> None:
+    log.info(note)
+
+
+def _loadable(found: Pretrained) -> Model:
     def load() -> nn.Module:
         from ddim_lab.unet import load_unet
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from ddim_lab.diffusion import Prediction
 from ddim_lab.schedule import NoiseSchedule
 
 __all__ = ["Pretrained", "inspect_pretrained"]
-
-log = logging.getLogger(__name__)
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SCHEDULES: Final = {
@@ -39,12 +36,14 @@ class Pretrained:
         digest: `weights_digest` of it.
         parameters: number of them.
         prediction: what it predicts.
+        note: what was assumed of it, for the user; None where it says all itself.
     """
 
     folder: Path
     digest: str
     parameters: int
     prediction: Prediction
+    note: str | None
 
 
 def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tuple[int, int, int]) -> Pretrained:
@@ -64,13 +63,15 @@ def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tu
     _check_shape(path, _read_json(network / "config.json"), data, shape)
     file = next((f for f in (root / "scheduler", root) if (f / "scheduler_config.json").is_file()), None)
     if file is None:
-        _say_schedule_is_taken(path, schedule.name, schedule.build().num_timesteps)
         prediction: Prediction = "eps"
+        taken = f"schedule={schedule.name} with T = {schedule.build().num_timesteps}, eps-prediction, are taken"
+        note = f"model.path={path} has no scheduler_config.json: {taken}"
     else:
         prediction = _check_schedule(path, _read_json(file / "scheduler_config.json"), schedule)
+        note = None
     states = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(network.iterdir()) if f.is_file())
     digest, parameters = _read_weights(network, states)
-    return Pretrained(network, digest, parameters, prediction)
+    return Pretrained(network, digest, parameters, prediction, note)
 
 
 @functools.lru_cache(maxsize=8)
@@ -83,14 +84,6 @@ def _read_weights(folder: Path, states: tuple[tuple[str, int, int], ...]) -> tup
     except ValueError as error:
         raise ConfigError(f"model.path: {error}") from None
     return weights_digest(network), sum(parameter.numel() for parameter in network.parameters())
-
-
-@functools.cache
-def _say_schedule_is_taken(path: str, name: str, num_timesteps: int) -> None:
-    log.info(
-        "model.path=%s has no scheduler_config.json: schedule=%s with T = %s and eps-prediction are taken for it",
-        *(path, name, num_timesteps),
-    )
 
 
 # -- where it is ----------------------------------------------------------------------------------------
@@ -114,7 +107,7 @@ def _fetch(repository: str) -> Path:
     small = ["*.json", "*.safetensors"]
     reason: Exception | None = None
     # What the cache has, then what the hub has; files that may be pickles only where there are no others.
-    for patterns, local in ((small, True), ([*small, "*.bin"], True), (small, False), ([*small, "*.bin"], False)):
+    for patterns, local in ((small, True), (small, False), ([*small, "*.bin"], False)):
         try:
             folder = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=local))
         except (OSError, ValueError, RuntimeError) as error:

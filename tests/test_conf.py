@@ -18,10 +18,18 @@ CHOICES = [
     for path in sorted(group.glob("*.yaml"))
 ]
 
+UNLABELLED = "metrics.features=pixels"
 NEEDS = {
     ("schedule", "file"): ["schedule.path={folder}/betas.txt"],
-    ("model", "pretrained"): ["model.path={folder}"],
     ("task", "cannot_skip"): ["sampler=ddpm"],
+    ("data", "celeba"): [UNLABELLED],
+    ("data", "lsun_bedroom"): [UNLABELLED],
+    ("data", "lsun_church"): [UNLABELLED],
+    ("data", "image_folder"): ["data.root={folder}"],
+    ("model", "pretrained"): ["model.path={folder}"],
+    ("model", "celeba"): ["data=celeba", UNLABELLED],
+    ("model", "lsun_bedroom"): ["data=lsun_bedroom", UNLABELLED],
+    ("model", "lsun_church"): ["data=lsun_church", UNLABELLED],
 }
 """What a file leaves to the user."""
 
@@ -44,7 +52,7 @@ def test_every_choice_composes_and_is_valid(group: str, choice: str, tmp_path: P
     (tmp_path / "betas.txt").write_text("\n".join(f"{1e-4 + 2e-5 * k}" for k in range(1000)))
     overrides = [text.format(folder=tmp_path) for text in NEEDS.get((group, choice), [])]
     config = compose([f"{group}={choice}", *overrides])
-    assert config.steps == 50
+    assert config.build_sampler().nfe > 0
 
 
 @pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] not in ELSEWHERE | {"task"}])

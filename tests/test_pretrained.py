@@ -20,9 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddim_lab.config import Config, ConfigError, config_folder
-from ddim_lab.models import Model, check_model, obtain_model
+from ddim_lab.models import Model, _say_once, check_model, obtain_model
 from ddim_lab.noise import NamedNoise
-from ddim_lab.pretrained import _say_schedule_is_taken
 from ddim_lab.unet import load_unet, weights_digest
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,7 +29,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def configure(*overrides: str) -> Config:
     with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
+        return Config.from_hydra(hydra.compose("config", overrides=["metrics.features=pixels", *overrides]))
 
 
 def pretrained(path: Path | str, *overrides: str) -> Config:
@@ -206,11 +205,12 @@ def test_without_a_scheduler_the_configured_schedule_is_taken_and_that_is_said(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "scheduler_config.json").unlink()
-    _say_schedule_is_taken.cache_clear()
+    _say_once.cache_clear()
+    check_model(pretrained(folder, "schedule=cosine"))  # before there is a log
     with caplog.at_level(logging.INFO, "ddim_lab"):
         model = model_of(pretrained(folder, "schedule=cosine"))
     assert model.prediction == "eps"
-    assert "no scheduler_config.json: schedule=cosine with T = 1000 and eps-prediction are taken" in caplog.text
+    assert "no scheduler_config.json: schedule=cosine with T = 1000, eps-prediction, are taken" in caplog.text
 
 
 def _drop(state: dict[str, Tensor]) -> None:
@@ -277,7 +277,7 @@ def test_what_is_not_there_is_one_line_and_status_2(
     (tmp_path / "empty").mkdir()
     for path, message in (
         (tmp_path / "none", r"there is no such folder; give a diffusers folder or a hub id"),
-        (tmp_path / "empty", r"no config.json of a U-Net there"),
+        (tmp_path / "empty", r"no config.json of a U-Net there, nor in its folder unet"),
         (folder, rf"holds no weights: {WEIGHTS} \(or .bin\) is missing"),
     ):
         outputs = tmp_path / "outputs"

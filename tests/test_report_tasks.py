@@ -91,9 +91,7 @@ def test_zero_is_zero_and_stays_off_the_log_axis(tmp_path: Path) -> None:
     assert [entry.text for entry in text.rows[0][1] if entry] == ["0.00160 ± 0.00020", "0.00040 ± 0.00005", "0 ± 0"]
     assert "Two references from different x_T: 0.14000." in text.notes
     (chart,) = [chart for chart in sweep_charts(found) if chart.name.startswith("consistency_mse")]
-    records = (
-        chart.spec["layer"][0]["data"]["values"] if "data" in chart.spec["layer"][0] else chart.spec["data"]["values"]
-    )
+    (records,) = chart.spec["datasets"].values()
     assert [record["steps"] for record in records] == [10, 20]
     assert "exactly 0" in chart.caption
 

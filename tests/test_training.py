@@ -129,7 +129,7 @@ def test_a_run_that_failed_and_resumed_ends_in_the_same_weights(
 def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path) -> None:
     """SIGKILL in the middle of training, the same command again: the stored files of an undisturbed run."""
     line = (
-        "training.max_steps=400",
+        "training.max_steps=200",
         "training.checkpoint_every=10",
         "steps=2",
         "logger=csv",
