@@ -225,8 +225,8 @@ def _report(sweep: Path, first: Config) -> bool:
 
     try:
         page = build(sweep)
-    except ReportError as error:
-        print(f"ddim_lab: {error}", file=sys.stderr)
+    except (ReportError, ImportError) as error:  # the cells are on disk: the report can be built again elsewhere
+        print(f"ddim_lab: no report: {error}", file=sys.stderr)
         return True
     table = rows(sweep)
     hint = mirror_report(sweep, table, first)
