@@ -134,7 +134,7 @@ def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, di
         cells = _cells(base, overrides, parse) if many else [list(asked.overrides)]
     except HydraException as error:
         raise ConfigError(_explain(error)) from error
-    checked = [_check(cell, position, len(cells)) for position, cell in enumerate(cells)]
+    checked = [_check(cell) for cell in cells]
     first = checked[0]
     outputs = Path(first.outputs_dir).absolute()
     sweep = _sweep_folder(base, overrides, outputs, many)
@@ -166,7 +166,7 @@ def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesPar
     return [cell for batch in batches for cell in batch]
 
 
-def _check(cell: Sequence[str], position: int, total: int) -> Config:
+def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
     from ddim_lab.datasets import check_data
     from ddim_lab.models import check_model
@@ -256,7 +256,7 @@ def _explain(error: Exception) -> str:
         )
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
         return f"+{match.group(1)}: the option exists; leave the + away"
-    if match := re.search(
+    if "Error parsing override" in text or re.search(
         r"mismatched input|LexerNoViableAlt|no viable alternative|extraneous input|token recognition", text
     ):
         return f"an override can't be read: {' '.join(text.split())}; write option=value, and quote special characters"

@@ -74,10 +74,7 @@ class Store:
     """The objects under one outputs folder.
 
     Args:
-        root: the outputs folder; made if it is not there.
-
-    Raises:
-        PermissionError: the folder can't be written (raised as the object is created, before any work).
+        root: the outputs folder; made when something is first written, or by `check_writable`.
     """
 
     def __init__(self, root: Path) -> None:
