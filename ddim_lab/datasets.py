@@ -13,6 +13,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -107,7 +108,11 @@ def _root(config: DataConfig) -> Path:
 
 @contextlib.contextmanager
 def _download(name: str, folder: Path, how_else: str) -> Iterator[None]:
-    """Round a download into `folder`: one process at a time, and failures in one line that ends in `how_else`."""
+    """Round a download into `folder`: one process at a time, and failures in one line that ends in `how_else`.
+
+    A folder that was not there before a download that failed is not there after it.
+    """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".download.lock"):
@@ -115,6 +120,8 @@ def _download(name: str, folder: Path, how_else: str) -> Iterator[None]:
             yield
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
+        if made and not any(file.name != ".download.lock" for file in folder.glob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
         raise ConfigError(f"data={name} is not in {folder}, and the download failed ({reason}): {how_else}") from None
 
 

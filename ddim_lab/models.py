@@ -159,7 +159,7 @@ def _unet(
         from ddim_lab.module import train  # diffusers and Lightning, only where something is trained
         from ddim_lab.unet import weights_digest, write_pipeline
 
-        with mirror() as send:
+        with mirror() as send, store.presence(runtime.device):  # who is timed meanwhile says so
             averaged, raw, write_curve = train(
                 data,
                 unet,

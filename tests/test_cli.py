@@ -44,7 +44,7 @@ WRONG = {
     "schedule.beta_start=0.02 schedule.beta_end=0.01": r"betas must not decrease",
     "schedule.num_timesteps=0": r"schedule.num_timesteps=0: must be at least 1",
     "schedule=file": r"schedule.path",
-    "schedule=file schedule.path=/nowhere/betas.txt": r"no file of betas at /nowhere/betas.txt",
+    "schedule=file schedule.path={nowhere}/betas.txt": r"no file of betas at \S+/nowhere/betas.txt",
     "sampler.variance=large sampler.eta=0.5": r"variance=large .* needs eta=1, got eta=0.5",
     "sampler.variance=large": r"variance=large .* needs eta=1, got eta=0",
     "sampler.spacing=cubic": r"unknown spacing 'cubic': use one of uniform, ",
@@ -68,7 +68,7 @@ WRONG = {
     "steps": r"steps",
     "--multirrun steps=10": r"unrecognized arguments: --multirrun",
     "hydra.run.dir=elsewhere": r"hydra.run.dir is fixed",
-    "--config-dir /nowhere steps=10": r"--config-dir: there is no folder /nowhere",
+    "--config-dir {nowhere} steps=10": r"--config-dir: there is no folder \S+/nowhere",
 }
 
 
@@ -77,7 +77,8 @@ def test_wrong_input_is_one_clear_line(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     outputs = tmp_path / "outputs"
-    status = run([*line.split(), f"outputs_dir={outputs}"], monkeypatch)
+    words = line.replace("{nowhere}", str(tmp_path / "nowhere")).split()
+    status = run([*words, f"outputs_dir={outputs}"], monkeypatch)
     printed = capsys.readouterr()
     assert status == 2
     assert re.fullmatch(rf"ddim_lab: .*{WRONG[line]}.*\n", printed.err), printed.err

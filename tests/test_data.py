@@ -526,7 +526,7 @@ def test_what_is_no_image_is_named(folder: Path) -> None:
     [
         ("data=celeba", r"data=celeba is not in \S+celeba: put there .*"),
         ("data=lsun_church", r"data=lsun_church: \S+data.mdb is missing: .*"),
-        ("data=image_folder data.root=/nowhere", r"data.root=/nowhere: there is no such folder of images"),
+        ("data=image_folder data.root=nowhere", r"data.root=nowhere: there is no such folder of images"),
         ("data=image_folder", r"data.root is not set: give data.root=..."),
         ("data=cifar10", r"data=cifar10 is not in \S+cifar10, and the download failed .*"),
         ("data=fashion_mnist", r"data=fashion_mnist is not in .*"),

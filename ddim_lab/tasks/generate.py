@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Walk", "identity", "measure", "resample"]
 
-COMPARED: Final = 64
+COMPARED: Final = 32
 """First samples, at most, on which determinism is measured, in a batch of their own."""
 
 NEAREST_AT_MOST: Final = 10_000
