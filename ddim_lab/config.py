@@ -366,6 +366,7 @@ class Config(_Group):
     steps: PositiveInt
     num_samples: Annotated[StrictInt, Field(ge=2)]
     batch_size: PositiveInt
+    checkpoint_seconds: Positive
     seed: Seed
     save_samples: StrictBool
     force: StrictBool

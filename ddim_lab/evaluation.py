@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
+from ddim_lab.lightning import interruptible
 from ddim_lab.loaders import SampleIndices
 from ddim_lab.module import DiffusionModule
 from ddim_lab.runtime import Runtime
 from ddim_lab.schedule import NoiseSchedule
 
-__all__ = ["run_over_samples"]
+__all__ = ["run_over_batches"]
 
 
-def run_over_samples(
+def run_over_batches(
     evaluate: Callable[[Tensor], None],
     network: nn.Module,
     schedule: NoiseSchedule,
     runtime: Runtime,
-    num_samples: int,
-    batch_size: int,
+    batches: Sequence[range],
 ) -> None:
-    """Call `evaluate` with the indices 0 ... num_samples - 1 in batches, as the test loop of a `DiffusionModule`."""
+    """Call `evaluate` with the indices of each batch, as the test loop of a `DiffusionModule`."""
     trainer = pl.Trainer(
         accelerator=runtime.accelerator,
         devices=1 if runtime.torch_device.index is None else [runtime.torch_device.index],
@@ -34,4 +34,5 @@ def run_over_samples(
         use_distributed_sampler=False,
     )
     module = DiffusionModule(network, schedule, evaluate=evaluate)
-    trainer.test(module, datamodule=SampleIndices(num_samples, batch_size), verbose=False)
+    with interruptible():
+        trainer.test(module, datamodule=SampleIndices(batches), verbose=False)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, final
 
 import pytorch_lightning as pl
@@ -16,12 +14,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ddim_lab.data import ImageSet, MemoryImages
 
 __all__ = ["SampleIndices", "TrainingBatches"]
-
-# Lightning announces devices, tips and its own reasons for stopping, and sets its level when it is imported: the one
-# place that every use of Lightning passes turns that down to warnings.
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
-
 
 MOST_WORKERS: Final = 16
 """Processes that decode images, at most; never more than there are cores."""
@@ -111,11 +103,12 @@ class TrainingBatches(pl.LightningDataModule):
 
 @final
 class SampleIndices(pl.LightningDataModule):
-    """The names 0 ... num_samples - 1 of the samples, in batches, the last one partial."""
+    """The names of samples, batch by batch."""
 
-    def __init__(self, num_samples: int, batch_size: int) -> None:
+    def __init__(self, batches: Sequence[range]) -> None:
         super().__init__()
-        self._num_samples, self._batch_size = num_samples, batch_size
+        self._batches = batches
 
     def test_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(torch.arange(self._num_samples), batch_size=self._batch_size)  # type: ignore[arg-type]
+        named = [torch.arange(batch.start, batch.stop) for batch in self._batches]
+        return DataLoader(named, batch_size=None)  # type: ignore[arg-type]

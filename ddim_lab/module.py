@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ddim_lab.config import ConfigError, TrainingConfig, UNetConfig
 from ddim_lab.data import ImageData, from_uint8
 from ddim_lab.diffusion import eps_loss, per_sample
+from ddim_lab.lightning import interruptible
 from ddim_lab.loaders import TrainingBatches
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.unet import build_unet
@@ -255,12 +256,13 @@ def train(
     )
     last = work / "last.ckpt"
     try:
-        trainer.fit(
-            DiffusionModule(network, schedule, training),
-            datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
-            ckpt_path=last if last.is_file() else None,
-            weights_only=True,
-        )
+        with interruptible():
+            trainer.fit(
+                DiffusionModule(network, schedule, training),
+                datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
+                ckpt_path=last if last.is_file() else None,
+                weights_only=True,
+            )
     except ConfigError as error:  # from a process that decodes images, with the traceback there in front
         raise ConfigError(str(error).strip().splitlines()[-1].removeprefix("ddim_lab.config.ConfigError: ")) from None
     averaged = network.to("cpu", memory_format=torch.contiguous_format).eval()

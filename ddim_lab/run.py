@@ -136,7 +136,9 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
     phases: dict[str, float] = {}
 
     def build(folder: Path) -> None:
-        measured = _task(job.config.task.name).measure(job, folder)
+        if job.config.force:
+            job.store.discard_work("cells", key)
+        measured = _task(job.config.task.name).measure(job, folder, job.store.work_folder("cells", key))
         phases.update(measured.phases)
         result = {
             "schema": 1,
@@ -154,6 +156,8 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
         write_json(folder / "result.json", result)
 
     folder, built = job.store.obtain("cells", key, build, replace=job.config.force)
+    if built:
+        job.store.discard_work("cells", key)
     if job.config.save_samples and job.config.task.name == "generate" and not (folder / "samples.npz").is_file():
         from ddim_lab.tasks.generate import resample
 
@@ -167,7 +171,11 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
 
 
 def _task(name: str) -> Any:
-    """The module of a task: it has `identity(job)` and `measure(job, folder)`."""
+    """The module of a task, with two functions.
+
+    `identity(job)` gives what of the task's settings names a cell. `measure(job, folder, work)` measures it and writes
+    its files into `folder`; what it leaves in `work` is there again if it is killed and started anew.
+    """
     return importlib.import_module(f"ddim_lab.tasks.{name}")
 
 

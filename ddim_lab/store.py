@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, final
 
 from filelock import FileLock, Timeout
 
-__all__ = ["Kind", "Store", "content_key", "read_json", "write_json", "write_text"]
+__all__ = ["Kind", "Store", "content_key", "read_json", "write_bytes", "write_json", "write_text"]
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +44,16 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old file or the whole new one, also after a power cut."""
+    """Write a text file as `write_bytes` does, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old file or the whole new one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
-    ) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
             Path(file.name).chmod(0o644)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.data import ImageData
+from ddim_lab.lightning import interruptible
 from ddim_lab.loaders import TrainingBatches
 from ddim_lab.metrics.classifier import Classifier
 
@@ -52,7 +53,8 @@ def train_classifier(network: Classifier, data: ImageData, recipe: Mapping[str, 
         enable_model_summary=False,
     )
     batches = TrainingBatches(data.train, recipe["batch_size"], recipe["seed"])
-    trainer.fit(_ClassifierTraining(network, recipe["learning_rate"]), datamodule=batches)
+    with interruptible():
+        trainer.fit(_ClassifierTraining(network, recipe["learning_rate"]), datamodule=batches)
     network.eval()
     with torch.no_grad():
         guesses = torch.cat([network.head(network(part)).argmax(1) for part in data.held_out.batches(512)])

@@ -85,12 +85,12 @@ class DDPMFormula:
         return f"DDPMFormula(alphas={self.alphas!r}, nfe={self.nfe})"
 
 
-def measure(job: Job, folder: Path) -> Measured:
+def measure(job: Job, folder: Path, work: Path) -> Measured:
     """All that task `generate` measures, by the formula, and its distance from the sampler on the same noise."""
     task = job.config.task
     assert isinstance(task, CannotSkipConfig)
     formula = DDPMFormula(job.sampler, task.alphas)
-    measured = generate.measure(job, folder, formula)
+    measured = generate.measure(job, folder, work, formula)
     with network_in_place(job) as network:
         mse, se = mean_and_se(_difference(job, formula, network))
     measured.measurements.update(mse_to_sampler=mse, mse_to_sampler_se=se)

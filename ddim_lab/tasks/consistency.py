@@ -38,7 +38,7 @@ def identity(job: Job) -> dict[str, Any]:
     }
 
 
-def measure(job: Job, folder: Path) -> Measured:
+def measure(job: Job, folder: Path, work: Path) -> Measured:
     """Sample, and compare with the reference; writes preview.png and against_reference.png into `folder`.
 
     A cell at the reference's own steps is the reference: sampled once, with distances of exactly 0.

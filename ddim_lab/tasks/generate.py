@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
@@ -13,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddim_lab.chunks import Batch, SampleChunks
 from ddim_lab.config import Config
 from ddim_lab.data import ImageData, MemoryImages, from_uint8, to_uint8
 from ddim_lab.metrics.determinism import max_abs_diff, noise_variance
 from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.features import Features, reference_key
-from ddim_lab.metrics.speed import peak_memory_bytes, synchronize, timed
+from ddim_lab.metrics.speed import peak_memory_bytes, timed
 from ddim_lab.metrics.statistics import FeatureSums, median_nearest_distance
 from ddim_lab.noise import NamedNoise, NoiseSource
 from ddim_lab.sampler import EpsModel, Transition
@@ -91,59 +94,85 @@ def reference_sums(
 
 @final
 @dataclass
-class _Generation:
-    """Samples batch after batch under Lightning's test loop; keeps what the metrics need, not the images of large N."""
+class _Maker:
+    """Makes batch after batch under Lightning's test loop, and hands each to the chunks."""
 
     sampler: Walk
     network: nn.Module
     features: nn.Module
-    distance: FrechetDistance
+    chunks: SampleChunks
     shape: tuple[int, int, int]
-    seed: int
-    batch_size: int
+    noise: NamedNoise
     device: torch.device
-    keep_images: bool
-    equal_n: int
+    others_busy: Callable[[], bool]
     bar: Any
-    phases: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "features": 0.0})
-    seconds: list[float] = field(default_factory=list)
-    first: Tensor | None = None
-    images: list[Tensor] = field(default_factory=list)
-    first_features: list[Tensor] = field(default_factory=list)
-    preview: list[Tensor] = field(default_factory=list)
-    count: int = 0
+    warm: bool = False
+    seconds: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.noise = NamedNoise(self.seed)
-        self.sha256 = hashlib.sha256()
+    def start(self, indices: Tensor) -> Tensor:
+        """x_T of the samples."""
+        return self.noise.initial(indices, torch.empty(len(indices), *self.shape, device=self.device))
 
     def __call__(self, indices: Tensor) -> None:
+        first = int(indices[0])
         indices = indices.to(self.device)
-        x_T = self.noise.initial(indices, torch.empty(len(indices), *self.shape, device=self.device))
-        x_0, seconds = timed(
+        x_T = self.start(indices)
+        x_0, sampling = timed(
             lambda: self.sampler.sample(self.network, x_T, indices=indices, noise=self.noise), self.device
         )
-        start = time.perf_counter()
-        images = finite_uint8(x_0, self.sampler)
-        features = self.features(images)
-        self.distance.update(features, indices)
-        synchronize(self.device)
-        self.phases["sampling"] += seconds
-        self.phases["features"] += time.perf_counter() - start
-        if len(indices) == self.batch_size:
-            self.seconds.append(seconds)
-        if self.first is None:
-            self.first = x_0[:COMPARED].cpu()
-        on_cpu = images.cpu()
-        self.sha256.update(on_cpu.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
-        if self.count < PREVIEW:
-            self.preview.append(on_cpu[: PREVIEW - self.count])
-        if self.count < self.equal_n:
-            self.first_features.append(features[: self.equal_n - self.count].cpu())
-        if self.keep_images:
-            self.images.append(on_cpu)
-        self.count += len(images)
+
+        def extract() -> tuple[Tensor, Tensor]:
+            images = finite_uint8(x_0, self.sampler)
+            return images, self.features(images)
+
+        (images, features), extracting = timed(extract, self.device)
+        tensors = {"features": features.cpu()} | ({"x_0": x_0[:COMPARED].cpu()} if first == 0 else {})
+        seconds = {"sampling": sampling, "features": extracting}
+        self.chunks.add(Batch(first, images.cpu(), tensors, seconds, self.warm, self.others_busy()))
+        self.warm = True
+        self.seconds += sampling + extracting
         self.bar.update(len(images))
+
+
+@final
+class _Samples:
+    """What the measurements need of all samples, in one reading of the chunks; not the images of large N.
+
+    Args:
+        chunks: all of the cell.
+        distance: is given the features.
+        equal_n: so many features are kept for the comparison with as many held-out images.
+    """
+
+    def __init__(self, chunks: SampleChunks, distance: FrechetDistance, device: torch.device, equal_n: int) -> None:
+        self.distance = distance.to(device)
+        self.batches = 0
+        self.full_batch_seconds: list[float] = []
+        self.phases = {"sampling": 0.0, "features": 0.0}
+        self.contended = False
+        sha256 = hashlib.sha256()
+        first_features, images = [], []
+        count = 0
+        for batch in chunks:
+            if count == 0:
+                self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
+                self.first = batch.tensors["x_0"]
+            features = batch.tensors["features"]
+            self.distance.update(features.to(device), torch.arange(count, count + len(batch)))
+            sha256.update(_nhwc(batch.images).tobytes())
+            if count < equal_n:
+                first_features.append(features[: equal_n - count])
+            if count < NEAREST_AT_MOST:
+                images.append(batch.images[: NEAREST_AT_MOST - count])
+            if batch.warm and len(batch) == self.size:
+                self.full_batch_seconds.append(batch.seconds["sampling"])
+            for name, seconds in batch.seconds.items():
+                self.phases[name] += seconds
+            self.contended |= batch.contended
+            count += len(batch)
+        self.sha256 = sha256.hexdigest()
+        self.first_features = torch.cat(first_features) if first_features else None
+        self.images = torch.cat(images)
 
 
 def sample_uint8(
@@ -178,16 +207,17 @@ def identity(job: Job) -> dict[str, Any]:
     }
 
 
-def measure(job: Job, folder: Path, walk: Walk | None = None) -> Measured:
+def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Measured:
     """Sample, score, time and repeat one cell; writes preview.png (and samples.npz) into `folder`.
 
     Args:
         job: the cell.
         folder: the cell's folder.
+        work: durable folder of the unfinished cell: the samples that are there are not made again.
         walk: what samples, if not the job's sampler.
     """
     # Lightning and torchmetrics, seconds to import: only where something is sampled.
-    from ddim_lab.evaluation import run_over_samples
+    from ddim_lab.evaluation import run_over_batches
     from ddim_lab.metrics.frechet import FrechetDistance
 
     config, data, model, features, store = job.config, job.data, job.model, job.features, job.store
@@ -199,47 +229,51 @@ def measure(job: Job, folder: Path, walk: Walk | None = None) -> Measured:
     equal_n = min(config.num_samples, len(data.held_out)) if config.metrics.reference == "train" else 0
     held_out = reference_sums(features, data, "held_out", equal_n, store)[0] if equal_n >= 2 else None
     phases["references"] = time.perf_counter() - clock
+    chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
+    missing = chunks.missing()
     # One process samples on a device at a time, so that the times are of this sampler alone.
     alone = store.lock(f"timed-{runtime.device.replace(':', '-')}", waiting_for=f"images on {runtime.device}")
     with runtime.applied(), alone, store.presence(runtime.device) as others_busy:
-        busy = others_busy()
         network = runtime.wrap(model.load().to(device))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        with tqdm(total=config.num_samples, desc=job.progress, unit="image", disable=None, leave=False) as bar:
-            generation = _Generation(
+        there = config.num_samples - sum(map(len, missing))
+        with tqdm(
+            total=config.num_samples, initial=there, desc=job.progress, unit="image", disable=None, leave=False
+        ) as bar:
+            maker = _Maker(
                 sampler=sampler,
                 network=network,
                 features=features.load().to(device),
-                distance=FrechetDistance(reference).to(device),
+                chunks=chunks,
                 shape=data.shape,
-                seed=config.seed,
-                batch_size=min(config.batch_size, config.num_samples),
+                noise=NamedNoise(config.seed),
                 device=device,
-                keep_images=config.save_samples or config.num_samples <= NEAREST_AT_MOST,
-                equal_n=equal_n,
+                others_busy=others_busy,
                 bar=bar,
             )
             clock = time.perf_counter()
-            run_over_samples(generation, network, job.sampler.schedule, runtime, config.num_samples, config.batch_size)
-            loop = time.perf_counter() - clock
+            if missing:
+                run_over_batches(maker, network, job.sampler.schedule, runtime, missing)
+                chunks.flush()
+            loop = time.perf_counter() - clock - maker.seconds
         network.to(device)  # where Lightning's teardown took it from
-        phases |= generation.phases
-        phases["loop"] = loop - sum(generation.phases.values())
-        if generation.count != config.num_samples:
-            raise RuntimeError(f"{config.num_samples} samples were asked for, {generation.count} were made")
+        clock = time.perf_counter()
+        samples = _Samples(chunks, FrechetDistance(reference), device, equal_n)
+        read = time.perf_counter() - clock
+        phases |= {**samples.phases, "loop": loop}
         clock = time.perf_counter()
         with torch.inference_mode():
-            speed = _speed(config, generation)
-            determinism = _determinism(config, generation)
-        speed["contended"] = busy or others_busy()
+            speed = _speed(config, maker, samples)
+            determinism = _determinism(config, maker, samples)
+        speed["contended"] = samples.contended or others_busy()
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    quality = _quality(config, data, features, generation, reference, held_out)
-    preview(folder, from_uint8(torch.cat(generation.preview)))
+    quality = _quality(config, data, features, samples, reference, held_out)
+    preview(folder, from_uint8(samples.images[:PREVIEW]))
     if config.save_samples:
-        write_samples(folder / "samples.npz", torch.cat(generation.images))
-    phases["metrics"] = time.perf_counter() - clock
+        write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
+    phases["metrics"] = time.perf_counter() - clock + read
     error = "" if quality["fd_se"] is None else f" ± {quality['fd_se']:.2g}"
     headline = f"{quality['name']} {quality['fd']:.4g}{error}, {speed['images_per_second']:,.0f} images/s"
     measurements = {"nfe": sampler.nfe, "headline": headline, "quality": quality}
@@ -256,50 +290,69 @@ def resample(job: Job, folder: Path, cell: Path) -> None:
     expected = read_json(cell / "result.json")["measurements"]["determinism"]["sha256"]
     device = runtime.torch_device
     noise = NamedNoise(config.seed)
-    batches = []
-    with runtime.applied(), tqdm(total=config.num_samples, desc=job.progress, unit="image", disable=None) as bar:
-        network = runtime.wrap(model.load().to(device))
-        for indices in torch.split(torch.arange(config.num_samples), config.batch_size):
-            batches.append(sample_uint8(sampler, network, indices, data.shape, noise, device).cpu())
-            bar.update(len(indices))
-    images = torch.cat(batches)
-    found = hashlib.sha256(_nhwc(images).tobytes()).hexdigest()
-    if found != expected:
+    sha256 = hashlib.sha256()
+
+    def again() -> Iterator[Tensor]:
+        with runtime.applied(), tqdm(total=config.num_samples, desc=job.progress, unit="image", disable=None) as bar:
+            network = runtime.wrap(model.load().to(device))
+            for indices in torch.split(torch.arange(config.num_samples), config.batch_size):
+                images = sample_uint8(sampler, network, indices, data.shape, noise, device).cpu()
+                sha256.update(_nhwc(images).tobytes())
+                yield images
+                bar.update(len(indices))
+
+    write_samples(folder / "samples.npz", config.num_samples, again())
+    if sha256.hexdigest() != expected:
         raise RuntimeError(
-            f"sampling again gave other images (SHA-256 {found[:12]}, the cell holds {expected[:12]}): "
+            f"sampling again gave other images (SHA-256 {sha256.hexdigest()[:12]}, the cell holds {expected[:12]}): "
             "this machine does not reproduce the cell; force=true replaces it"
         )
     for file in cell.iterdir():
         if file.name != "MANIFEST.json":
             (folder / file.name).write_bytes(file.read_bytes())
-    write_samples(folder / "samples.npz", images)
 
 
-def write_samples(path: Path, images: Tensor) -> None:
-    """samples.npz as the field's evaluators read it: arr_0, uint8, [N, H, W, C]."""
-    np.savez(path, arr_0=_nhwc(images))
+def write_samples(path: Path, count: int, batches: Iterable[Tensor]) -> None:
+    """samples.npz as the field's evaluators read it: arr_0, uint8, [N, H, W, C]; one batch in memory at a time.
+
+    Args:
+        path: where.
+        count: N.
+        batches: uint8 [B, C, H, W], N images together.
+    """
+    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        for number, images in enumerate(map(_nhwc, batches)):
+            if number == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(images.tobytes())
 
 
 def _nhwc(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _speed(config: Config, generation: _Generation) -> dict[str, Any]:
-    """Wall-clock time of a full batch: the cell's own batches after the first, which warms up, and more if too few."""
-    count, device, sampler = generation.batch_size, generation.device, generation.sampler
+def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
+    """Wall-clock time of a full batch: the cell's own batches after a warm-up, and more of them if they are too few."""
+    count, device, sampler = samples.size, maker.device, maker.sampler
     indices = torch.arange(count, device=device)
-    x_T = generation.noise.initial(indices, torch.empty(count, *generation.shape, device=device))
-    seconds = generation.seconds[1:]
+    x_T = maker.start(indices)
+
+    def again() -> float:
+        return timed(lambda: sampler.sample(maker.network, x_T, indices=indices, noise=maker.noise), device)[1]
+
+    seconds = list(samples.full_batch_seconds)
+    if len(seconds) < config.metrics.speed_repeats and not maker.warm:
+        again()
     while len(seconds) < config.metrics.speed_repeats:
-        again = timed(lambda: sampler.sample(generation.network, x_T, indices=indices, noise=generation.noise), device)
-        seconds.append(again[1])
+        seconds.append(again())
 
     # Forwards alone, a tenth of the walk's in a row as in the loop, three times: enough for their share of it.
     some = sampler.transitions[:: min(10, sampler.nfe)]
 
     def forwards() -> None:
         for transition in some:
-            generation.network(x_T, torch.full((count,), transition.t, dtype=torch.int64, device=device))
+            maker.network(x_T, torch.full((count,), transition.t, dtype=torch.int64, device=device))
 
     alone = float(np.median([timed(forwards, device)[1] for _ in range(3)])) / len(some)
     first, median, third = (float(np.quantile(seconds, q)) for q in (0.25, 0.5, 0.75))
@@ -313,20 +366,19 @@ def _speed(config: Config, generation: _Generation) -> dict[str, Any]:
         "images_per_second": count / median,
         "seconds_per_image": median / count,
         "forward_share": alone * sampler.nfe / median,
-        "warmup_seconds": generation.seconds[0],
+        "warmup_seconds": samples.warmup_seconds,
         "peak_memory_bytes": peak_memory_bytes(device),
     }
 
 
-def _determinism(config: Config, generation: _Generation) -> dict[str, Any]:
+def _determinism(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
     """The first samples again, in a batch of their own: twice the same, once more with each other seed of the noise."""
-    assert generation.first is not None
-    count, device = len(generation.first), generation.device
-    indices = torch.arange(count, device=device)
-    x_T = generation.noise.initial(indices, torch.empty(count, *generation.shape, device=device))
+    count = len(samples.first)
+    indices = torch.arange(count, device=maker.device)
+    x_T = maker.start(indices)
 
     def run(seed: int) -> Tensor:
-        return generation.sampler.sample(generation.network, x_T, indices=indices, noise=NamedNoise(seed)).cpu()
+        return maker.sampler.sample(maker.network, x_T, indices=indices, noise=NamedNoise(seed)).cpu()
 
     one, same = run(config.seed), run(config.seed)
     others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]
@@ -334,12 +386,12 @@ def _determinism(config: Config, generation: _Generation) -> dict[str, Any]:
         "images": count,
         "repeat_max_abs_diff": max_abs_diff([one, same]),
         "repeat_identical": torch.equal(one, same),
-        "batch_max_abs_diff": max_abs_diff([generation.first, one]),
-        "batch_sizes": [generation.batch_size, count],
+        "batch_max_abs_diff": max_abs_diff([samples.first, one]),
+        "batch_sizes": [samples.size, count],
         "noise_seeds": config.metrics.noise_seeds,
         "noise_images": count,
         "noise_variance": noise_variance([one, *others]),
-        "sha256": generation.sha256.hexdigest(),
+        "sha256": samples.sha256,
     }
 
 
@@ -347,29 +399,33 @@ def _quality(
     config: Config,
     data: ImageData,
     features: Features,
-    generation: _Generation,
+    samples: _Samples,
     reference: FeatureSums,
     held_out: FeatureSums | None,
 ) -> dict[str, Any]:
     from ddim_lab.metrics.frechet import FrechetDistance
 
-    distance = generation.distance
+    distance = samples.distance
     replicates = distance.leave_one_out()
     equal = None
     if held_out is not None:
-        first = torch.cat(generation.first_features)
+        assert samples.first_features is not None
+        count = len(samples.first_features)
         some = FrechetDistance(reference)
-        some.update(first, torch.arange(len(first)))
+        some.update(samples.first_features, torch.arange(count))
         real = FrechetDistance.between(reference, held_out)
-        equal = {"num_samples": len(first), "fd_samples": float(some.compute()), "fd_held_out": real}
+        equal = {"num_samples": count, "fd_samples": float(some.compute()), "fd_held_out": real}
     nearest = None
-    if generation.images and isinstance(data.train, MemoryImages) and isinstance(data.held_out, MemoryImages):
+    if (
+        config.num_samples <= NEAREST_AT_MOST
+        and isinstance(data.train, MemoryImages)
+        and isinstance(data.held_out, MemoryImages)
+    ):
         at_most = min(NEAREST_AT_MOST, NEAREST_WORK // data.train.images.numel())
-        images = from_uint8(torch.cat(generation.images)[:at_most])
         train, unseen = from_uint8(data.train.images), from_uint8(data.held_out.images[:at_most])
         nearest = {
-            "samples_to_train": median_nearest_distance(images, train),
-            "samples_to_held_out": median_nearest_distance(images, unseen),
+            "samples_to_train": median_nearest_distance(from_uint8(samples.images[:at_most]), train),
+            "samples_to_held_out": median_nearest_distance(from_uint8(samples.images[:at_most]), unseen),
             "held_out_to_train": median_nearest_distance(unseen, train),
         }
     return {

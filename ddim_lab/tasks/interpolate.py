@@ -35,7 +35,7 @@ def identity(job: Job) -> dict[str, Any]:
     return {"data": job.data.digest}
 
 
-def measure(job: Job, folder: Path) -> Measured:
+def measure(job: Job, folder: Path, work: Path) -> Measured:
     """Decode every line and the grid; writes lines.png and grid.png into `folder`."""
     task, sampler = job.config.task, job.sampler
     assert isinstance(task, InterpolateConfig)

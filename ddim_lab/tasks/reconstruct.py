@@ -30,7 +30,7 @@ def identity(job: Job) -> dict[str, Any]:
     return {"data": job.data.digest, "split": "held_out", "images": _count(job)}
 
 
-def measure(job: Job, folder: Path) -> Measured:
+def measure(job: Job, folder: Path, work: Path) -> Measured:
     """Encode and decode; writes reconstructions.png into `folder`."""
     task, sampler, device = job.config.task, job.sampler, job.runtime.torch_device
     assert isinstance(task, ReconstructConfig)

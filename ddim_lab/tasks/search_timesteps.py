@@ -194,7 +194,7 @@ def identity(job: Job) -> dict[str, Any]:
     }
 
 
-def measure(job: Job, folder: Path) -> Measured:
+def measure(job: Job, folder: Path, work: Path) -> Measured:
     """Search (or take the search that is there), then score; writes preset.yaml, trials.csv and pictures."""
     task = _task(job)
     searched_by = _yardstick(job, _search_features(job))

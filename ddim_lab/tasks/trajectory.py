@@ -26,7 +26,7 @@ def identity(job: Job) -> dict[str, Any]:
     return {}
 
 
-def measure(job: Job, folder: Path) -> Measured:
+def measure(job: Job, folder: Path, work: Path) -> Measured:
     """Sample, stopping at `task.columns` moments; writes preview.png and trajectory.png into `folder`."""
     task, sampler = job.config.task, job.sampler
     assert isinstance(task, TrajectoryConfig)

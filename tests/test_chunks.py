@@ -1,0 +1,129 @@
+"""Samples on disk: what is there is taken, what is damaged is made again, and no number depends on the cuts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from ddim_lab.chunks import Batch, SampleChunks
+
+TIMES = {
+    *("images_per_second", "seconds_per_image", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds"),
+    *("seconds", "job_seconds", "forward_share", "peak_memory"),
+    "overrides",  # they name the outputs folder
+}
+
+
+def batch(indices: range, **changes: Any) -> Batch:
+    """A batch whose images and features say which samples they are."""
+    names = torch.arange(indices.start, indices.stop)
+    given = {
+        "start": indices.start,
+        "images": names.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2),
+        "tensors": {"features": names.double().view(-1, 1)},
+        "seconds": {"sampling": 0.5, "features": 0.25},
+        "warm": indices.start > 0,
+        "contended": False,
+    }
+    return Batch(**{**given, **changes})
+
+
+def test_what_was_added_comes_back_in_order(tmp_path: Path) -> None:
+    chunks = SampleChunks(tmp_path / "work", 10, 4, every_seconds=1e9)
+    assert chunks.missing() == [range(0, 4), range(4, 8), range(8, 10)]
+    for indices in chunks.missing():
+        chunks.add(batch(indices))
+    assert not (tmp_path / "work").exists()  # nothing is due yet
+    chunks.flush()
+    assert len(list((tmp_path / "work").iterdir())) == 1
+    again = SampleChunks(tmp_path / "work", 10, 4, every_seconds=1e9)
+    assert again.missing() == []
+    found = list(again)
+    assert [(one.start, len(one), one.warm, one.contended) for one in found] == [
+        *((0, 4, False, False), (4, 4, True, False), (8, 2, True, False)),
+    ]
+    assert torch.cat([one.images for one in found])[:, 0, 0, 0].tolist() == list(range(10))
+    assert torch.cat([one.tensors["features"] for one in found]).flatten().tolist() == list(range(10))
+    assert found[1].seconds == {"sampling": 0.5, "features": 0.25}
+
+
+def test_two_makers_share_a_cell(tmp_path: Path) -> None:
+    """As ranks of one evaluation do: each writes every second batch, and the reader sees them in order."""
+    for rank in range(2):
+        maker = SampleChunks(tmp_path, 100, 8, every_seconds=0.0)
+        for indices in [range(start, min(start + 8, 100)) for start in range(0, 100, 8)][rank::2]:
+            maker.add(batch(indices))
+        maker.flush()
+    reader = SampleChunks(tmp_path, 100, 8, every_seconds=0.0)
+    assert reader.missing() == []
+    assert [index for one in reader for index in one.tensors["features"].flatten().tolist()] == list(range(100))
+
+
+def test_a_chunk_has_no_gap(tmp_path: Path) -> None:
+    chunks = SampleChunks(tmp_path, 12, 4, every_seconds=1e9)
+    chunks.add(batch(range(0, 4)))
+    chunks.add(batch(range(8, 12)))
+    chunks.flush()
+    assert SampleChunks(tmp_path, 12, 4, every_seconds=1e9).missing() == [range(4, 8)]
+    with pytest.raises(RuntimeError, match="12 samples were asked for, 4 are there"):
+        list(chunks)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_a_damaged_chunk_is_named_and_made_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chunks = SampleChunks(tmp_path, 8, 4, every_seconds=0.0)
+    for indices in chunks.missing():
+        chunks.add(batch(indices))
+    second = sorted(tmp_path.iterdir())[1]
+    content = bytearray(second.read_bytes())
+    content[-1] ^= 1
+    second.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-5]), "empty": b""}[damage])
+    with pytest.raises(RuntimeError, match="changed while it was in use"):
+        list(chunks)
+    found = SampleChunks(tmp_path, 8, 4, every_seconds=0.0)
+    assert found.missing() == [range(4, 8)]
+    assert f"{second.name} is damaged" in caplog.text
+
+
+def test_a_cell_that_was_cut_goes_on_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ddim_lab.tasks import generate
+
+    line = ("steps=3", "sampler.eta=0.5", "batch_size=10", "checkpoint_seconds=1e-9", "logger=csv")
+    assert tiny.run(tmp_path / "whole", *line) == 0
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "models").symlink_to(tmp_path / "whole" / "models")
+    made: list[int] = []
+    original = generate._Maker.__call__
+
+    def cut(self: Any, indices: torch.Tensor) -> None:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(int(indices[0]))
+        original(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate._Maker, "__call__", cut)
+        assert tiny.run(tmp_path / "cut", *line) == 130
+    kept = sorted((tmp_path / "cut" / "cells").glob("*.partial/*.safetensors"))
+    assert [sorted(load_file(path))[0].split(".")[0] for path in kept] == ["0", "10"]
+
+    def note(self: Any, indices: torch.Tensor) -> None:
+        made.append(int(indices[0]))
+        original(self, indices)
+
+    monkeypatch.setattr(generate._Maker, "__call__", note)
+    assert tiny.run(tmp_path / "cut", *line) == 0
+    assert made == [0, 10, 20, 30, 40]  # nothing twice
+    assert not list((tmp_path / "cut" / "cells").glob("*.partial"))
+    (whole,) = tiny.results(tiny.sweeps(tmp_path / "whole")[0])
+    (gone_on,) = tiny.results(tiny.sweeps(tmp_path / "cut")[-1])
+    assert {name: value for name, value in gone_on.items() if name not in TIMES} == {
+        name: value for name, value in whole.items() if name not in TIMES
+    }
