@@ -173,7 +173,7 @@ def _check(cell: Sequence[str]) -> Config:
     from ddim_lab.runtime import Runtime
 
     config = Config.from_hydra(_compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
-    Runtime.resolve(config.runtime)
+    Runtime.resolve(config.runtime).check_training_devices(config.training.devices)
     if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
     check_data(config.data)

@@ -237,6 +237,7 @@ class TrainingConfig(_Group):
     gradient_clip: Positive
     random_flip: StrictBool
     precision: Literal["auto", "fp32", "bf16"]
+    devices: PositiveInt
     checkpoint_every: PositiveInt
 
 
@@ -414,6 +415,10 @@ class Config(_Group):
                     f"data={self.data.name} has images of {self.data.shape[1]}x{self.data.shape[2]}, which can't be"
                     f" halved {len(widths) - 1} times: model.block_out_channels has too many levels"
                 )
+        if self.training.batch_size % self.training.devices:
+            raise ConfigError(
+                f"training.devices={self.training.devices} must divide training.batch_size={self.training.batch_size}"
+            )
         if self.training.warmup_steps > self.training.max_steps:
             raise ConfigError(
                 f"training.warmup_steps={self.training.warmup_steps} exceeds"

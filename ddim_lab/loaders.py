@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddim_lab.data import ImageSet, MemoryImages
 
-__all__ = ["SampleIndices", "TrainingBatches"]
+__all__ = ["SampleIndices", "TrainingBatches", "rank_part"]
 
 MOST_WORKERS: Final = 16
 """Processes that decode images, at most; never more than there are cores."""
@@ -22,15 +22,23 @@ RESIDENT_AT_MOST: Final = 4 * 2**30
 """Bytes of images that may live on a GPU while it trains; those of larger sets are copied batch by batch."""
 
 
+def rank_part(batch_size: int, rank: int, world_size: int) -> slice:
+    """The rows of a batch that are a rank's; parts of equal size."""
+    size = batch_size // world_size
+    return slice(rank * size, (rank + 1) * size)
+
+
 @final
 class _StepBatches(Sampler[Tensor]):
     """Batches of indices named by (seed, step): an endless chain of permutations, cut every `batch_size`.
 
-    Step k takes elements k*B ... (k+1)*B - 1 of the chain, so a run may start at any step.
+    Step k takes elements k*B ... (k+1)*B - 1 of the chain, so a run may start at any step. Of several ranks each has
+    its `part` of every batch.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, first_step: int) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int, first_step: int, part: slice = slice(None)) -> None:
         self._size, self._batch_size, self._seed, self._first_step = size, batch_size, seed, first_step
+        self._part = part
 
     def __iter__(self) -> Iterator[Tensor]:
         position = self._first_step * self._batch_size
@@ -44,7 +52,7 @@ class _StepBatches(Sampler[Tensor]):
                 part = order[start : start + missing]
                 parts.append(part)
                 position, missing = position + len(part), missing - len(part)
-            yield torch.cat(parts)
+            yield torch.cat(parts)[self._part]
 
     def _order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
@@ -75,7 +83,7 @@ class TrainingBatches(pl.LightningDataModule):
 
     Args:
         images: the training split.
-        batch_size: images a step.
+        batch_size: images a step, of all ranks together.
         seed: training.seed.
     """
 
@@ -84,8 +92,11 @@ class TrainingBatches(pl.LightningDataModule):
         self._images, self._batch_size, self._seed = images, batch_size, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        first_step = self.trainer.global_step if self.trainer is not None else 0
-        batches = _StepBatches(len(self._images), self._batch_size, self._seed, first_step)
+        first_step, part = 0, slice(None)
+        if self.trainer is not None:
+            first_step = self.trainer.global_step
+            part = rank_part(self._batch_size, self.trainer.global_rank, self.trainer.world_size)
+        batches = _StepBatches(len(self._images), self._batch_size, self._seed, first_step, part)
         if isinstance(self._images, MemoryImages):
             return DataLoader(_Indices(), batch_sampler=batches, collate_fn=_as_it_is)  # type: ignore[arg-type]
         workers = min(MOST_WORKERS, os.cpu_count() or 1)

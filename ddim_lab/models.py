@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import logging
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
 from ddim_lab.config import Config, ConfigError, PretrainedConfig, UNetConfig
 from ddim_lab.data import ImageData, MemoryImages, from_uint8
+from ddim_lab.datasets import load_data
 from ddim_lab.diffusion import Prediction
+from ddim_lab.ranks import on_ranks
 from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import EpsModel
 from ddim_lab.schedule import NoiseSchedule
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_fingerprint"]
+
+CURVE = "training_curve.csv"
 
 TRAINING_VERSION = 1
 """Raised whenever the same configuration would train to other weights."""
@@ -67,7 +72,9 @@ class Model:
 def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[str, Any]:
     """The allow-list of what makes trained weights what they are, resolved."""
     assert isinstance(config.model, UNetConfig)
-    training = config.training.model_dump(exclude={"checkpoint_every", "precision"})
+    training = config.training.model_dump(exclude={"checkpoint_every", "precision", "devices"})
+    if config.training.devices > 1:  # other dropout, other rounding
+        training["devices"] = config.training.devices
     return {
         "version": TRAINING_VERSION,
         "data": data.digest,
@@ -156,25 +163,21 @@ def _unet(
     fingerprint = content_key(recipe)
 
     def build(folder: Path) -> None:
-        from ddim_lab.module import train  # diffusers and Lightning, only where something is trained
-        from ddim_lab.unet import weights_digest, write_pipeline
+        # diffusers and Lightning, only where something is trained
+        from ddim_lab.unet import load_unet, weights_digest, write_pipeline
 
+        work = store.work_folder("models", fingerprint)
         with mirror() as send, store.presence(runtime.device):  # who is timed meanwhile says so
-            averaged, raw, write_curve = train(
-                data,
-                unet,
-                schedule,
-                config.training,
-                accelerator=runtime.accelerator,
-                precision=runtime.training_precision(config.training.precision),
-                deterministic=runtime.deterministic,
-                work=store.work_folder("models", fingerprint),
-                mirror=send,
-            )
-        averaged.save_pretrained(folder)
-        raw.save_pretrained(folder / "raw")
+            if config.training.devices == 1:
+                _train(config, data, runtime, work, folder, send)
+            else:
+                on_ranks(config.training.devices, _train_rank, config.model_dump(mode="json"), runtime, work, folder)
+                with (folder / CURVE).open(newline="") as file:  # the mirror can't go to another process
+                    for row in csv.DictReader(file):
+                        values = {"loss": float(row["loss"]), "learning_rate": float(row["learning_rate"])}
+                        send(values, int(row["step"]))
         write_pipeline(folder, schedule, config.schedule.model_dump())
-        write_curve(folder / "training_curve.csv")
+        averaged, raw = load_unet(folder), load_unet(folder / "raw")
         description = {
             "fingerprint": fingerprint,
             "recipe": recipe,
@@ -204,6 +207,36 @@ def _unet(
         trained=trained,
         load=load,
     )
+
+
+def _train(
+    config: Config, data: ImageData, runtime: Runtime, work: Path, folder: Path, send: Mirror, rank: int = 0
+) -> None:
+    """Train, and write both networks and the curve into `folder`; of several ranks the first writes."""
+    from ddim_lab.module import train
+
+    assert isinstance(config.model, UNetConfig)
+    averaged, raw, write_curve = train(
+        data,
+        config.model,
+        config.build_schedule(),
+        config.training,
+        accelerator=runtime.accelerator,
+        precision=runtime.training_precision(config.training.precision),
+        deterministic=runtime.deterministic,
+        work=work,
+        mirror=send,
+    )
+    if rank == 0:
+        averaged.save_pretrained(folder)
+        raw.save_pretrained(folder / "raw")
+        write_curve(folder / CURVE)
+
+
+def _train_rank(rank: int, values: dict[str, Any], runtime: Runtime, work: Path, folder: Path) -> None:
+    """One of several processes that train together."""
+    config = Config.model_validate(values)
+    _train(config, load_data(config.data), runtime, work, folder, lambda values, step: None, rank)
 
 
 @final

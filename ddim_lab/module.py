@@ -14,6 +14,7 @@ from typing import Any, Final, final
 import pytorch_lightning as pl
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ddim_lab.config import ConfigError, TrainingConfig, UNetConfig
 from ddim_lab.data import ImageData, from_uint8
 from ddim_lab.diffusion import eps_loss, per_sample
 from ddim_lab.lightning import interruptible
-from ddim_lab.loaders import TrainingBatches
+from ddim_lab.loaders import TrainingBatches, rank_part
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.unet import build_unet
 
@@ -39,13 +40,15 @@ class DiffusionModule(pl.LightningModule):
     """Trains the eps-network (Ho et al. 2020, Algorithm 1) and samples from it under a Trainer.
 
     Everything random in a training step (timesteps, flips, eps, dropout) is drawn from a generator seeded by
-    (training.seed, global step): a run that is killed and resumed takes the very same steps.
+    (training.seed, global step): a run that is killed and resumed takes the very same steps. Of several ranks each
+    draws for the whole batch and takes its rows, so that their number changes no flip, timestep or eps.
 
     Args:
         network: eps-network, (x_t [B, C, H, W], t [B]) -> eps or an object with `.sample`.
         schedule: the noise schedule.
         training: how to train; None for a module that only evaluates.
         evaluate: called with a batch of sample indices in `test_step`; see `ddim_lab.tasks`.
+        ranks: processes that train together; each is given its part of a batch.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class DiffusionModule(pl.LightningModule):
         schedule: NoiseSchedule,
         training: TrainingConfig | None = None,
         evaluate: Callable[[Tensor], None] | None = None,
+        ranks: int = 1,
     ) -> None:
         super().__init__()
+        self._ranks = ranks
         self.network = network
         self.schedule = schedule
         self.training_config = training
@@ -70,13 +75,19 @@ class DiffusionModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         assert self.training_config is not None
-        torch.manual_seed(_step_seed(self.training_config.seed, self.global_step, self.global_rank))
+        seed, step = self.training_config.seed, self.global_step
+        rank = self.global_rank
+        torch.manual_seed(_step_seed(seed, step, 0))
         x_0 = from_uint8(batch["images"])
+        total = len(x_0) * self._ranks
+        mine = rank_part(total, rank, self._ranks)
         if self.training_config.random_flip:
-            flip = torch.rand(len(x_0), device=x_0.device) < 0.5
+            flip = torch.rand(total, device=x_0.device)[mine] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        t = torch.randint(0, self.schedule.num_timesteps, (len(x_0),), device=x_0.device)
-        eps = torch.randn_like(x_0)
+        t = torch.randint(0, self.schedule.num_timesteps, (total,), device=x_0.device)[mine]
+        eps = torch.randn(total, *x_0.shape[1:], device=x_0.device)[mine]
+        if rank > 0:  # dropout has no rows to take: each rank has its own
+            torch.manual_seed(_step_seed(seed, step, rank))
         x_t = per_sample(self._signal[t], x_0) * x_0 + per_sample(self._noise[t], x_0) * eps
         if x_t.is_cuda:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
@@ -132,7 +143,12 @@ class _Curve(Callback):
         self._started = time.perf_counter()
         self._spent = self.rows[-1][3] if self.rows else 0.0
         self._bar = tqdm(
-            total=self._total, initial=trainer.global_step, desc="training", unit="step", disable=None, leave=False
+            total=self._total,
+            initial=trainer.global_step,
+            desc="training",
+            unit="step",
+            disable=True if trainer.global_rank > 0 else None,
+            leave=False,
         )
 
     def on_train_batch_end(
@@ -158,8 +174,11 @@ class _Curve(Callback):
         """
         if not self._unread:
             return
-        losses = torch.stack([loss for _, loss, _, _ in self._unread]).tolist()
-        for (step, _, rate, seconds), loss in zip(self._unread, losses, strict=True):
+        losses = torch.stack([loss for _, loss, _, _ in self._unread])
+        if torch.distributed.is_initialized():  # the mean over a batch is that of its parts, which are of equal size
+            torch.distributed.all_reduce(losses)
+            losses /= torch.distributed.get_world_size()
+        for (step, _, rate, seconds), loss in zip(self._unread, losses.tolist(), strict=True):
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the training loss is {loss} at step {step}")
             self.rows.append((step, loss, rate, seconds))
@@ -210,6 +229,8 @@ def train(
 ) -> tuple[UNet2DModel, UNet2DModel, Callable[[Path], None]]:
     """Train an eps-network; resume from the checkpoint in `work` if there is one.
 
+    With training.devices above 1 it is called in as many processes, started by `ddim_lab.ranks.on_ranks`.
+
     Args:
         data, model, schedule, training: what to train, on what, how.
         accelerator: Lightning's name of the device: "cpu" or "gpu".
@@ -242,7 +263,9 @@ def train(
     checkpoint.CHECKPOINT_JOIN_CHAR = "="
     trainer = pl.Trainer(
         accelerator=accelerator,
-        devices=1,
+        devices=training.devices,
+        strategy="ddp" if training.devices > 1 else "auto",
+        plugins=[LightningEnvironment()] if training.devices > 1 else None,  # processes started by `on_ranks`
         max_steps=training.max_steps,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         gradient_clip_val=training.gradient_clip,
@@ -258,7 +281,7 @@ def train(
     try:
         with interruptible():
             trainer.fit(
-                DiffusionModule(network, schedule, training),
+                DiffusionModule(network, schedule, training, ranks=training.devices),
                 datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
                 ckpt_path=last if last.is_file() else None,
                 weights_only=True,

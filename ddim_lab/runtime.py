@@ -84,6 +84,11 @@ class Runtime:
             return asked
         return "bf16" if self.torch_device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
+    def check_training_devices(self, count: int) -> None:
+        """Raise ConfigError where a training would need more GPUs than there are; a CPU takes any number of ranks."""
+        if self.torch_device.type == "cuda" and count > torch.cuda.device_count():
+            raise ConfigError(f"training.devices={count}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+
     def recipe(self) -> dict[str, Any]:
         """All of it, for a cell's identity."""
         return asdict(self)
