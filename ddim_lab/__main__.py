@@ -169,6 +169,7 @@ def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesPar
 def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
     from ddim_lab.datasets import check_data
+    from ddim_lab.metrics.features import check_features
     from ddim_lab.models import check_model
     from ddim_lab.runtime import Runtime
 
@@ -176,8 +177,9 @@ def _check(cell: Sequence[str]) -> Config:
     Runtime.resolve(config.runtime).check_training_devices(config.training.devices)
     if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
-    check_data(config.data)
+    files = check_data(config.data)
     check_model(config)
+    check_features(config, files)
     return config
 
 

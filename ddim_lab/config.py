@@ -320,7 +320,8 @@ TaskConfig = Annotated[
 class MetricsConfig(_Group):
     """conf/metrics: what is measured of a cell."""
 
-    features: Literal["classifier", "pixels"]
+    features: Literal["classifier", "inception", "pixels"]
+    inception_weights: Annotated[StrictStr, Field(min_length=1)] | None
     reference: Literal["train", "held_out", "all"]
     speed_repeats: PositiveInt
     noise_seeds: Annotated[StrictInt, Field(ge=2)]
@@ -402,6 +403,10 @@ class Config(_Group):
         self._check_task()
         if self.metrics.features == "classifier" and isinstance(self.data, CelebAConfig | LsunConfig):
             raise ConfigError(f"metrics.features=classifier learns from labels, and data={self.data.name} has none")
+        if self.metrics.inception_weights is not None and self.metrics.features != "inception":
+            raise ConfigError(
+                f"metrics.inception_weights is for metrics.features=inception, not {self.metrics.features}"
+            )
         if isinstance(self.model, UNetConfig):
             widths, groups = self.model.block_out_channels, self.model.norm_num_groups
             if len(self.model.attention) != len(widths):

@@ -7,13 +7,16 @@ from typing import final
 from torch import Tensor, nn
 
 from ddim_lab.data import from_uint8
+from ddim_lab.metrics.extractor import Extractor
 
 __all__ = ["Classifier"]
 
 
 @final
-class Classifier(nn.Module):
+class Classifier(Extractor):
     """A small convolutional classifier; `forward` gives the features before its last non-linearity."""
+
+    head: nn.Module
 
     def __init__(self, channels: int, num_classes: int, num_features: int) -> None:
         super().__init__()

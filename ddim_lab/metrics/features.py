@@ -5,19 +5,20 @@ Only the 2015 Inception network gives "FID"; what these give is named "FD (...)"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from ddim_lab.data import ImageData, from_uint8
+from ddim_lab.config import Config, ConfigError, ImageFolderConfig
+from ddim_lab.data import ImageData
 from ddim_lab.metrics.classifier import Classifier
+from ddim_lab.metrics.extractor import Extractor, Pixels
 from ddim_lab.store import Store, content_key, read_json, write_json
 
-__all__ = ["Features", "obtain_features", "reference_key"]
+__all__ = ["Features", "check_features", "obtain_features", "reference_key"]
 
 CLASSIFIER: Final[dict[str, Any]] = {
     "version": 1,
@@ -36,43 +37,83 @@ class Features:
     """A feature extractor with its name and identity.
 
     Attributes:
-        name: what its Fréchet distance is called in tables, as "FD (digits classifier)".
-        digest: identifies the extractor, weights included.
+        name: what its Fréchet distance is called in tables, as "FD (digits classifier)"; "FID" for one network only.
+        digest: identifies the extractor: weights, layer, resizing.
         num_features: D.
-        load: gives the network, uint8 [B, C, H, W] -> float [B, D].
+        load: gives the network, on the CPU, in evaluation mode.
     """
 
     name: str
     digest: str
     num_features: int
-    load: Callable[[], nn.Module]
+    load: Callable[[], Extractor]
 
 
-@final
-class Pixels(nn.Module):
-    """The image itself, in [-1, 1], flattened."""
+def check_features(config: Config, files: Sequence[Path]) -> None:
+    """What of `metrics.features` can be known before anything is computed; Inception's weights are downloaded.
 
-    def forward(self, images: Tensor) -> Tensor:
-        return from_uint8(images).flatten(1)
+    Args:
+        config: the job.
+        files: of its data set, from `check_data`.
+
+    Raises:
+        ConfigError: the weights are missing or damaged, or a folder of images has no labels to learn from.
+    """
+    if config.metrics.features == "inception":
+        from ddim_lab.metrics.inception import check_weights, find_weights
+
+        check_weights(find_weights(config.metrics.inception_weights))
+    if config.metrics.features == "classifier" and isinstance(config.data, ImageFolderConfig):
+        root = Path(config.data.root).expanduser().absolute()
+        parents = {file.relative_to(root).parts[:-1][:1] for file in files}
+        if () in parents or len(parents) < 2:
+            raise ConfigError(
+                f"metrics.features=classifier learns from labels, and the images in data.root={config.data.root} are"
+                " not sorted into two folders or more, one a class: set metrics.features=inception or pixels"
+            )
 
 
-def obtain_features(kind: str, data: ImageData, store: Store) -> Features:
+def obtain_features(kind: str, data: ImageData, store: Store, inception_weights: str | None = None) -> Features:
     """The extractor that `metrics.features` names; the classifier is trained if the store has none for these data.
 
     Args:
-        kind: "classifier" or "pixels".
+        kind: "classifier", "inception" or "pixels".
         data: the data set; the classifier is trained on its training split and labels.
         store: where the classifier is kept.
+        inception_weights: file of Inception's weights; None for torch's cache or the download.
+
+    Raises:
+        ConfigError: Inception's weights are missing or damaged.
     """
-    channels, height, width = data.shape
+    if kind == "inception":
+        return _inception(inception_weights)
     if kind == "pixels":
+        channels, height, width = data.shape
         return Features(
             name=f"FD ({data.name} pixels)",
             digest=f"pixels-{channels}x{height}x{width}",
             num_features=channels * height * width,
             load=Pixels,
         )
-    num_classes = data.num_classes
+    return _classifier(data, store)
+
+
+def _inception(asked: str | None) -> Features:
+    from ddim_lab.metrics.inception import NUM_FEATURES, PUBLISHED_SHA256, Inception, find_weights, weights_digest
+
+    path = find_weights(asked)
+    weights = weights_digest(path)
+    recipe = {"kind": "inception", "weights": weights, "layer": NUM_FEATURES, "resize": "299x299 TF1 bilinear"}
+    return Features(
+        name="FID" if weights == PUBLISHED_SHA256 else f"FD (Inception, weights {weights[:8]})",
+        digest=content_key(recipe),
+        num_features=NUM_FEATURES,
+        load=lambda: Inception(path).eval(),
+    )
+
+
+def _classifier(data: ImageData, store: Store) -> Features:
+    channels, num_classes = data.shape[0], data.num_classes
     recipe = {"kind": "classifier", "data": data.digest, "num_classes": num_classes, **CLASSIFIER}
 
     def build(folder: Path) -> None:
@@ -88,7 +129,7 @@ def obtain_features(kind: str, data: ImageData, store: Store) -> Features:
     folder, _ = store.obtain("models", key, build)
     digest = str(read_json(folder / "MANIFEST.json")["files"]["classifier.safetensors"]["sha256"])
 
-    def load() -> nn.Module:
+    def load() -> Extractor:
         network = Classifier(channels, num_classes, CLASSIFIER["num_features"])
         network.load_state_dict(load_file(folder / "classifier.safetensors"))
         return network.eval().requires_grad_(False)

@@ -10,39 +10,16 @@ from __future__ import annotations
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.fid import _compute_fid
 
-from ddim_lab.metrics.statistics import FeatureSums
+from ddim_lab.metrics.statistics import FeatureSums, Moments
 
 __all__ = ["GROUPS", "FrechetDistance"]
 
 GROUPS: Final = 20
 """Groups of samples whose sums are kept apart for the delete-a-group jackknife; sample i is in group i mod 20."""
-
-
-@final
-class _PassThrough(nn.Module):
-    """Lets torchmetrics' FID take features where it expects images."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
-def _distance(reference: FeatureSums, count: int, total: Tensor, outer: Tensor) -> float:
-    fid = FrechetInceptionDistance(feature=_PassThrough(len(total)))
-    fid.orig_dtype = torch.float64
-    fid.real_features_num_samples = torch.tensor(reference.count)
-    fid.real_features_sum, fid.real_features_cov_sum = reference.total, reference.outer
-    fid.fake_features_num_samples = torch.tensor(count)
-    fid.fake_features_sum, fid.fake_features_cov_sum = total, outer
-    fid._update_count = 1  # filled from sums, not by update()
-    return float(fid.compute())
 
 
 @final
@@ -63,10 +40,10 @@ class FrechetDistance(Metric):
     totals: Tensor
     outers: Tensor
 
-    def __init__(self, reference: FeatureSums, **kwargs: Any) -> None:
+    def __init__(self, reference: FeatureSums | Moments, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._reference = reference
-        size = len(reference.total)
+        self._reference = reference.moments() if isinstance(reference, FeatureSums) else reference
+        size = len(self._reference.mean)
         self.add_state("counts", torch.zeros(GROUPS, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("totals", torch.zeros(GROUPS, size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("outers", torch.zeros(GROUPS, size, size, dtype=torch.float64), dist_reduce_fx="sum")
@@ -86,32 +63,35 @@ class FrechetDistance(Metric):
         """How many samples have been added."""
         return int(self.counts.sum())
 
+    def sums(self) -> FeatureSums:
+        """Of all samples added, on the CPU."""
+        return FeatureSums(self.num_samples, self.totals.sum(0).cpu(), self.outers.sum(0).cpu())
+
     def compute(self) -> Tensor:
         """FD of all samples added, a float64 scalar.
 
         Raises:
             ValueError: fewer than two samples: no covariance.
         """
-        if self.num_samples < 2:
-            raise ValueError(f"a Fréchet distance needs at least 2 samples, got {self.num_samples}")
-        sums = (self.num_samples, self.totals.sum(0).cpu(), self.outers.sum(0).cpu())
-        return torch.tensor(_distance(self._reference, *sums), dtype=torch.float64)
+        return torch.tensor(self.between(self._reference, self.sums().moments()), dtype=torch.float64)
 
     @staticmethod
-    def between(reference: FeatureSums, other: FeatureSums) -> float:
-        """FD between two finished sums, for real images against real ones."""
-        return _distance(reference, other.count, other.total, other.outer)
+    def between(reference: FeatureSums | Moments, other: FeatureSums | Moments) -> float:
+        """FD between two distributions that are known already; by the eigenvalues of S_1 S_2, as torchmetrics does."""
+        first, second = (x.moments() if isinstance(x, FeatureSums) else x for x in (reference, other))
+        return float(_compute_fid(first.mean, first.covariance, second.mean, second.covariance))
 
     def leave_one_out(self) -> list[float]:
         """FD without group g, for each g that holds samples: the jackknife's replicates."""
-        reference = _RootedReference(self._reference)
-        count, total, outer = self.counts.sum(), self.totals.sum(0), self.outers.sum(0)
+        reference, every = _RootedReference(self._reference), self.sums()
         return [
             reference.distance(
-                int(count - self.counts[g]), (total - self.totals[g]).cpu(), (outer - self.outers[g]).cpu()
+                FeatureSums(
+                    every.count - count, every.total - self.totals[g].cpu(), every.outer - self.outers[g].cpu()
+                ).moments()
             )
-            for g in range(GROUPS)
-            if self.counts[g] > 0 and count - self.counts[g] >= 2
+            for g, count in enumerate(self.counts.tolist())
+            if count > 0 and every.count - count >= 2
         ]
 
 
@@ -123,19 +103,13 @@ class _RootedReference:
     S_1 S_2, which is what counts where D is 2048.
     """
 
-    def __init__(self, reference: FeatureSums) -> None:
-        self._mean, self._covariance = _moments(reference.count, reference.total, reference.outer)
-        values, vectors = torch.linalg.eigh(self._covariance)
+    def __init__(self, reference: Moments) -> None:
+        self._reference = reference
+        values, vectors = torch.linalg.eigh(reference.covariance)
         self._root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
 
-    def distance(self, count: int, total: Tensor, outer: Tensor) -> float:
-        mean, covariance = _moments(count, total, outer)
-        values = torch.linalg.eigvalsh(self._root @ covariance @ self._root)
+    def distance(self, other: Moments) -> float:
+        values = torch.linalg.eigvalsh(self._root @ other.covariance @ self._root)
         overlap = values.clamp(min=0.0).sqrt().sum()
-        return float((self._mean - mean).square().sum() + (self._covariance + covariance).trace() - 2.0 * overlap)
-
-
-def _moments(count: int, total: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased covariance from sums."""
-    mean = total / count
-    return mean, (outer - count * torch.outer(mean, mean)) / (count - 1)
+        shift = (self._reference.mean - other.mean).square().sum()
+        return float(shift + (self._reference.covariance + other.covariance).trace() - 2.0 * overlap)

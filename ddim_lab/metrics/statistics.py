@@ -13,7 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FeatureSums", "median_nearest_distance"]
+__all__ = ["FeatureSums", "Moments", "median_nearest_distance"]
+
+
+@final
+@dataclass(frozen=True)
+class Moments:
+    """What a Fréchet distance compares: mean [D] and covariance [D, D] of feature vectors, float64 on the CPU.
+
+    Attributes:
+        count: of how many vectors; None where that is not known.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None
 
 
 @final
@@ -37,6 +51,17 @@ class FeatureSums:
         if total is None or outer is None:
             raise ValueError("no features to sum")
         return cls(count, total.cpu(), outer.cpu())
+
+    def moments(self) -> Moments:
+        """Mean and unbiased covariance.
+
+        Raises:
+            ValueError: fewer than two vectors: no covariance.
+        """
+        if self.count < 2:
+            raise ValueError(f"a Fréchet distance needs at least 2 samples, got {self.count}")
+        mean = self.total / self.count
+        return Moments(mean, (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1), self.count)
 
     def save(self, path: Path) -> None:
         """Write as .npz with arrays count, total, outer."""

@@ -42,7 +42,8 @@ class Job:
     @cached_property
     def features(self) -> Features:
         """The feature network that conf/metrics names; trained at first use if need be."""
-        return obtain_features(self.config.metrics.features, self.data, self.store)
+        metrics = self.config.metrics
+        return obtain_features(metrics.features, self.data, self.store, metrics.inception_weights)
 
 
 @final

@@ -1,0 +1,153 @@
+"""The Inception network of 2015, whose Fréchet distance alone is called FID: its weights found, checked and loaded.
+
+The network is torchmetrics' (torch-fidelity's, that is), with TensorFlow 1's bilinear resizing to 299x299 that the
+published FIDs were taken with: no antialiasing, pixel corners aligned at the top left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from ddim_lab.config import ConfigError
+from ddim_lab.metrics.extractor import Extractor
+
+__all__ = ["NUM_FEATURES", "PUBLISHED_SHA256", "Inception", "check_weights", "find_weights", "weights_digest"]
+
+NUM_FEATURES: Final = 2048
+PUBLISHED_SHA256: Final = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_NAME: Final = "weights-inception-2015-12-05-6726825d.pth"
+WEIGHTS_URL: Final = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
+
+AT_ONCE: Final = 64
+"""Images in one forward: at 299x299 each takes megabytes of activations, whatever its own size."""
+
+
+@final
+class Inception(Extractor):
+    """Pooled features (D = 2048) of images of any size; a grey image is seen as three equal channels.
+
+    float32 without TF32, whatever the sampler's precision: a distance must not depend on the device. `head` gives the
+    logits without their bias, as Inception Scores are taken.
+
+    Args:
+        weights: the file.
+
+    Raises:
+        ConfigError: the file does not hold the network's weights.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        state = _read(weights)
+        # The constructor unpickles whatever file it is given, so it gets what was read without unpickling.
+        checked = io.BytesIO()
+        torch.save(state, checked)
+        checked.seek(0)
+        try:
+            self.body = NoTrainInceptionV3(
+                name="inception-v3-compat",
+                features_list=[str(NUM_FEATURES)],
+                feature_extractor_weights_path=checked,  # type: ignore[arg-type]
+                antialias=False,
+            )
+        except RuntimeError:
+            raise ConfigError(f"{weights} does not hold the weights of torch-fidelity's Inception network") from None
+        self.head = nn.Linear(NUM_FEATURES, len(self.body.fc.weight), bias=False).requires_grad_(False)
+        self.head.weight = self.body.fc.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        colour = images.expand(-1, 3, -1, -1)
+        with _exact_float32():
+            return torch.cat([self.body(part) for part in torch.split(colour, AT_ONCE)])
+
+
+def find_weights(asked: str | None) -> Path:
+    """The file of weights: the one asked for, else torch's cache, else the download.
+
+    Raises:
+        ConfigError: it is missing, and can't be downloaded, or is damaged; says what, where and what to do.
+    """
+    if asked is not None:
+        path = Path(asked).expanduser().absolute()
+        if not path.is_file():
+            raise ConfigError(f"metrics.inception_weights={asked}: there is no such file")
+        return path
+    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # It is in its place only when it is whole and its checksum is the published one.
+            torch.hub.download_url_to_file(WEIGHTS_URL, str(path), hash_prefix=PUBLISHED_SHA256)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"metrics.features=inception: {path} is missing, and the download failed ({reason}):"
+                f" get {WEIGHTS_URL} elsewhere, and put it there or set metrics.inception_weights"
+            ) from None
+    if weights_digest(path) != PUBLISHED_SHA256:
+        raise ConfigError(f"{path} is damaged (its SHA-256 does not begin 6726825d): delete it, to have it downloaded")
+    return path
+
+
+def check_weights(path: Path) -> None:
+    """Load the network once, as long as the file's size and time are the same.
+
+    Raises:
+        ConfigError: the file does not hold its weights.
+    """
+    _check(weights_digest(path), path)
+
+
+@functools.lru_cache(maxsize=4)
+def _check(digest: str, path: Path) -> None:
+    if digest != PUBLISHED_SHA256:
+        Inception(path)
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of the file; read once as long as its size and time are the same."""
+    state = path.stat()
+    return _digest(str(path), state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(path: str, size: int, modified: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path} is damaged or another kind of file ({reason[:100]})") from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"{path} holds no weights, but something else")
+    if bad := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise ConfigError(f"{path} is damaged: {bad[0]} holds NaN or infinite values")
+    return state
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Without TF32, on a GPU."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
