@@ -169,7 +169,8 @@ def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesPar
 def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
     from ddim_lab.datasets import check_data
-    from ddim_lab.metrics.features import check_features
+    from ddim_lab.metrics.features import check_features, num_features
+    from ddim_lab.metrics.references import check_reference
     from ddim_lab.models import check_model
     from ddim_lab.runtime import Runtime
 
@@ -180,6 +181,7 @@ def _check(cell: Sequence[str]) -> Config:
     files = check_data(config.data)
     check_model(config)
     check_features(config, files)
+    check_reference(config.metrics, num_features(config))
     return config
 
 

@@ -323,8 +323,20 @@ class MetricsConfig(_Group):
     features: Literal["classifier", "inception", "pixels"]
     inception_weights: Annotated[StrictStr, Field(min_length=1)] | None
     reference: Literal["train", "held_out", "all"]
+    reference_statistics: Annotated[StrictStr, Field(min_length=1)] | None
+    kid: StrictBool
+    kid_subsets: PositiveInt
+    kid_subset_size: Annotated[StrictInt, Field(ge=2)]
+    inception_score: StrictBool
+    inception_score_splits: PositiveInt
+    precision_recall: StrictBool
+    neighbours: PositiveInt
     speed_repeats: PositiveInt
     noise_seeds: Annotated[StrictInt, Field(ge=2)]
+
+    def identity(self) -> dict[str, Any]:
+        """What of it names a cell: not files and networks, which are named by the digests of their content."""
+        return self.model_dump(exclude={"features", "inception_weights", "reference", "reference_statistics"})
 
 
 class RuntimeConfig(_Group):
@@ -455,6 +467,8 @@ class Config(_Group):
                 raise ConfigError(f"task.reference_steps={task.reference_steps}: {error}") from None
         if isinstance(task, SearchTimestepsConfig):
             self._check_search(task)
+        if self.metrics.reference_statistics is not None and not isinstance(task, GenerateConfig | CannotSkipConfig):
+            raise ConfigError(f"metrics.reference_statistics is for task=generate, got task={task.name}")
         if self.save_samples and not isinstance(task, GenerateConfig):
             raise ConfigError(f"save_samples=true needs task=generate, got task={task.name}")
 

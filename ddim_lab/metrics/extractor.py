@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from ddim_lab.data import from_uint8
 
-__all__ = ["Extractor", "Pixels"]
+__all__ = ["Extractor", "Pixels", "exact_float32"]
 
 
 class Extractor(nn.Module, ABC):
@@ -25,6 +28,18 @@ class Extractor(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Features, float32 [B, D], of images, uint8 [B, C, H, W]."""
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Without TF32, whatever the sampler's precision: a distance must not depend on what a device takes for float32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @final

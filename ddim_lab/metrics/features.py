@@ -5,30 +5,29 @@ Only the 2015 Inception network gives "FID"; what these give is named "FD (...)"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import final
 
 from safetensors.torch import load_file, save_file
 
 from ddim_lab.config import Config, ConfigError, ImageFolderConfig
 from ddim_lab.data import ImageData
-from ddim_lab.metrics.classifier import Classifier
+from ddim_lab.metrics.classifier import make_classifier, recipe_for
 from ddim_lab.metrics.extractor import Extractor, Pixels
+from ddim_lab.metrics.inception import (
+    INCEPTION_FEATURES,
+    PUBLISHED_SHA256,
+    Inception,
+    check_weights,
+    find_weights,
+    weights_digest,
+)
 from ddim_lab.store import Store, content_key, read_json, write_json
 
-__all__ = ["Features", "check_features", "obtain_features", "reference_key"]
-
-CLASSIFIER: Final[dict[str, Any]] = {
-    "version": 1,
-    "num_features": 64,
-    "learning_rate": 2e-3,
-    "batch_size": 128,
-    "steps": 400,
-    "seed": 0,
-}
-"""The classifier's recipe; part of its identity, together with the data. Adam, cross-entropy on the labels."""
+__all__ = ["Features", "check_features", "num_features", "obtain_features"]
 
 
 @final
@@ -60,8 +59,6 @@ def check_features(config: Config, files: Sequence[Path]) -> None:
         ConfigError: the weights are missing or damaged, or a folder of images has no labels to learn from.
     """
     if config.metrics.features == "inception":
-        from ddim_lab.metrics.inception import check_weights, find_weights
-
         check_weights(find_weights(config.metrics.inception_weights))
     if config.metrics.features == "classifier" and isinstance(config.data, ImageFolderConfig):
         root = Path(config.data.root).expanduser().absolute()
@@ -71,6 +68,15 @@ def check_features(config: Config, files: Sequence[Path]) -> None:
                 f"metrics.features=classifier learns from labels, and the images in data.root={config.data.root} are"
                 " not sorted into two folders or more, one a class: set metrics.features=inception or pixels"
             )
+
+
+def num_features(config: Config) -> int:
+    """D of the extractor that conf/metrics names, before it is there."""
+    if config.metrics.features == "inception":
+        return INCEPTION_FEATURES
+    if config.metrics.features == "pixels":
+        return math.prod(config.data.shape)
+    return int(recipe_for(config.data.shape)["num_features"])
 
 
 def obtain_features(kind: str, data: ImageData, store: Store, inception_weights: str | None = None) -> Features:
@@ -92,35 +98,33 @@ def obtain_features(kind: str, data: ImageData, store: Store, inception_weights:
         return Features(
             name=f"FD ({data.name} pixels)",
             digest=f"pixels-{channels}x{height}x{width}",
-            num_features=channels * height * width,
+            num_features=math.prod(data.shape),
             load=Pixels,
         )
     return _classifier(data, store)
 
 
 def _inception(asked: str | None) -> Features:
-    from ddim_lab.metrics.inception import NUM_FEATURES, PUBLISHED_SHA256, Inception, find_weights, weights_digest
-
     path = find_weights(asked)
     weights = weights_digest(path)
-    recipe = {"kind": "inception", "weights": weights, "layer": NUM_FEATURES, "resize": "299x299 TF1 bilinear"}
+    recipe = {"kind": "inception", "weights": weights, "layer": INCEPTION_FEATURES, "resize": "299x299 TF1 bilinear"}
     return Features(
         name="FID" if weights == PUBLISHED_SHA256 else f"FD (Inception, weights {weights[:8]})",
         digest=content_key(recipe),
-        num_features=NUM_FEATURES,
+        num_features=INCEPTION_FEATURES,
         load=lambda: Inception(path).eval(),
     )
 
 
 def _classifier(data: ImageData, store: Store) -> Features:
-    channels, num_classes = data.shape[0], data.num_classes
-    recipe = {"kind": "classifier", "data": data.digest, "num_classes": num_classes, **CLASSIFIER}
+    channels, num_classes, training = data.shape[0], data.num_classes, recipe_for(data.shape)
+    recipe = {"kind": "classifier", "data": data.digest, "num_classes": num_classes, **training}
 
     def build(folder: Path) -> None:
         from ddim_lab.metrics.training import train_classifier  # Lightning, only where something is trained
 
-        network = Classifier(channels, num_classes, CLASSIFIER["num_features"])
-        accuracy = train_classifier(network, data, CLASSIFIER)
+        network = make_classifier(channels, num_classes, training)
+        accuracy = train_classifier(network, data, training)
         weights = folder / "classifier.safetensors"
         save_file(network.state_dict(), weights)
         write_json(folder / "model.json", {**recipe, "held_out_accuracy": accuracy})
@@ -130,13 +134,8 @@ def _classifier(data: ImageData, store: Store) -> Features:
     digest = str(read_json(folder / "MANIFEST.json")["files"]["classifier.safetensors"]["sha256"])
 
     def load() -> Extractor:
-        network = Classifier(channels, num_classes, CLASSIFIER["num_features"])
+        network = make_classifier(channels, num_classes, training)
         network.load_state_dict(load_file(folder / "classifier.safetensors"))
         return network.eval().requires_grad_(False)
 
-    return Features(f"FD ({data.name} classifier)", digest, CLASSIFIER["num_features"], load)
-
-
-def reference_key(features: Features, data: ImageData, split: str, count: int) -> str:
-    """Name of the statistics of real images: network, data, split and count."""
-    return content_key({"features": features.digest, "data": data.digest, "split": split, "count": count})
+    return Features(f"FD ({data.name} classifier)", digest, training["num_features"], load)

@@ -6,12 +6,11 @@ published FIDs were taken with: no antialiasing, pixel corners aligned at the to
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.config import ConfigError
-from ddim_lab.metrics.extractor import Extractor
+from ddim_lab.metrics.extractor import Extractor, exact_float32
 
-__all__ = ["NUM_FEATURES", "PUBLISHED_SHA256", "Inception", "check_weights", "find_weights", "weights_digest"]
+__all__ = ["INCEPTION_FEATURES", "PUBLISHED_SHA256", "Inception", "check_weights", "find_weights", "weights_digest"]
 
-NUM_FEATURES: Final = 2048
+INCEPTION_FEATURES: Final = 2048
 PUBLISHED_SHA256: Final = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 WEIGHTS_NAME: Final = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL: Final = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
@@ -36,8 +35,7 @@ AT_ONCE: Final = 64
 class Inception(Extractor):
     """Pooled features (D = 2048) of images of any size; a grey image is seen as three equal channels.
 
-    float32 without TF32, whatever the sampler's precision: a distance must not depend on the device. `head` gives the
-    logits without their bias, as Inception Scores are taken.
+    `head` gives the logits without their bias, as Inception Scores are taken.
 
     Args:
         weights: the file.
@@ -58,18 +56,18 @@ class Inception(Extractor):
         try:
             self.body = NoTrainInceptionV3(
                 name="inception-v3-compat",
-                features_list=[str(NUM_FEATURES)],
+                features_list=[str(INCEPTION_FEATURES)],
                 feature_extractor_weights_path=checked,  # type: ignore[arg-type]
                 antialias=False,
             )
         except RuntimeError:
             raise ConfigError(f"{weights} does not hold the weights of torch-fidelity's Inception network") from None
-        self.head = nn.Linear(NUM_FEATURES, len(self.body.fc.weight), bias=False).requires_grad_(False)
+        self.head = nn.Linear(INCEPTION_FEATURES, len(self.body.fc.weight), bias=False).requires_grad_(False)
         self.head.weight = self.body.fc.weight
 
     def forward(self, images: Tensor) -> Tensor:
         colour = images.expand(-1, 3, -1, -1)
-        with _exact_float32():
+        with exact_float32():
             return torch.cat([self.body(part) for part in torch.split(colour, AT_ONCE)])
 
 
@@ -139,15 +137,3 @@ def _read(path: Path) -> Mapping[str, Any]:
     if bad := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise ConfigError(f"{path} is damaged: {bad[0]} holds NaN or infinite values")
     return state
-
-
-@contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Without TF32, on a GPU."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before

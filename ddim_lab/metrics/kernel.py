@@ -71,11 +71,13 @@ def kernel_distance(
         for _ in range(subsets)
     ]
     if max(len(samples), len(reference)) <= TOGETHER_AT_MOST and subsets > 1:
-        members = [torch.zeros(len(both), subsets, dtype=torch.float64, device=device) for both in (samples, reference)]
+        in_x, in_y = (
+            torch.zeros(len(both), subsets, dtype=torch.float64, device=device) for both in (samples, reference)
+        )
         for number, pair in enumerate(chosen):
-            for member, indices in zip(members, pair, strict=True):
+            for member, indices in zip((in_x, in_y), pair, strict=True):
                 member[torch.from_numpy(indices).to(member.device), number] = 1.0
-        values = _discrepancies(_on(samples, device), _on(reference, device), *members, size)
+        values = _discrepancies(_on(samples, device), _on(reference, device), in_x, in_y, size)
     else:
         every = torch.ones(size, 1, dtype=torch.float64, device=device)
         values = torch.cat(

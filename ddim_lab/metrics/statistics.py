@@ -52,6 +52,9 @@ class FeatureSums:
             raise ValueError("no features to sum")
         return cls(count, total.cpu(), outer.cpu())
 
+    def __add__(self, other: FeatureSums) -> FeatureSums:
+        return FeatureSums(self.count + other.count, self.total + other.total, self.outer + other.outer)
+
     def moments(self) -> Moments:
         """Mean and unbiased covariance.
 

@@ -19,16 +19,21 @@ __all__ = ["train_classifier"]
 
 @final
 class _ClassifierTraining(pl.LightningModule):
-    def __init__(self, network: Classifier, learning_rate: float) -> None:
+    def __init__(self, network: Classifier, recipe: Mapping[str, Any]) -> None:
         super().__init__()
         self.network = network
-        self._learning_rate = learning_rate
+        self._recipe = recipe
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.network.head(self.network(batch["images"])), batch["labels"])
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self._learning_rate)
+    def configure_optimizers(self) -> Any:
+        rate = self._recipe["learning_rate"]
+        optimizer = torch.optim.Adam(self.parameters(), lr=rate)
+        if "learning_rate_schedule" not in self._recipe:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=self._recipe["steps"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def train_classifier(network: Classifier, data: ImageData, recipe: Mapping[str, Any]) -> float:
@@ -37,11 +42,11 @@ def train_classifier(network: Classifier, data: ImageData, recipe: Mapping[str, 
     Args:
         network: freshly made; its weights are drawn again from the recipe's seed.
         data: the data set.
-        recipe: `ddim_lab.metrics.features.CLASSIFIER`.
+        recipe: `recipe_for` these data.
     """
     torch.manual_seed(recipe["seed"])
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             layer.reset_parameters()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -54,7 +59,7 @@ def train_classifier(network: Classifier, data: ImageData, recipe: Mapping[str, 
     )
     batches = TrainingBatches(data.train, recipe["batch_size"], recipe["seed"])
     with interruptible():
-        trainer.fit(_ClassifierTraining(network, recipe["learning_rate"]), datamodule=batches)
+        trainer.fit(_ClassifierTraining(network, recipe), datamodule=batches)
     network.eval()
     with torch.no_grad():
         guesses = torch.cat([network.head(network(part)).argmax(1) for part in data.held_out.batches(512)])

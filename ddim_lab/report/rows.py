@@ -17,7 +17,9 @@ COLUMNS = (
     "repeat_max_abs_diff", "repeat_identical", "noise_variance", "sha256",
     "precision", "device", "status", "cell",
     # what follows is beyond the contract, and may grow
-    "fd_name", "fd_num_samples", "equal_n", "fd_at_equal_n", "fd_held_out_at_equal_n",
+    "fd_name", "fd_num_samples", "fd_reference_key",
+    "kid", "kid_spread", "inception_score", "inception_score_spread", "precision", "recall",
+    "equal_n", "fd_at_equal_n", "fd_held_out_at_equal_n",
     "nearest_samples_to_train", "nearest_samples_to_held_out", "nearest_held_out_to_train",
     "speed_images", "speed_repeats", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds",
     "contended", "determinism_images", "batch_max_abs_diff", "noise_seeds", "noise_images", "noise_mse",
@@ -60,6 +62,13 @@ def cell_row(cell: Cell) -> dict[str, Any]:
             fd_reference=quality.reference,
             fd_name=quality.name,
             fd_num_samples=quality.num_samples,
+            fd_reference_key=quality.reference_key,
+            kid=quality.kid,
+            kid_spread=quality.kid_spread,
+            inception_score=quality.inception_score,
+            inception_score_spread=quality.inception_score_spread,
+            precision=quality.precision,
+            recall=quality.recall,
         )
         if equal_n := quality.equal_n:
             row.update(

@@ -28,16 +28,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Metric:
-    """What a Fréchet distance is a distance of; two values compare only where all four are equal."""
+    """What a Fréchet distance is a distance of; two values compare only where all five are equal."""
 
     name: str
     features: str | None
     reference: str | None
     num_samples: int | None
+    reference_key: str | None
 
     @classmethod
     def of(cls, quality: Quality) -> Metric:
-        return cls(quality.name, quality.features, quality.reference, quality.num_samples)
+        return cls(quality.name, quality.features, quality.reference, quality.num_samples, quality.reference_key)
 
     @property
     def facts(self) -> str:

@@ -97,7 +97,14 @@ class Quality(_Record):
     name: str = "FD"
     features: str | None = None
     reference: str | None = None
+    reference_key: str | None = None
     num_samples: int | None = None
+    kid: float | None = None
+    kid_spread: float | None = None
+    inception_score: float | None = None
+    inception_score_spread: float | None = None
+    precision: float | None = None
+    recall: float | None = None
     leave_one_out: tuple[float, ...] | None = None
     equal_n: EqualN | None = None
     nearest: Nearest | None = None

@@ -19,18 +19,18 @@ from ddim_lab.chunks import Batch, SampleChunks
 from ddim_lab.config import Config
 from ddim_lab.data import ImageData, MemoryImages, from_uint8, to_uint8
 from ddim_lab.metrics.determinism import max_abs_diff, noise_variance
-from ddim_lab.metrics.estimates import jackknife_se
-from ddim_lab.metrics.features import Features, reference_key
+from ddim_lab.metrics.extractor import Extractor
+from ddim_lab.metrics.references import obtain_reference, read_moments, reference_of
 from ddim_lab.metrics.speed import peak_memory_bytes, timed
-from ddim_lab.metrics.statistics import FeatureSums, median_nearest_distance
+from ddim_lab.metrics.statistics import median_nearest_distance
 from ddim_lab.noise import NamedNoise, NoiseSource
 from ddim_lab.sampler import EpsModel, Transition
-from ddim_lab.store import Store, read_json
+from ddim_lab.store import read_json
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview
 
 if TYPE_CHECKING:
-    from ddim_lab.metrics.frechet import FrechetDistance
+    from ddim_lab.metrics.quality import Quality
 
 __all__ = ["Walk", "identity", "measure", "resample"]
 
@@ -69,29 +69,6 @@ class Walk(Protocol):
         ...
 
 
-def reference_sums(
-    features: Features, data: ImageData, split: str, count: int | None, store: Store
-) -> tuple[FeatureSums, str]:
-    """Statistics of real images, from the store or computed, and their key.
-
-    Args:
-        features: extractor.
-        data, split: which images.
-        count: the first so many; None for all.
-        store: where they are kept.
-    """
-    images = data.split(split)  # type: ignore[arg-type]
-    key = reference_key(features, data, split, len(images) if count is None else min(count, len(images)))
-
-    def build(folder: Path) -> None:
-        network = features.load()
-        with torch.inference_mode():
-            FeatureSums.of(network(part) for part in images.batches(512, count)).save(folder / "statistics.npz")
-
-    folder, _ = store.obtain("references", key, build)
-    return FeatureSums.load(folder / "statistics.npz"), key
-
-
 @final
 @dataclass
 class _Maker:
@@ -99,7 +76,7 @@ class _Maker:
 
     sampler: Walk
     network: nn.Module
-    features: nn.Module
+    features: Extractor
     chunks: SampleChunks
     shape: tuple[int, int, int]
     noise: NamedNoise
@@ -140,28 +117,22 @@ class _Samples:
 
     Args:
         chunks: all of the cell.
-        distance: is given the features.
-        equal_n: so many features are kept for the comparison with as many held-out images.
+        quality: is given the features.
     """
 
-    def __init__(self, chunks: SampleChunks, distance: FrechetDistance, device: torch.device, equal_n: int) -> None:
-        self.distance = distance.to(device)
-        self.batches = 0
+    def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
         self.full_batch_seconds: list[float] = []
         self.phases = {"sampling": 0.0, "features": 0.0}
         self.contended = False
         sha256 = hashlib.sha256()
-        first_features, images = [], []
+        images = []
         count = 0
         for batch in chunks:
             if count == 0:
                 self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
                 self.first = batch.tensors["x_0"]
-            features = batch.tensors["features"]
-            self.distance.update(features.to(device), torch.arange(count, count + len(batch)))
+            quality.update(batch.tensors["features"], count)
             sha256.update(_nhwc(batch.images).tobytes())
-            if count < equal_n:
-                first_features.append(features[: equal_n - count])
             if count < NEAREST_AT_MOST:
                 images.append(batch.images[: NEAREST_AT_MOST - count])
             if batch.warm and len(batch) == self.size:
@@ -171,7 +142,6 @@ class _Samples:
             self.contended |= batch.contended
             count += len(batch)
         self.sha256 = sha256.hexdigest()
-        self.first_features = torch.cat(first_features) if first_features else None
         self.images = torch.cat(images)
 
 
@@ -199,11 +169,11 @@ def finite_uint8(x_0: Tensor, sampler: Walk) -> Tensor:
 
 def identity(job: Job) -> dict[str, Any]:
     """What of the task's settings names a cell: those of the metrics, with the digests of what they compare with."""
-    metrics, images = job.config.metrics, job.data.split(job.config.metrics.reference)
+    metrics = job.config.metrics
     return {
-        **metrics.model_dump(exclude={"features", "reference"}),
+        **metrics.identity(),
         "features": job.features.digest,
-        "reference": reference_key(job.features, job.data, metrics.reference, len(images)),
+        "reference": reference_of(metrics, job.features, job.data),
     }
 
 
@@ -218,16 +188,21 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     """
     # Lightning and torchmetrics, seconds to import: only where something is sampled.
     from ddim_lab.evaluation import run_over_batches
-    from ddim_lab.metrics.frechet import FrechetDistance
+    from ddim_lab.metrics.quality import Quality
 
     config, data, model, features, store = job.config, job.data, job.model, job.features, job.store
-    runtime, sampler = job.runtime, job.sampler if walk is None else walk
+    runtime, sampler, metrics = job.runtime, job.sampler if walk is None else walk, job.config.metrics
     device = runtime.torch_device
     phases: dict[str, float] = {}
     clock = time.perf_counter()
-    reference, _ = reference_sums(features, data, config.metrics.reference, None, store)
-    equal_n = min(config.num_samples, len(data.held_out)) if config.metrics.reference == "train" else 0
-    held_out = reference_sums(features, data, "held_out", equal_n, store)[0] if equal_n >= 2 else None
+    if metrics.reference_statistics is None:
+        keep = metrics.kid or metrics.precision_recall
+        reference = obtain_reference(features, data, metrics.reference, store, keep_features=keep, device=device)
+    else:
+        reference = read_moments(Path(metrics.reference_statistics), features)
+    held_out = None
+    if metrics.reference == "train" and (equal_n := min(config.num_samples, len(data.held_out))) >= 2:
+        held_out = obtain_reference(features, data, "held_out", store, count=equal_n, device=device).moments
     phases["references"] = time.perf_counter() - clock
     chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
     missing = chunks.missing()
@@ -259,7 +234,10 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
             loop = time.perf_counter() - clock - maker.seconds
         network.to(device)  # where Lightning's teardown took it from
         clock = time.perf_counter()
-        samples = _Samples(chunks, FrechetDistance(reference), device, equal_n)
+        measured = Quality(
+            metrics, features, maker.features, reference, config.num_samples, work, store, held_out, device
+        )
+        samples = _Samples(chunks, measured)
         read = time.perf_counter() - clock
         phases |= {**samples.phases, "loop": loop}
         clock = time.perf_counter()
@@ -269,7 +247,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         speed["contended"] = samples.contended or others_busy()
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    quality = _quality(config, data, features, samples, reference, held_out)
+    quality = {**measured.compute(), "nearest": _nearest(config, data, samples)}
     preview(folder, from_uint8(samples.images[:PREVIEW]))
     if config.save_samples:
         write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
@@ -395,47 +373,19 @@ def _determinism(config: Config, maker: _Maker, samples: _Samples) -> dict[str, 
     }
 
 
-def _quality(
-    config: Config,
-    data: ImageData,
-    features: Features,
-    samples: _Samples,
-    reference: FeatureSums,
-    held_out: FeatureSums | None,
-) -> dict[str, Any]:
-    from ddim_lab.metrics.frechet import FrechetDistance
-
-    distance = samples.distance
-    replicates = distance.leave_one_out()
-    equal = None
-    if held_out is not None:
-        assert samples.first_features is not None
-        count = len(samples.first_features)
-        some = FrechetDistance(reference)
-        some.update(samples.first_features, torch.arange(count))
-        real = FrechetDistance.between(reference, held_out)
-        equal = {"num_samples": count, "fd_samples": float(some.compute()), "fd_held_out": real}
-    nearest = None
+def _nearest(config: Config, data: ImageData, samples: _Samples) -> dict[str, float] | None:
+    """How far samples are from their nearest real images; None where the search is too large."""
     if (
-        config.num_samples <= NEAREST_AT_MOST
-        and isinstance(data.train, MemoryImages)
-        and isinstance(data.held_out, MemoryImages)
+        config.num_samples > NEAREST_AT_MOST
+        or not isinstance(data.train, MemoryImages)
+        or not isinstance(data.held_out, MemoryImages)
     ):
-        at_most = min(NEAREST_AT_MOST, NEAREST_WORK // data.train.images.numel())
-        train, unseen = from_uint8(data.train.images), from_uint8(data.held_out.images[:at_most])
-        nearest = {
-            "samples_to_train": median_nearest_distance(from_uint8(samples.images[:at_most]), train),
-            "samples_to_held_out": median_nearest_distance(from_uint8(samples.images[:at_most]), unseen),
-            "held_out_to_train": median_nearest_distance(unseen, train),
-        }
+        return None
+    at_most = min(NEAREST_AT_MOST, NEAREST_WORK // data.train.images.numel())
+    train, unseen = from_uint8(data.train.images), from_uint8(data.held_out.images[:at_most])
+    images = from_uint8(samples.images[:at_most])
     return {
-        "fd": float(distance.compute()),
-        "fd_se": jackknife_se(replicates) if len(replicates) > 1 else None,
-        "name": features.name,
-        "features": features.digest,
-        "reference": f"{data.name} {config.metrics.reference}, n={reference.count}",
-        "num_samples": distance.num_samples,
-        "leave_one_out": replicates,
-        "equal_n": equal,
-        "nearest": nearest,
+        "samples_to_train": median_nearest_distance(images, train),
+        "samples_to_held_out": median_nearest_distance(images, unseen),
+        "held_out_to_train": median_nearest_distance(unseen, train),
     }

@@ -35,13 +35,14 @@ from tqdm import tqdm
 from ddim_lab.config import SearchTimestepsConfig
 from ddim_lab.gaps import log_gaps, timesteps_of_log_gaps, warped
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
-from ddim_lab.metrics.features import Features, obtain_features, reference_key
-from ddim_lab.metrics.statistics import FeatureSums
+from ddim_lab.metrics.features import Features, obtain_features
+from ddim_lab.metrics.references import obtain_reference, reference_of
+from ddim_lab.metrics.statistics import Moments
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
 from ddim_lab.store import content_key, read_json, write_json, write_text
-from ddim_lab.tasks.generate import reference_sums, sample_uint8
+from ddim_lab.tasks.generate import sample_uint8
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.sampling import network_in_place
 
@@ -92,7 +93,7 @@ class _Yardstick:
     """Features, and the statistics of the real images in them."""
 
     features: Features
-    reference: FeatureSums
+    reference: Moments
 
 
 @final
@@ -190,7 +191,7 @@ def identity(job: Job) -> dict[str, Any]:
     return {
         "search": content_key(_search_identity(job)),
         "features": job.features.digest,
-        "reference": _reference_key(job, job.features),
+        "reference": reference_of(job.config.metrics, job.features, job.data),
     }
 
 
@@ -290,13 +291,8 @@ def _search_features(job: Job) -> Features:
     return job.features if kind is None else obtain_features(kind, job.data, job.store)
 
 
-def _reference_key(job: Job, features: Features) -> str:
-    split = job.config.metrics.reference
-    return reference_key(features, job.data, split, len(job.data.split(split)))
-
-
 def _yardstick(job: Job, features: Features) -> _Yardstick:
-    return _Yardstick(features, reference_sums(features, job.data, job.config.metrics.reference, None, job.store)[0])
+    return _Yardstick(features, obtain_reference(features, job.data, job.config.metrics.reference, job.store).moments)
 
 
 def _search_identity(job: Job) -> dict[str, Any]:
@@ -314,7 +310,7 @@ def _search_identity(job: Job) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "runtime": job.runtime.recipe(),
         "features": features.digest,
-        "reference": _reference_key(job, features),
+        "reference": reference_of(job.config.metrics, features, job.data),
     }
 
 

@@ -1,0 +1,190 @@
+"""What samples are compared with: statistics of real images, computed once and kept, or read from the field's files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim_lab.config import ConfigError, MetricsConfig
+from ddim_lab.data import ImageData, ImageSet, Split
+from ddim_lab.metrics.features import Features
+from ddim_lab.metrics.statistics import FeatureSums, Moments
+from ddim_lab.store import Store, content_key
+
+__all__ = [
+    "KEPT_AT_MOST",
+    "Reference",
+    "check_reference",
+    "obtain_reference",
+    "obtain_statistics",
+    "read_moments",
+    "reference_of",
+]
+
+Float64 = np.ndarray[Any, np.dtype[np.float64]]
+
+KEPT_AT_MOST: Final = 50_000
+"""Feature vectors kept one by one, at most: kernel distance, precision and recall compare the first so many."""
+
+
+@final
+@dataclass(frozen=True)
+class Reference:
+    """Real images as a feature network sees them.
+
+    Attributes:
+        name: for tables, as "digits train, n=1437".
+        key: identifies network, images and preprocessing, or the content of a file of statistics.
+        moments: mean and covariance of all images.
+        features: float32 [min(n, 50,000), D], memory-mapped; None where they were not kept or are not known.
+        folder: where the object is kept; None for a file of the user's.
+    """
+
+    name: str
+    key: str
+    moments: Moments
+    features: np.ndarray[Any, np.dtype[np.float32]] | None
+    folder: Path | None
+
+
+def reference_of(metrics: MetricsConfig, features: Features, data: ImageData) -> str:
+    """`Reference.key` of the reference that conf/metrics names, before it is computed.
+
+    Raises:
+        ConfigError: as `read_moments`.
+    """
+    if metrics.reference_statistics is not None:
+        return read_moments(Path(metrics.reference_statistics), features).key
+    return _key(features, data.digest, metrics.reference, len(data.split(metrics.reference)))
+
+
+def obtain_reference(
+    features: Features,
+    data: ImageData,
+    split: Split,
+    store: Store,
+    *,
+    count: int | None = None,
+    keep_features: bool = False,
+    device: torch.device | None = None,
+) -> Reference:
+    """Statistics of real images, from the store or computed.
+
+    Args:
+        features: extractor.
+        data, split: which images.
+        store: where they are kept.
+        count: the first so many; None for all.
+        keep_features: keep the vectors, too (`KEPT_AT_MOST`): an object of its own.
+        device: where features are extracted; None for the CPU.
+    """
+    images = data.split(split)
+    total = len(images) if count is None else min(count, len(images))
+    key, name = _key(features, data.digest, split, total), f"{data.name} {split}, n={total}"
+    return obtain_statistics(
+        features, images, name, key, store, count=total, keep_features=keep_features, device=device
+    )
+
+
+def obtain_statistics(
+    features: Features,
+    images: ImageSet,
+    name: str,
+    key: str,
+    store: Store,
+    *,
+    count: int,
+    keep_features: bool,
+    device: torch.device | None,
+) -> Reference:
+    """As `obtain_reference`, of any images: `key` must identify them and the extractor."""
+    kept = min(count, KEPT_AT_MOST) if keep_features else 0
+
+    def build(folder: Path) -> None:
+        network = features.load().to(device)
+        vectors = None
+        if kept:
+            shape = (kept, features.num_features)
+            vectors = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+
+        def extracted() -> Iterator[Tensor]:
+            done = 0
+            for part in images.batches(512, count):
+                found = network(part.to(device))
+                if vectors is not None and done < kept:
+                    vectors[done : done + len(found)] = found[: kept - done].cpu().numpy()
+                done += len(found)
+                yield found
+
+        with torch.inference_mode():
+            FeatureSums.of(extracted()).save(folder / "statistics.npz")
+        if vectors is not None:
+            vectors.flush()
+
+    named = content_key({"reference": key, "kept": kept}) if kept else key
+    folder, _ = store.obtain("references", named, build)
+    vectors = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False) if kept else None
+    return Reference(name, key, FeatureSums.load(folder / "statistics.npz").moments(), vectors, folder)
+
+
+def check_reference(metrics: MetricsConfig, num_features: int) -> None:
+    """What of the reference can be known before anything is computed: whether a file of statistics fits.
+
+    Raises:
+        ConfigError: as `read_moments`.
+    """
+    if metrics.reference_statistics is not None:
+        _read(Path(metrics.reference_statistics), num_features)
+
+
+def read_moments(path: Path, features: Features) -> Reference:
+    """The statistics in a .npz file with arrays mu [D] and sigma [D, D], as the field's evaluators write them.
+
+    Of how many images they are is not known, and neither are the images: no kernel distance, precision or recall.
+
+    Raises:
+        ConfigError: it is missing, damaged, or does not fit the extractor; one line.
+    """
+    mu, sigma = _read(path, features.num_features)
+    digest = hashlib.sha256(mu.tobytes() + sigma.tobytes()).hexdigest()
+    key = content_key({"features": features.digest, "statistics": digest})
+    moments = Moments(torch.from_numpy(mu), torch.from_numpy(sigma), None)
+    return Reference(f"{path.name}, SHA-256 {digest[:12]}, n unknown", key, moments, None, None)
+
+
+def _read(path: Path, size: int) -> tuple[Float64, Float64]:
+    say = f"metrics.reference_statistics={path}"
+    path = path.expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{say}: there is no such file")
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            mu, sigma = (np.asarray(file[name], dtype=np.float64) for name in ("mu", "sigma"))
+    except KeyError:
+        raise ConfigError(f"{say}: the arrays mu and sigma are needed, it has {', '.join(file.files)}") from None
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{say} is not a whole .npz file of numbers ({reason[:100]})") from None
+    if mu.shape != (size,) or sigma.shape != (size, size):
+        raise ConfigError(
+            f"{say}: these features need mu of shape ({size},) and sigma of ({size}, {size}), it has {mu.shape} and"
+            f" {sigma.shape}"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ConfigError(f"{say} holds NaN or infinite values")
+    if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max() or sigma.diagonal().min() < 0:
+        raise ConfigError(f"{say}: sigma is no covariance: it must be symmetric, with no negative variance")
+    return mu, sigma
+
+
+def _key(features: Features, images: str, split: str, count: int) -> str:
+    return content_key({"features": features.digest, "data": images, "split": split, "count": count})

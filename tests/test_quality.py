@@ -1,0 +1,254 @@
+"""Kernel distance, Inception Score, precision and recall: against torch-fidelity on the same features, and theory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from ddim_lab.config import Config, ConfigError, DigitsConfig, MetricsConfig, config_folder
+from ddim_lab.datasets import load_data
+from ddim_lab.metrics import kernel, precision_recall
+from ddim_lab.metrics.extractor import Pixels
+from ddim_lab.metrics.features import Features, obtain_features
+from ddim_lab.metrics.frechet import FrechetDistance
+from ddim_lab.metrics.inception_score import InceptionScore
+from ddim_lab.metrics.kernel import kernel_distance
+from ddim_lab.metrics.quality import Quality
+from ddim_lab.metrics.references import Reference, obtain_reference, read_moments
+from ddim_lab.metrics.statistics import FeatureSums
+from ddim_lab.store import Store, read_json
+
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def normal(seed: int, count: int, size: int, scale: float = 1.0) -> Vectors:
+    return (scale * np.random.default_rng(seed).standard_normal((count, size))).astype(np.float32)
+
+
+# -- kernel distance ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [0, 4096])
+def test_kernel_distance_is_torch_fidelitys(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same subsets, one after the other or all at once."""
+    monkeypatch.setattr(kernel, "TOGETHER_AT_MOST", together)
+    fake, real = normal(0, 400, 16, 1.2), normal(1, 300, 16)
+    ours = kernel_distance(fake, real, subsets=20, subset_size=100)
+    theirs = kid_features_to_metric(
+        *(torch.from_numpy(x).double() for x in (fake, real)), kid_subsets=20, kid_subset_size=100, verbose=False
+    )
+    assert ours.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    assert ours.spread == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-9)
+
+
+def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
+    """Unbiased at any N: over 200 draws the mean is within four standard errors of 0, where FD is far above it."""
+    draws = [kernel_distance(normal(2 * k, 40, 4), normal(2 * k + 1, 40, 4), 1, 40).value for k in range(200)]
+    assert abs(np.mean(draws)) < 4 * np.std(draws) / np.sqrt(len(draws))
+    assert min(draws) < 0 < max(draws)
+    shifted = kernel_distance(normal(0, 40, 4) + 1, normal(1, 40, 4), 1, 40).value
+    assert shifted > 4 * np.std(draws)
+
+
+def test_a_kernel_distance_of_all_vectors_has_no_spread() -> None:
+    found = kernel_distance(normal(0, 30, 4), normal(1, 30, 4), subsets=100, subset_size=1000)
+    assert (found.subsets, found.subset_size, found.spread) == (1, 30, None)
+    with pytest.raises(ValueError, match="at least 2 vectors"):
+        kernel_distance(normal(0, 1, 4), normal(1, 30, 4), 100, 1000)
+
+
+# -- Inception Score ------------------------------------------------------------------------------------
+
+
+def score(logits: torch.Tensor, splits: int, batch: int = 64) -> tuple[float, float]:
+    metric = InceptionScore(splits)
+    for part, names in zip(logits.split(batch), torch.arange(len(logits)).split(batch), strict=True):
+        metric.update(part, names)
+    return metric.compute()
+
+
+def test_inception_score_is_torch_fidelitys() -> None:
+    """Its splits are contiguous, ours take every tenth sample: the same after a reordering."""
+    logits = torch.from_numpy(normal(0, 500, 7, 3.0))
+    theirs = isc_features_to_metric(logits, splits=10, shuffle=False)
+    interleaved = logits.reshape(10, 50, 7).transpose(0, 1).reshape(500, 7)
+    mean, spread = score(interleaved, 10)
+    assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
+    assert spread == pytest.approx(theirs["inception_score_std"], rel=1e-9)
+
+
+def test_inception_score_lies_between_one_and_the_number_of_classes() -> None:
+    sure = 1000.0 * torch.eye(5).repeat(40, 1)
+    assert score(sure, 4, batch=7) == (pytest.approx(5.0), pytest.approx(0.0, abs=1e-9))
+    assert score(torch.ones(40, 5), 4) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
+    with pytest.raises(ValueError, match="2 samples a split, 20 in all"):
+        score(sure[:19], 10)
+
+
+# -- precision and recall -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [1000, 2**24])
+def test_precision_and_recall_are_torch_fidelitys(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision_recall, "BLOCK", block)
+    fake, real = 0.3 + normal(0, 400, 8, 0.8), normal(1, 300, 8)
+    theirs = prc_features_to_metric(torch.from_numpy(fake), torch.from_numpy(real), verbose=False)
+    ours = precision_recall.precision_recall(fake, real, 3)
+    assert ours == (pytest.approx(theirs["precision"], abs=1e-6), pytest.approx(theirs["recall"], abs=1e-6))
+    assert 0.1 < ours[1] < ours[0] < 1
+    radii = precision_recall.squared_radii(real, 3)
+    assert precision_recall.precision_recall(fake, real, 3, radii) == ours
+
+
+def test_precision_and_recall_at_the_limits() -> None:
+    real = normal(0, 200, 5)
+    assert precision_recall.precision_recall(real, real, 3) == (1.0, 1.0)
+    assert precision_recall.precision_recall(real + 100, real, 3) == (0.0, 0.0)
+    few = np.repeat(real[:20], 10, axis=0)  # every sample is real, most real images are missing
+    precision, recall = precision_recall.precision_recall(few, real, 3)
+    assert precision == 1.0
+    assert recall <= 0.2
+    with pytest.raises(ValueError, match="3 neighbours need at least 4 points"):
+        precision_recall.precision_recall(real[:3], real, 3)
+
+
+# -- references -----------------------------------------------------------------------------------------
+
+PIXELS = Features("FD (pixels)", "pixels", 4, Pixels)
+
+
+def test_statistics_of_a_file_are_read_and_give_the_same_distance(tmp_path: Path) -> None:
+    real, fake = (torch.from_numpy(normal(seed, 60, 4)) for seed in (0, 1))
+    np.savez(tmp_path / "s.npz", mu=real.double().mean(0), sigma=np.cov(real.double().T))
+    reference = read_moments(tmp_path / "s.npz", PIXELS)
+    metric, of_file = FrechetDistance(FeatureSums.of([real])), FrechetDistance(reference.moments)
+    for one in (metric, of_file):
+        one.update(fake, torch.arange(60))
+    assert float(of_file.compute()) == pytest.approx(float(metric.compute()), rel=1e-9)
+    assert of_file.leave_one_out() == pytest.approx(metric.leave_one_out(), rel=1e-9)
+    assert re.fullmatch(r"s\.npz, SHA-256 [0-9a-f]{12}, n unknown", reference.name)
+
+
+def test_the_key_of_a_file_is_its_content(tmp_path: Path) -> None:
+    def write(name: str, value: float) -> str:
+        np.savez(tmp_path / name, mu=np.full(4, value), sigma=np.eye(4))
+        return read_moments(tmp_path / name, PIXELS).key
+
+    assert write("a.npz", 1.0) == write("b.npz", 1.0) != write("a.npz", 2.0)
+
+
+def faulty(**arrays: Any) -> dict[str, Any]:
+    return {"mu": np.zeros(4), "sigma": np.eye(4), **arrays}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"mu": np.zeros(4)}, r"the arrays mu and sigma are needed, it has mu"),
+        (faulty(mu=np.zeros(5)), r"need mu of shape \(4,\) and sigma of \(4, 4\), it has \(5,\) and \(4, 4\)"),
+        (faulty(sigma=np.eye(3)), r"it has \(4,\) and \(3, 3\)"),
+        (faulty(mu=np.array([0, 0, 0, np.nan])), "NaN or infinite"),
+        (faulty(sigma=np.triu(np.ones((4, 4)))), "must be symmetric"),
+        (faulty(sigma=-np.eye(4)), "no negative variance"),
+        (faulty(mu=np.array([{}, {}, {}, {}], dtype=object)), r"is not a whole \.npz file of numbers .*pickle"),
+        (faulty(mu=np.array(["a", "b", "c", "d"])), r"is not a whole \.npz file of numbers"),
+    ],
+)
+def test_faulty_statistics_are_refused_in_one_line(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(ConfigError, match=words) as refused:
+        read_moments(tmp_path / "s.npz", PIXELS)
+    assert "\n" not in str(refused.value)
+
+
+def test_damaged_and_missing_statistics(tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", mu=np.zeros(4), sigma=np.eye(4))
+    (tmp_path / "half.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:200])
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "array.npy", np.zeros(4))
+    for name in ("half.npz", "empty.npz", "array.npy"):
+        with pytest.raises(ConfigError, match=r"is not a whole \.npz file of numbers"):
+            read_moments(tmp_path / name, PIXELS)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        read_moments(tmp_path / "none.npz", PIXELS)
+
+
+# -- all of them ----------------------------------------------------------------------------------------
+
+
+def metrics(*overrides: str) -> MetricsConfig:
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        return Config.from_hydra(hydra.compose("config", overrides=list(overrides))).metrics
+
+
+def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> None:
+    data, store = load_data(DigitsConfig(name="digits", root=None, num_samples=10)), Store(tmp_path)
+    features = obtain_features("pixels", data, store)
+    reference = obtain_reference(features, data, "train", store, keep_features=True)
+    held_out = obtain_reference(features, data, "held_out", store, count=100)
+    network = Pixels()
+    network.head = nn.Linear(64, 10)
+    images = data.train.first(150)
+
+    def measured(reference: Reference, batch: int) -> dict[str, Any]:
+        settings = metrics("metrics.features=pixels", "metrics.kid_subset_size=50")
+        quality = Quality(settings, features, network, reference, 150, tmp_path, store, held_out.moments)
+        for start in range(0, 150, batch):
+            quality.update(network(images[start : start + batch]), start)
+        return quality.compute()
+
+    whole, parts = measured(reference, 150), measured(reference, 33)
+    assert reference.features is not None
+    assert reference.features.shape == (1437, 64)
+    for name in ("fd", "fd_se", "kid", "kid_spread", "inception_score", "precision", "recall"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-6), name
+    assert whole["precision"] == 1.0  # they are real
+    assert whole["equal_n"]["num_samples"] == 100
+    assert whole["not_measured"] == {}
+    np.savez(tmp_path / "s.npz", mu=reference.moments.mean, sigma=reference.moments.covariance)
+    of_file = measured(read_moments(tmp_path / "s.npz", features), 150)
+    assert of_file["fd"] == pytest.approx(whole["fd"], rel=1e-9)
+    assert of_file["equal_n"] == {name: pytest.approx(value, rel=1e-9) for name, value in whole["equal_n"].items()}
+    assert of_file["kid"] is of_file["precision"] is of_file["recall"] is None
+    assert set(of_file["not_measured"]) == {"kid", "precision", "recall"}
+
+
+def test_a_cell_has_them_in_its_result_and_row(tmp_path: Path) -> None:
+    arguments = ("model=gaussian", "steps=3", "logger=csv", "metrics.features=pixels", "metrics.kid_subset_size=20")
+    assert tiny.run(tmp_path, *arguments, settings=tiny.SMALL) == 0
+    (result,) = (tmp_path / "cells").glob("*/result.json")
+    quality = read_json(result)["measurements"]["quality"]
+    (row,) = tiny.results(*tiny.sweeps(tmp_path))
+    for name in ("kid", "kid_spread", "precision", "recall"):
+        assert float(row[name]) == quality[name]
+    assert row["inception_score"] == ""
+    assert quality["not_measured"] == {
+        "inception_score": "FD (digits pixels): the network knows no classes",
+    }
+    assert not list((tmp_path / "cells").glob("*.partial"))
+
+
+def test_a_cell_refers_to_a_file_of_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "s.npz", mu=np.zeros(64), sigma=np.eye(64))
+    line = ("model=gaussian", "steps=3", "logger=csv", "metrics.features=pixels")
+    line = (*line, f"metrics.reference_statistics={tmp_path}/s.npz")
+    assert tiny.run(tmp_path / "o", *line, settings=tiny.SMALL) == 0
+    (result,) = (tmp_path / "o" / "cells").glob("*/result.json")
+    assert str(tmp_path) not in str(read_json(result)["identity"])
+    (row,) = tiny.results(*tiny.sweeps(tmp_path / "o"))
+    assert re.fullmatch(r"s\.npz, SHA-256 [0-9a-f]{12}, n unknown", row["fd_reference"])
+    assert (row["kid"], row["precision"]) == ("", "")
+    assert float(row["fd_held_out_at_equal_n"]) > 0
+    assert tiny.run(tmp_path / "o", *line, "task=consistency", settings=tiny.SMALL) == 2
+    assert "metrics.reference_statistics is for task=generate" in capsys.readouterr().err
