@@ -104,12 +104,25 @@ def _composer(asked: argparse.Namespace) -> Iterator[None]:
             folder = Path(asked.config_dir).absolute()
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir: there is no folder {folder}")
+            _check_presets(folder)
             # The search path is read once, as the loader is made: a folder added later would not be looked into.
             search = create_config_search_path(str(config_folder()))
             search.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("ddim_lab", search)
         yield
+
+
+def _check_presets(folder: Path) -> None:
+    """Raise ConfigError where a preset that a search wrote is not what it wrote."""
+    from ddim_lab.store import text_fault
+
+    for file in sorted(folder.glob("sampler/*.yaml")):
+        if (fault := text_fault(file)) is not None:
+            raise ConfigError(
+                f"{file} can't be used: {fault}; the search's command writes it again (to keep a change of your own,"
+                " delete its first line)"
+            )
 
 
 def _compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
@@ -200,12 +213,13 @@ def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path
 
 def _run(sweep: Path, plan: dict[str, Any], first: Config, asked: argparse.Namespace, arguments: Sequence[str]) -> int:
     from ddim_lab.run import environment
-    from ddim_lab.store import Store, write_json
+    from ddim_lab.store import Store, write_record
 
     outputs = (sweep / plan["outputs_dir"]).resolve()
     try:
         Store(outputs).check_writable()
-        write_json(sweep / "plan.json", {**plan, "environment": environment()})
+        plan = {**plan, "environment": environment()}
+        write_record(sweep / "plan.json", plan)
     except OSError as error:
         raise ConfigError(
             f"outputs_dir={outputs} can't be written: {error.strerror or error}; set outputs_dir"
@@ -218,18 +232,24 @@ def _run(sweep: Path, plan: dict[str, Any], first: Config, asked: argparse.Names
         status = INTERRUPTED
         print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
     finally:
-        failed = _report(sweep, first)
+        failed = _report(sweep, plan, first)
     return status or int(failed)
 
 
-def _report(sweep: Path, first: Config) -> bool:
+def _report(sweep: Path, plan: dict[str, Any], first: Config) -> bool:
     """Build the report, mirror it, say where it is; whether any cell failed."""
     from ddim_lab.report import ReportError, build, rows
     from ddim_lab.run import mirror_report
+    from ddim_lab.store import read_record, set_aside, write_record
 
     try:
+        try:
+            read_record(sweep / "plan.json")
+        except (OSError, ValueError) as error:  # it was whole when the sweep began
+            set_aside(sweep / "plan.json", str(error))
+            write_record(sweep / "plan.json", plan)
         page = build(sweep)
-    except (ReportError, ImportError) as error:  # the cells are on disk: the report can be built again elsewhere
+    except (ReportError, ImportError, OSError) as error:  # the cells are on disk: it can be built again elsewhere
         print(f"ddim_lab: no report: {error}", file=sys.stderr)
         return True
     table = rows(sweep)

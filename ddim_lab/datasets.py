@@ -37,7 +37,7 @@ from ddim_lab.config import (
     LsunConfig,
 )
 from ddim_lab.data import DiskImages, ImageData, MemoryImages
-from ddim_lab.store import read_json, write_json
+from ddim_lab.store import read_record, write_record
 
 __all__ = ["check_data", "load_data"]
 
@@ -293,7 +293,7 @@ def _content_digest(root: Path, files: Sequence[Path]) -> str:
     signature = hashlib.sha256("\n".join(states).encode()).hexdigest()
     place = root / DIGEST_FILE
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = read_json(place)
+        kept = read_record(place)
         if kept["signature"] == signature:
             return str(kept["digest"])
     digest = hashlib.sha256()
@@ -303,7 +303,7 @@ def _content_digest(root: Path, files: Sequence[Path]) -> str:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         digest.update(f"{file.relative_to(root)} {found}\n".encode())
     try:
-        write_json(place, {"signature": signature, "digest": digest.hexdigest()})
+        write_record(place, {"signature": signature, "digest": digest.hexdigest()})
     except OSError as error:
         log.warning("%s can't be written (%s): the data will be read whole for their digest every time", place, error)
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from ddim_lab.checkpoints import VerifiedCheckpoints, usable
 from ddim_lab.config import ConfigError, TrainingConfig, UNetConfig
 from ddim_lab.data import ImageData, from_uint8
 from ddim_lab.diffusion import eps_loss, per_sample
@@ -272,18 +273,18 @@ def train(
         deterministic=deterministic,
         benchmark=not deterministic,
         callbacks=[raw, average, curve, checkpoint],
+        plugins=VerifiedCheckpoints(),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    last = work / "last.ckpt"
     try:
         with interruptible():
             trainer.fit(
                 DiffusionModule(network, schedule, training, ranks=training.devices),
                 datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
-                ckpt_path=last if last.is_file() else None,
+                ckpt_path=usable(work / "last.ckpt"),
                 weights_only=True,
             )
     except ConfigError as error:  # from a process that decodes images, with the traceback there in front

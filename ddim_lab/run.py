@@ -27,7 +27,8 @@ from ddim_lab.datasets import load_data
 from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import static_charts
 from ddim_lab.runtime import Runtime
-from ddim_lab.store import Store, content_key, read_json, write_json
+from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
+from ddim_lab.store.housekeeping import working
 from ddim_lab.tasks.job import Job
 from ddim_lab.tracking import Run, TrackingConfig, offline_sync_hint, track
 
@@ -64,20 +65,27 @@ def job(composed: DictConfig) -> None:
     started = time.perf_counter()
     pointer: dict[str, Any] = {"schema": 1, "number": place.number, "cell": None, "cached": False, "error": None}
     name = f"job {place.number}"
-    try:
-        config = Config.from_hydra(composed)
-        name = describe(config)
-        result, found = _run(config, place, name)
-        pointer |= {"status": "done", **found}
-    except Exception as error:
-        pointer |= {"status": "failed", "error": _one_line(error)}
-        place.pointer.parent.mkdir(parents=True, exist_ok=True)
-        (place.pointer.parent / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        log.error("%s %s failed: %s", _progress(place), name, pointer["error"])
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            log.exception("in full")
-    pointer["seconds"] = round(time.perf_counter() - started, 3)
-    write_json(place.pointer, pointer)
+    with contextlib.ExitStack() as until_the_pointer_is_left:
+        try:
+            config = Config.from_hydra(composed)
+            name = describe(config)
+            store = Store(Path(config.outputs_dir))
+            until_the_pointer_is_left.enter_context(working(store))
+            result, found = _run(config, place, name, store)
+            pointer |= {"status": "done", **found}
+        except Exception as error:
+            pointer |= {"status": "failed", "error": _one_line(error)}
+            log.error("%s %s failed: %s", _progress(place), name, pointer["error"])
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                log.exception("in full")
+            with contextlib.suppress(OSError):  # of the same cause, perhaps: the log has the line
+                write_text(place.pointer.parent / "error.txt", traceback.format_exc())
+        pointer["seconds"] = round(time.perf_counter() - started, 3)
+        try:
+            write_record(place.pointer, pointer)
+        except OSError as error:  # the report then marks a job that left no record
+            log.error("%s %s: its record can't be written: %s", _progress(place), name, _one_line(error))
+            return
     if pointer["status"] == "done":
         there = " (was there)" if pointer["cached"] else ""
         log.info("%s %s: %s%s%s", _progress(place), name, result["measurements"]["headline"], there, _time_left(place))
@@ -94,9 +102,8 @@ def describe(config: Config) -> str:
     return " ".join([*words, f"S={labels['steps']}"])
 
 
-def _run(config: Config, place: Place, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _run(config: Config, place: Place, name: str, store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do the job; return its result and what the pointer says of it."""
-    store = Store(Path(config.outputs_dir))
     runtime = Runtime.resolve(config.runtime)
     group = place.sweep.name
     tracking = _tracking(config, place.sweep)
@@ -127,7 +134,8 @@ def _run(config: Config, place: Place, name: str) -> tuple[dict[str, Any], dict[
             _mirror(run, config, result, cell)
     runs.append(run)
     wandb = [{"mode": run.mode, "directory": str(run.directory)} for run in runs if run.directory is not None]
-    return result, {"cell": result["key"], "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
+    found = {"cell": result["key"], "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
+    return result, {**found, "objects": _objects(store, result.get("objects", []))}
 
 
 def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, float]]:
@@ -150,6 +158,7 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
             "tables": measured.tables,
             "pictures": measured.pictures,
             "phases": {name: round(seconds, 4) for name, seconds in measured.phases.items()},
+            "objects": _objects(job.store),
             "environment": environment(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -168,6 +177,11 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
 
         publish(job, folder)
     return folder, not built, phases
+
+
+def _objects(store: Store, others: Sequence[Sequence[str]] = ()) -> list[list[str]]:
+    """What of the store was used, as [kind, key]: not pruned as long as the sweep is there."""
+    return [list(pair) for pair in sorted({*store.used, *((kind, key) for kind, key in others)})]
 
 
 def _task(name: str) -> Any:
@@ -258,11 +272,11 @@ def _flat(measurements: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str
 def mirror_report(sweep: Path, rows: Sequence[Mapping[str, Any]], config: Config) -> str | None:
     """The sweep's own W&B run: all rows as a table, the charts and the report. Returns the upload command, if any."""
     tracking = _tracking(config, sweep)
-    plan = read_json(sweep / "plan.json")
+    plan = read_record(sweep / "plan.json")
     directories = [
         Path(found["directory"])
-        for pointer in sorted(sweep.glob("jobs/*/pointer.json"))
-        for found in read_json(pointer).get("wandb", [])
+        for pointer in _pointers(sweep)
+        for found in pointer.get("wandb", [])
         if found["mode"] == "offline"
     ]
     with track(tracking, job_type="report", name="report", group=sweep.name, run_config=plan) as run:
@@ -276,6 +290,13 @@ def mirror_report(sweep: Path, rows: Sequence[Mapping[str, Any]], config: Config
     if run.directory is not None and run.mode == "offline":
         directories.append(run.directory)
     return offline_sync_hint(directories)
+
+
+def _pointers(sweep: Path) -> Iterator[dict[str, Any]]:
+    """What the sweep's jobs left, in order of time; a record that can't be read is the report's to tell of."""
+    for path in sorted(sweep.glob("jobs/*/pointer.json"), key=lambda path: int(path.parent.name)):
+        with contextlib.suppress(OSError, ValueError):
+            yield read_record(path)
 
 
 def _tracking(config: Config, sweep: Path) -> TrackingConfig:
@@ -293,16 +314,14 @@ def _tracking(config: Config, sweep: Path) -> TrackingConfig:
 
 def _time_left(place: Place) -> str:
     """An estimate from the cells of this sweep that were computed: their time a forward, times the forwards to go."""
-    cells = _plan(place)["cells"]
+    pointers = {pointer["number"]: pointer for pointer in _pointers(place.sweep)}
     spent, done, to_do = 0.0, 0, 0
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(_planned(place)):
         forwards = cell["labels"]["num_samples"] * cell["labels"]["steps"]
-        path = Place(place.sweep, number).pointer
-        if not path.is_file():
+        pointer = pointers.get(number)
+        if pointer is None:
             to_do += forwards
-            continue
-        pointer = read_json(path)
-        if pointer["status"] == "done" and not pointer["cached"]:
+        elif pointer["status"] == "done" and not pointer["cached"]:
             spent += sum(
                 seconds for name, seconds in pointer["phases"].items() if name not in ("train", "feature_network")
             )
@@ -314,13 +333,15 @@ def _time_left(place: Place) -> str:
 
 
 def _progress(place: Place) -> str:
-    return f"[{place.number + 1}/{len(_plan(place)['cells'])}]"
+    return f"[{place.number + 1}/{len(_planned(place)) or '?'}]"
 
 
-def _plan(place: Place) -> dict[str, Any]:
-    path = place.sweep / "plan.json"
-    plan: dict[str, Any] = read_json(path) if path.is_file() else {"cells": [None] * (place.number + 1)}
-    return plan
+def _planned(place: Place) -> list[dict[str, Any]]:
+    """The sweep's cells as planned; none where plan.json can't be read, which the report mends."""
+    try:
+        return list(read_record(place.sweep / "plan.json")["cells"])
+    except (OSError, ValueError):
+        return []
 
 
 def _one_line(error: BaseException) -> str:

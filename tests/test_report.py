@@ -31,6 +31,8 @@ from ddim_lab.report.rows import COLUMNS
 from ddim_lab.report.series import name_series, neighbours, paper_tables
 from ddim_lab.report.sweep import read_sweep
 from ddim_lab.report.text import decimals, md, paper_text, tex
+from ddim_lab.store import write_record
+from ddim_lab.store.objects import seal
 
 GROUPS = 20
 CONTRACT = [
@@ -144,7 +146,7 @@ class Outputs:
             "phases": {"train": 93.1 if number == 0 else 0.0, "sampling": 0.08 * steps, "features": 0.4},
             "wandb": None,
         }
-        write(self.sweep / "jobs" / str(number) / "pointer.json", pointer)
+        write_record(self.sweep / "jobs" / str(number) / "pointer.json", pointer)
         if status != "done":
             return named
         rng = np.random.default_rng(number)
@@ -234,13 +236,15 @@ class Outputs:
         return self.root / "outputs" / "cells" / key
 
     def done(self) -> Path:
-        """Write the plan and the training curve; return the sweep's folder."""
-        write(self.sweep / "plan.json", {**self.plan, "cells": self.cells})
+        """Write the plan and the training curve, seal what the store would; return the sweep's folder."""
+        write_record(self.sweep / "plan.json", {**self.plan, "cells": self.cells})
         curve = self.root / "outputs" / "models" / ("ef" * 32) / "training_curve.csv"
         curve.parent.mkdir(parents=True, exist_ok=True)
         lines = ["step,loss,learning_rate,seconds"]
         lines += [f"{s},{0.04 + math.exp(-s / 120):.5f},0.001,{s * 0.03:.2f}" for s in range(0, 3000, 5)]
         curve.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for folder in (curve.parent, *(path.parent for path in self.root.glob("outputs/cells/*/result.json"))):
+            seal(folder, folder.parent.name, folder.name)
         return self.sweep
 
 
@@ -880,17 +884,21 @@ def test_the_page_draws_its_charts_in_a_browser(tmp_path: Path) -> None:
     ("plan", "message"),
     [
         (None, "no plan.json"),
-        ("{", "plan.json can't be used"),
-        ('{"schema": 9}', "its schema is 9"),
-        ('{"schema": 1, "cells": [{}]}', "cells.0.number"),
-        ('{"schema": 1, "cells": []}', "plans no cell"),
+        ("{", "plan.json is damaged"),
+        ("{}", "carries no hash"),
+        ('{"schema": 1, "cells": [], "sha256": "0"}', "does not have the content it was written with"),
+        ({"schema": 9}, "its schema is 9"),
+        ({"schema": 1, "cells": [{}]}, "cells.0.number"),
+        ({"schema": 1, "cells": []}, "plans no cell"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: str | None, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: str | dict[str, Any] | None, message: str
 ) -> None:
-    if plan is not None:
+    if isinstance(plan, str):
         (tmp_path / "plan.json").write_text(plan, encoding="utf-8")
+    elif plan is not None:
+        write_record(tmp_path / "plan.json", plan)
     assert main([str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -19,6 +19,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from ddim_lab.checkpoints import VerifiedCheckpoints
 from ddim_lab.config import Config, UNetConfig, config_folder
 from ddim_lab.data import ImageData, MemoryImages
 from ddim_lab.datasets import load_data
@@ -316,5 +317,5 @@ def test_a_loss_that_is_not_finite_ends_training_by_name_and_is_never_saved(
     kept = list(tmp_path.glob("*.ckpt"))
     assert len(kept) == (at > 4)
     for file in kept:
-        state = torch.load(file, weights_only=True)["state_dict"]
+        state = VerifiedCheckpoints().load_checkpoint(file)["state_dict"]
         assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())

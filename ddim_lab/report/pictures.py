@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddim_lab.store import fault
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -37,6 +39,8 @@ def embed(paths: Sequence[Path], budget: int) -> list[Embedded | None]:
 def _embed(path: Path, share: int) -> Embedded | None:
     from PIL import Image, UnidentifiedImageError
 
+    if fault(path.parent, only=[path.name]) is not None:
+        return None
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:

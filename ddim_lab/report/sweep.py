@@ -7,7 +7,6 @@ report; a pointer or a result that can't be read is a hole, which the report mar
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddim_lab.store import fault, read_json, read_record
 
 SCHEMA = 1
 Status = Literal["done", "failed", "missing"]
@@ -329,7 +330,7 @@ def read_sweep(folder: Path) -> Sweep:
     if not path.is_file():
         raise ReportError(f"{folder} has no plan.json; give a sweep's folder, as outputs/sweeps/<date-time>")
     try:
-        plan = Plan.model_validate(_load(path))
+        plan = Plan.model_validate(_of_schema(read_record(path)))
     except (OSError, ValueError) as error:
         raise ReportError(f"{path} can't be used: {_one_line(error)}") from error
     if not plan.cells:
@@ -347,7 +348,7 @@ def _read_cell(folder: Path, outputs: Path, planned: PlanCell) -> Cell:
     if not path.is_file():
         return hole("missing", "the job left no record: it was stopped, or has not run")
     try:
-        pointer = Pointer.model_validate(_load(path))
+        pointer = Pointer.model_validate(_of_schema(read_record(path)))
     except (OSError, ValueError) as error:
         return hole("failed", f"pointer.json is damaged: {_one_line(error)}")
     if pointer.status == "failed":
@@ -360,17 +361,18 @@ def _read_cell(folder: Path, outputs: Path, planned: PlanCell) -> Cell:
     if not path.is_file():
         return hole("missing", f"cells/{pointer.cell[:12]}…/result.json is not there", pointer)
     try:
-        result = Result.model_validate(_load(path))
+        result = Result.model_validate(_of_schema(read_json(path)))
+        damage = fault(cell, only=[path.name])
     except (OSError, ValueError) as error:
         return hole("failed", f"result.json is damaged: {_one_line(error)}", pointer)
-    if result.key != pointer.cell:
-        return hole("failed", f"result.json is damaged: it calls itself cell {result.key[:12]}", pointer)
+    if damage is not None or result.key != pointer.cell:
+        words = damage or f"result.json calls itself cell {result.key[:12]}"
+        return hole("failed", f"cell {pointer.cell[:12]} is damaged: {words}", pointer)
     return Cell(planned, "done", None, pointer, result, cell)
 
 
-def _load(path: Path) -> Any:
-    """The JSON object in `path`, of the schema that this version reads."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+def _of_schema(value: Any) -> Any:
+    """A JSON object, of the schema that this version reads."""
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     if value.get("schema") != SCHEMA:
@@ -397,6 +399,9 @@ class TrainingCurve:
     points: tuple[tuple[float, float], ...]
 
 
+CURVE = "training_curve.csv"
+
+
 def training_curves(sweep: Sweep, most_points: int = 300) -> list[TrainingCurve]:
     """The training curves of the models that the cells used, thinned by averaging neighbours.
 
@@ -409,7 +414,8 @@ def training_curves(sweep: Sweep, most_points: int = 300) -> list[TrainingCurve]
             continue
         if fingerprint in curves:
             continue
-        points = _read_curve(sweep.outputs / "models" / fingerprint / "training_curve.csv")
+        model = sweep.outputs / "models" / fingerprint
+        points = [] if fault(model, only=[CURVE]) else _read_curve(model / CURVE)
         if points:
             labels = cell.plan.labels
             name = f"{labels.get('model', 'model')}, training seed {labels.get('training_seed', '?')}"

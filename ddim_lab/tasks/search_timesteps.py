@@ -17,9 +17,9 @@ import contextlib
 import csv
 import hashlib
 import importlib.metadata
-import json
 import logging
 import math
+import os
 import shlex
 import time
 import warnings
@@ -41,7 +41,7 @@ from ddim_lab.metrics.statistics import Moments
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
-from ddim_lab.store import content_key, read_json, write_json, write_text
+from ddim_lab.store import content_key, read_json, sealed_line, sealed_text, unsealed_line, write_json, write_text
 from ddim_lab.tasks.generate import sample_uint8
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.sampling import network_in_place
@@ -267,8 +267,8 @@ def preset_path(job: Job) -> Path:
 
 def publish(job: Job, cell: Path) -> None:
     """Put the preset of a finished cell where --config-dir finds it, in place of an older one of its name."""
-    path, text = preset_path(job), (cell / PRESET_FILE).read_text(encoding="utf-8")
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    path, text = preset_path(job), sealed_text((cell / PRESET_FILE).read_text(encoding="utf-8"))
+    if path.is_file() and path.read_bytes() != text.encode():
         log.warning("%s held another search's timesteps: replaced; task.preset=NAME keeps both", path)
     write_text(path, text)
 
@@ -362,8 +362,11 @@ class _RememberedScores:
         self._scores: Final[dict[Timesteps, float]] = {}
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):  # a line that a kill cut short is scored again
-                    record = json.loads(line)
+                try:
+                    record = unsealed_line(line)
+                except ValueError:  # as a kill leaves it
+                    log.warning("%s has a damaged line: that list is scored again", path)
+                else:
                     self._scores[tuple(record["timesteps"])] = float(record["fd"])
 
     def get(self, timesteps: Timesteps) -> float | None:
@@ -372,7 +375,9 @@ class _RememberedScores:
     def add(self, timesteps: Timesteps, fd: float) -> None:
         self._scores[timesteps] = fd
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"timesteps": timesteps, "fd": fd}) + "\n")
+            file.write(sealed_line({"timesteps": timesteps, "fd": fd}))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _score_all(

@@ -1,0 +1,83 @@
+"""`python -m ddim_lab.store list|verify|prune`: what an outputs folder holds, whether it is whole, what may go."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddim_lab.store.housekeeping import Item, PruneError, inventory, no_new_jobs, prunable, remove, verify
+from ddim_lab.store.objects import Store
+
+DAMAGED = 1
+BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; return the exit status: 0, 1 something was damaged, 2 it can't be done."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    asked = _parser().parse_args(arguments)
+    store = Store(asked.outputs_dir)
+    try:
+        if not store.root.is_dir():
+            raise PruneError(f"there is no outputs folder {store.root}; give --outputs-dir")
+        if asked.command == "list":
+            _print_items(inventory(store))
+            return 0
+        if asked.command == "verify":
+            count, damaged = verify(store)
+            print(f"{count} verified, {len(damaged)} damaged")
+            return DAMAGED if damaged else 0
+        return _prune(store, asked)
+    except (PruneError, OSError) as error:
+        print(f"ddim_lab.store: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ddim_lab.store", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--outputs-dir", type=Path, default=Path("outputs"), help="default: outputs")
+    commands.add_parser("list", parents=[common], help="everything that is there, with size, date and users")
+    commands.add_parser("verify", parents=[common], help="read all of it; set aside what is damaged")
+    prune = commands.add_parser("prune", parents=[common], help="remove what no sweep refers to")
+    prune.add_argument("--unfinished", action="store_true", help="also work that could be resumed (*.partial)")
+    prune.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
+    prune.add_argument("--yes", action="store_true", help="don't ask")
+    return parser
+
+
+def _prune(store: Store, asked: argparse.Namespace) -> int:
+    with no_new_jobs(store):
+        items = prunable(store, unfinished=asked.unfinished)
+        _print_items(items)
+        if asked.dry_run or not items:
+            return 0
+        if not asked.yes:
+            try:
+                answer = input(f"remove these {len(items)}? [y/N] ")
+            except EOFError:
+                raise PruneError("nobody to ask: give --yes or --dry-run") from None
+            if answer.strip().lower() not in ("y", "yes"):
+                return 0
+        for item in items:
+            remove(item)
+    print(f"{len(items)} removed")
+    return 0
+
+
+def _print_items(items: Sequence[Item]) -> None:
+    for item in items:
+        head, _, tail = item.name.partition(".")
+        name = ".".join([head[:12] if len(head) == 64 else head, *([tail] if tail else [])])
+        used = f"{len(item.users)} sweep(s)" if item.users else ""
+        size = f"{item.bytes / 1e6:.2f} MB"
+        print(f"{item.kind:<10}  {item.state:<10}  {size:>12}  {item.changed:%Y-%m-%d %H:%M}  {name}  {used}".rstrip())
+    print(f"{len(items)} in all, {sum(item.bytes for item in items) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
