@@ -12,12 +12,6 @@ from safetensors.torch import load_file
 
 from ddim_lab.chunks import Batch, SampleChunks
 
-TIMES = {
-    *("images_per_second", "seconds_per_image", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds"),
-    *("seconds", "job_seconds", "forward_share", "peak_memory"),
-    "overrides",  # they name the outputs folder
-}
-
 
 def batch(indices: range, **changes: Any) -> Batch:
     """A batch whose images and features say which samples they are."""
@@ -122,8 +116,4 @@ def test_a_cell_that_was_cut_goes_on_to_the_same_numbers(
     assert tiny.run(tmp_path / "cut", *line) == 0
     assert made == [0, 10, 20, 30, 40]  # nothing twice
     assert not list((tmp_path / "cut" / "cells").glob("*.partial"))
-    (whole,) = tiny.results(tiny.sweeps(tmp_path / "whole")[0])
-    (gone_on,) = tiny.results(tiny.sweeps(tmp_path / "cut")[-1])
-    assert {name: value for name, value in gone_on.items() if name not in TIMES} == {
-        name: value for name, value in whole.items() if name not in TIMES
-    }
+    assert tiny.numbers(tiny.sweeps(tmp_path / "cut")[-1]) == tiny.numbers(tiny.sweeps(tmp_path / "whole")[0])

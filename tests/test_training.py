@@ -319,3 +319,38 @@ def test_a_loss_that_is_not_finite_ends_training_by_name_and_is_never_saved(
     for file in kept:
         state = VerifiedCheckpoints().load_checkpoint(file)["state_dict"]
         assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(
+    damage: str, undisturbed: Any, data: ImageData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    averaged, raw, _, _ = undisturbed
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, die_at=6)
+        with pytest.raises(RuntimeError, match="the power went"):
+            fit(settings(), data, tmp_path)
+    last = tmp_path / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-7]), "empty": b""}[damage])
+    with pytest.raises(ValueError, match="is damaged"):
+        VerifiedCheckpoints().load_checkpoint(last)
+    averaged_after, raw_after, _ = fit(settings(), data, tmp_path)
+    assert f"{last} is damaged" in caplog.text
+    assert len(list(tmp_path.glob("last.ckpt.damaged-*"))) == 1
+    assert same(raw_after, raw)
+    assert same(averaged_after, averaged)
+
+
+def test_a_checkpoint_can_not_run_code(tmp_path: Path) -> None:
+    """One with the right hash that holds more than tensors and plain values is refused, not unpickled."""
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    VerifiedCheckpoints().save_checkpoint({"callbacks": Evil()}, tmp_path / "last.ckpt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        VerifiedCheckpoints().load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    assert not (tmp_path / "ran").exists()

@@ -43,3 +43,16 @@ def results(sweep: Path) -> list[dict[str, str]]:
     """The rows of a sweep's results.csv."""
     with (sweep / "results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+TIMES = {
+    *("images_per_second", "seconds_per_image", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds"),
+    *("job_seconds", "forward_share", "peak_memory", "contended"),
+}
+"""Columns of results.csv that no two runs share."""
+
+
+def numbers(sweep: Path) -> list[dict[str, str]]:
+    """The rows of results.csv in all that does not depend on the clock, the outputs' place or who was first."""
+    left_out = TIMES | {"overrides", "cached"}
+    return [{name: value for name, value in row.items() if name not in left_out} for row in results(sweep)]
