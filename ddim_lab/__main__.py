@@ -37,8 +37,10 @@ from ddim_lab.config import Config, ConfigError, config_folder
 
 __all__ = ["main"]
 
+FAILED: Final = 1
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
+FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 BASIC_SWEEPER: Final = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -47,7 +49,7 @@ def main() -> None:
     try:
         sys.exit(_main(sys.argv[1:]))
     except ConfigError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get(FULL_ERROR) == "1":
             raise
         print(f"ddim_lab: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
@@ -78,18 +80,28 @@ def _refuse_arguments(message: str) -> NoReturn:
 
 def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Sequence[str] = ()) -> int:
     """Let Hydra do what the arguments say, with `more` overrides; its exit status."""
-    from ddim_lab.run import job
+    from ddim_lab.run import TRACEBACKS, job, one_line
 
     # Hydra's parser takes overrides in one piece only.
     flags = [text for text in arguments if text not in asked.overrides]
-    given = sys.argv
+    given, traced = sys.argv, os.environ.get(FULL_ERROR)
     sys.argv = [given[0], *flags, *asked.overrides, *more]
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises what it would print at length, jobs' errors aside
+    os.environ[TRACEBACKS] = traced or "0"
     try:
         hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(job)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        if traced == "1":
+            raise
+        print(f"ddim_lab: the sweep ended early: {one_line(error)}", file=sys.stderr)
+        return FAILED
     finally:
         sys.argv = given
+        os.environ.pop(FULL_ERROR)
+        if traced is not None:
+            os.environ[FULL_ERROR] = traced
     return 0
 
 
@@ -220,6 +232,8 @@ def _run(sweep: Path, plan: dict[str, Any], first: Config, asked: argparse.Names
         Store(outputs).check_writable()
         plan = {**plan, "environment": environment()}
         write_record(sweep / "plan.json", plan)
+        for cell in plan["cells"]:  # Hydra makes them, too, but ends the sweep where it can't
+            (sweep / "jobs" / str(cell["number"])).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"outputs_dir={outputs} can't be written: {error.strerror or error}; set outputs_dir"
@@ -290,6 +304,8 @@ def _explain(error: Exception) -> str:
 def _unknown_option(name: str) -> str:
     composed = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     known = sorted(_flat(composed))
+    if name in known:
+        return f"{name}: there is no such option with the other choices that are made (as model=...); leave it away"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
 

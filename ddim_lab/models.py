@@ -167,7 +167,7 @@ def _unet(
         from ddim_lab.unet import load_unet, weights_digest, write_pipeline
 
         work = store.work_folder("models", fingerprint)
-        with mirror() as send, store.presence(runtime.device):  # who is timed meanwhile says so
+        with mirror() as send, store.presence(runtime.hardware):  # who is timed meanwhile says so
             if config.training.devices == 1:
                 _train(config, data, runtime, work, folder, send)
             else:

@@ -266,14 +266,14 @@ def train(
         accelerator=accelerator,
         devices=training.devices,
         strategy="ddp" if training.devices > 1 else "auto",
-        plugins=[LightningEnvironment()] if training.devices > 1 else None,  # processes started by `on_ranks`
         max_steps=training.max_steps,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         gradient_clip_val=training.gradient_clip,
         deterministic=deterministic,
         benchmark=not deterministic,
         callbacks=[raw, average, curve, checkpoint],
-        plugins=VerifiedCheckpoints(),
+        # Several ranks are processes that `on_ranks` started.
+        plugins=[VerifiedCheckpoints(), *([LightningEnvironment()] if training.devices > 1 else [])],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -32,9 +32,12 @@ from ddim_lab.store.housekeeping import working
 from ddim_lab.tasks.job import Job
 from ddim_lab.tracking import Run, TrackingConfig, offline_sync_hint, track
 
-__all__ = ["Place", "environment", "job", "mirror_report"]
+__all__ = ["Place", "environment", "job", "mirror_report", "one_line"]
 
 log = logging.getLogger("ddim_lab")
+
+TRACEBACKS: Final = "DDIM_LAB_TRACEBACKS"
+"""Set to 1 by the command line, for jobs wherever they run, where HYDRA_FULL_ERROR=1 asks for tracebacks."""
 
 CELL_VERSION: Final = 1
 """Raised whenever the same identity would be measured otherwise."""
@@ -74,9 +77,9 @@ def job(composed: DictConfig) -> None:
             result, found = _run(config, place, name, store)
             pointer |= {"status": "done", **found}
         except Exception as error:
-            pointer |= {"status": "failed", "error": _one_line(error)}
+            pointer |= {"status": "failed", "error": one_line(error)}
             log.error("%s %s failed: %s", _progress(place), name, pointer["error"])
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            if os.environ.get(TRACEBACKS) == "1":
                 log.exception("in full")
             with contextlib.suppress(OSError):  # of the same cause, perhaps: the log has the line
                 write_text(place.pointer.parent / "error.txt", traceback.format_exc())
@@ -84,7 +87,7 @@ def job(composed: DictConfig) -> None:
         try:
             write_record(place.pointer, pointer)
         except OSError as error:  # the report then marks a job that left no record
-            log.error("%s %s: its record can't be written: %s", _progress(place), name, _one_line(error))
+            log.error("%s %s: its record can't be written: %s", _progress(place), name, one_line(error))
             return
     if pointer["status"] == "done":
         there = " (was there)" if pointer["cached"] else ""
@@ -344,7 +347,8 @@ def _planned(place: Place) -> list[dict[str, Any]]:
         return []
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error for the user: its message without line breaks, its type in front where the message needs that."""
     text = " ".join(str(error).split()) or type(error).__name__
     told = isinstance(error, ConfigError | ValueError | ArithmeticError | RuntimeError | OSError)
     return text if told else f"{type(error).__name__}: {text}"

@@ -74,6 +74,17 @@ class Runtime:
         return torch.device(self.device)
 
     @property
+    def hardware(self) -> str:
+        """The one piece of hardware that this is, as locks name it: "cuda:0" is another one on every machine.
+
+        Where a batch system gives each job a GPU of its own, all of them call theirs cuda:0.
+        """
+        device, host = self.torch_device, platform.node()
+        if device.type == "cuda":
+            return f"{host}-{torch.cuda.get_device_properties(device).uuid}"
+        return f"{host}-{device}"
+
+    @property
     def accelerator(self) -> str:
         """Lightning's name for the kind of device."""
         return "gpu" if self.torch_device.type == "cuda" else "cpu"

@@ -84,12 +84,8 @@ def test_damage_in_each_kind_of_file_is_named_and_set_aside(
 @pytest.mark.parametrize("harm", HARMS)
 def test_the_same_command_mends_everything(harm: Callable[[Path], None], whole: Path, outputs: Path) -> None:
     """Much harmed at once: the report marks the hole, the command makes it again."""
-    for pattern in (
-        "models/*/diffusion_pytorch_model.safetensors",
-        "references/*/statistics.npz",
-        "cells/*/result.json",
-    ):
-        for file in outputs.glob(pattern):
+    for kind in ("the network", "statistics", "a result"):
+        for file in outputs.glob(SEALED[kind]):
             harm(file)
     (sweep,) = tiny.sweeps(outputs)
     harm(sweep / "jobs" / "0" / "pointer.json")

@@ -21,7 +21,7 @@ COLUMNS = (
     "kid", "kid_spread", "inception_score", "inception_score_spread", "precision", "recall",
     "equal_n", "fd_at_equal_n", "fd_held_out_at_equal_n",
     "nearest_samples_to_train", "nearest_samples_to_held_out", "nearest_held_out_to_train",
-    "speed_images", "speed_repeats", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds",
+    "speed_images", "forward_images", "speed_repeats", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds",
     "contended", "determinism_images", "batch_max_abs_diff", "noise_seeds", "noise_images", "noise_mse",
     *TASK_FIELDS,
     "device_name", "task", "number", "cached", "job_seconds", "error", "overrides",

@@ -115,6 +115,7 @@ class Speed(_Record):
     """Seconds of one batch of `images` images, over repeats; `seconds_per_image` is the median's share."""
 
     images: int | None = None
+    forward_images: int | None = None
     repeats: int | None = None
     seconds_median: float | None = None
     seconds_q1: float | None = None

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ddim_lab.chunks import Batch, SampleChunks
 from ddim_lab.config import Config
 from ddim_lab.data import ImageData, MemoryImages, from_uint8, to_uint8
+from ddim_lab.memory import Halving
 from ddim_lab.metrics.determinism import max_abs_diff, noise_variance
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.references import obtain_reference, read_moments, reference_of
@@ -28,6 +29,7 @@ from ddim_lab.sampler import EpsModel, Transition
 from ddim_lab.store import read_json
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview
+from ddim_lab.tasks.sampling import diverged
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
@@ -75,7 +77,7 @@ class _Maker:
     """Makes batch after batch under Lightning's test loop, and hands each to the chunks."""
 
     sampler: Walk
-    network: nn.Module
+    network: Halving
     features: Extractor
     chunks: SampleChunks
     shape: tuple[int, int, int]
@@ -94,12 +96,16 @@ class _Maker:
         first = int(indices[0])
         indices = indices.to(self.device)
         x_T = self.start(indices)
-        x_0, sampling = timed(
-            lambda: self.sampler.sample(self.network, x_T, indices=indices, noise=self.noise), self.device
-        )
+
+        def walk(model: EpsModel) -> Tensor:
+            return self.sampler.sample(model, x_T, indices=indices, noise=self.noise)
+
+        x_0, sampling = timed(lambda: walk(self.network), self.device)
 
         def extract() -> tuple[Tensor, Tensor]:
-            images = finite_uint8(x_0, self.sampler)
+            if not bool(torch.isfinite(x_0).all()):
+                raise diverged(walk, self.network, self.sampler)
+            images = to_uint8(x_0)
             return images, self.features(images)
 
         (images, features), extracting = timed(extract, self.device)
@@ -153,16 +159,11 @@ def sample_uint8(
     noise: NamedNoise,
     device: torch.device,
 ) -> Tensor:
-    """The named samples as uint8 [B, C, H, W] on the device."""
+    """The named samples as uint8 [B, C, H, W] on the device; ValueError where they are not finite."""
     indices = indices.to(device)
     x_T = noise.initial(indices, torch.empty(len(indices), *shape, device=device))
-    return finite_uint8(sampler.sample(network, x_T, indices=indices, noise=noise), sampler)
-
-
-def finite_uint8(x_0: Tensor, sampler: Walk) -> Tensor:
-    """`to_uint8`; ValueError names the sampler where the images are not finite."""
     try:
-        return to_uint8(x_0)
+        return to_uint8(sampler.sample(network, x_T, indices=indices, noise=noise))
     except ValueError as error:
         raise ValueError(f"{error}: {sampler} diverged on this model") from None
 
@@ -207,9 +208,9 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
     missing = chunks.missing()
     # One process samples on a device at a time, so that the times are of this sampler alone.
-    alone = store.lock(f"timed-{runtime.device.replace(':', '-')}", waiting_for=f"images on {runtime.device}")
-    with runtime.applied(), alone, store.presence(runtime.device) as others_busy:
-        network = runtime.wrap(model.load().to(device))
+    alone = store.lock(f"timed-{runtime.hardware}", waiting_for=f"images on {runtime.device}")
+    with runtime.applied(), alone, store.presence(runtime.hardware) as others_busy:
+        network = Halving(runtime.wrap(model.load().to(device)))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         there = config.num_samples - sum(map(len, missing))
@@ -272,7 +273,7 @@ def resample(job: Job, folder: Path, cell: Path) -> None:
 
     def again() -> Iterator[Tensor]:
         with runtime.applied(), tqdm(total=config.num_samples, desc=job.progress, unit="image", disable=None) as bar:
-            network = runtime.wrap(model.load().to(device))
+            network = Halving(runtime.wrap(model.load().to(device)))
             for indices in torch.split(torch.arange(config.num_samples), config.batch_size):
                 images = sample_uint8(sampler, network, indices, data.shape, noise, device).cpu()
                 sha256.update(_nhwc(images).tobytes())
@@ -336,6 +337,7 @@ def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
     first, median, third = (float(np.quantile(seconds, q)) for q in (0.25, 0.5, 0.75))
     return {
         "images": count,
+        "forward_images": min(count, maker.network.at_most or count),
         "repeats": len(seconds),
         "seconds": seconds,
         "seconds_median": median,

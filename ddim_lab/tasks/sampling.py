@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddim_lab.memory import Halving
 from ddim_lab.noise import NamedNoise
-from ddim_lab.sampler import Sampler
+from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.tasks.job import Job
 
-__all__ = ["batches", "finite", "mean_and_se", "network_in_place", "sample_states", "squared_error", "start"]
+__all__ = [
+    "batches",
+    "diverged",
+    "finite",
+    "mean_and_se",
+    "network_in_place",
+    "sample_states",
+    "squared_error",
+    "start",
+]
 
 
 @contextlib.contextmanager
 def network_in_place(job: Job) -> Iterator[nn.Module]:
     """The job's network on its device, under its runtime's settings; the device is marked busy meanwhile."""
     runtime = job.runtime
-    with runtime.applied(), job.store.presence(runtime.device), torch.inference_mode():
-        yield runtime.wrap(job.model.load().to(runtime.torch_device))
+    with runtime.applied(), job.store.presence(runtime.hardware), torch.inference_mode():
+        yield Halving(runtime.wrap(job.model.load().to(runtime.torch_device)))
 
 
 def batches(job: Job, count: int) -> Iterator[Tensor]:
@@ -42,11 +53,47 @@ def start(job: Job, indices: Tensor) -> Tensor:
 def sample_states(job: Job, sampler: Sampler, network: nn.Module, count: int) -> Tensor:
     """x_0 of the first `count` samples, as the sampler leaves it: float32 [count, C, H, W] on the CPU, not clamped."""
     noise = NamedNoise(job.config.seed)
-    parts = [
-        sampler.sample(network, start(job, indices), indices=indices, noise=noise).cpu()
-        for indices in batches(job, count)
-    ]
-    return finite(torch.cat(parts), sampler)
+    parts = []
+    for indices in batches(job, count):
+
+        def walk(model: EpsModel, indices: Tensor = indices) -> Tensor:
+            return sampler.sample(model, start(job, indices), indices=indices, noise=noise)
+
+        if not bool(torch.isfinite(x_0 := walk(network)).all()):
+            raise diverged(walk, network, sampler)
+        parts.append(x_0.cpu())
+    return torch.cat(parts)
+
+
+def diverged(walk: Callable[[EpsModel], object], network: nn.Module, sampler: object) -> ValueError:
+    """The error for samples that are not finite: walks again, and names the step at which that began.
+
+    Args:
+        walk: samples once more with the model it is given.
+        network: the model.
+        sampler: for the message.
+    """
+    steps: list[int] = []
+
+    def watched(x: Tensor, t: Tensor) -> Any:
+        if not bool(torch.isfinite(x).all()):
+            raise _Began(f"after step {len(steps)} (t = {steps[-1]})" if steps else "in x_T")
+        steps.append(int(t[0]))
+        output = network(x, t)
+        if not bool(torch.isfinite(output if isinstance(output, Tensor) else output.sample).all()):
+            raise _Began(f"in the network's output at step {len(steps)} (t = {steps[-1]})")
+        return output
+
+    try:
+        walk(watched)
+        began = f"after the last step, {len(steps)} (t = {steps[-1]})"
+    except _Began as found:
+        began = str(found)
+    return ValueError(f"the images hold NaN or infinite values, first {began}: {sampler} diverged on this model")
+
+
+class _Began(Exception):
+    """Ends a walk where it is no longer finite."""
 
 
 def finite(x: Tensor, sampler: Sampler) -> Tensor:
