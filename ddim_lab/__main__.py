@@ -68,10 +68,10 @@ def _main(arguments: list[str]) -> int:
         if asked.cfg is not None:
             _compose([text for text in asked.overrides if not _is_sweep(text)])
         else:
-            sweep, plan, first = _plan(asked, arguments)
+            sweep, plan, cells = _plan(asked, arguments)
     if asked.cfg is not None:
         return _hand_to_hydra(asked, arguments)
-    return _run(sweep, plan, first, asked, arguments)
+    return _run(sweep, plan, cells, asked, arguments)
 
 
 def _refuse_arguments(message: str) -> NoReturn:
@@ -145,8 +145,8 @@ def _compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig
         raise ConfigError(_explain(error)) from error
 
 
-def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], Config]:
-    """The sweep's folder, its plan and its first cell's configuration: every cell composed and checked."""
+def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[Config]]:
+    """The sweep's folder, its plan and its cells' configurations: every cell composed and checked."""
     parse = OverridesParser.create()
     try:
         overrides = parse.parse_overrides(asked.overrides)
@@ -170,14 +170,14 @@ def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, di
         "name": sweep.name,
         "title": first.study.title,
         "notes": first.study.notes,
-        "reference": first.study.reference,
+        "reference": first.study.reference and first.study.reference.model_dump(),
         "outputs_dir": os.path.relpath(outputs, sweep),
         "cells": [
             {"number": number, "task": config.task.name, "overrides": overrides_of, "labels": config.labels()}
             for number, (overrides_of, config) in enumerate(zip(cells, checked, strict=True))
         ],
     }
-    return sweep, plan, first
+    return sweep, plan, checked
 
 
 def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesParser) -> list[list[str]]:
@@ -223,8 +223,12 @@ def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path
 # -- run, report, say -----------------------------------------------------------------------------------
 
 
-def _run(sweep: Path, plan: dict[str, Any], first: Config, asked: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _run(
+    sweep: Path, plan: dict[str, Any], cells: Sequence[Config], asked: argparse.Namespace, arguments: Sequence[str]
+) -> int:
+    from ddim_lab.cost import describe_cost
     from ddim_lab.run import environment
+    from ddim_lab.runtime import Runtime
     from ddim_lab.store import Store, write_record
 
     outputs = (sweep / plan["outputs_dir"]).resolve()
@@ -238,6 +242,7 @@ def _run(sweep: Path, plan: dict[str, Any], first: Config, asked: argparse.Names
         raise ConfigError(
             f"outputs_dir={outputs} can't be written: {error.strerror or error}; set outputs_dir"
         ) from None
+    print(f"ddim_lab: {describe_cost(cells, Runtime.resolve(cells[0].runtime))}", file=sys.stderr)
     folder = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
     places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'"]
     try:
@@ -246,7 +251,7 @@ def _run(sweep: Path, plan: dict[str, Any], first: Config, asked: argparse.Names
         status = INTERRUPTED
         print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
     finally:
-        failed = _report(sweep, plan, first)
+        failed = _report(sweep, plan, cells[0])
     return status or int(failed)
 
 

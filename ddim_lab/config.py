@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from ddim_lab.diffusion import Prediction
 from ddim_lab.sampler import Clip, EncodeAt, Sampler, Variance
@@ -26,6 +26,7 @@ Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
+StepsKey = Annotated[str, BeforeValidator(str), Field(pattern=r"^[1-9][0-9]*$")]
 
 
 class ConfigError(ValueError):
@@ -356,12 +357,29 @@ class LoggerConfig(_Group):
     mode: Literal["auto", "online", "offline"] = "auto"
 
 
+class ReferenceConfig(_Group):
+    """study.reference: known numbers to stand beside ours.
+
+    Attributes:
+        source: where they were published.
+        metric: what they are, as the report names it: "FID", "FD (digits classifier)", "Reconstruction MSE".
+        data, num_samples: of what data and how many images; a difference is given where ours are the same.
+        rows: preset of conf/sampler -> S -> number.
+    """
+
+    source: StrictStr
+    metric: StrictStr
+    data: StrictStr | None = None
+    num_samples: PositiveInt | None = None
+    rows: Annotated[dict[StrictStr, dict[StepsKey, Number]], Field(min_length=1)]
+
+
 class StudyConfig(_Group):
     """What the report says of a sweep: title, notes, and known numbers to stand beside ours."""
 
     title: StrictStr | None
     notes: StrictStr | None
-    reference: dict[str, Any] | None
+    reference: ReferenceConfig | None
 
 
 class Config(_Group):

@@ -8,13 +8,29 @@ from typing import Any
 
 import pytest
 import tiny
-import yaml
+from diffusers.models.unets.unet_2d import UNet2DModel
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ddim_lab.__main__ import BASIC_SWEEPER, _compose, _composer, _plan
+from ddim_lab.__main__ import BASIC_SWEEPER, _cells, _compose, _composer, _plan
+from ddim_lab.config import Config, ConfigError
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+PAPER = {
+    "table1_cifar10",
+    "table1_celeba",
+    "table2_cifar10",
+    "table3_bedroom",
+    "table3_church",
+    "figure3_samples",
+    "figure4_time",
+    "figure5_consistency",
+    "figure6_interpolation",
+}
+"""Their images or checkpoints are seldom where a test runs."""
+SHORT = PAPER | {"table1_fashion_mnist", "table2_digits", "table2_fashion_mnist", "figure3_digits", "figure4_digits"}
+"""What differs from another experiment in data and settings alone starts at one number of steps."""
 LESSONS = {
     "eta_effect",
     "step_counts",
@@ -33,27 +49,36 @@ def plan(*arguments: str) -> dict[str, Any]:
         return _plan(asked, arguments)[1]
 
 
+def composed(name: str, *more: str) -> list[Config]:
+    """The configurations of an experiment's cells, checked as they are written; its files need not be there."""
+    arguments = [f"+experiments={name}", *more]
+    parse = OverridesParser.create()
+    with _composer(get_args_parser().parse_args([])):
+        base = _compose(arguments, hydra_too=True)
+        return [Config.from_hydra(_compose(cell)) for cell in _cells(base, parse.parse_overrides(arguments), parse)]
+
+
 def starts(outputs: Path, name: str, *more: str) -> Path:
     """Run an experiment at a tiny size, with an exact model of the digits; its sweep's folder."""
     arguments = [f"+experiments={name}", "data=digits", "model=gaussian", "training=digits", "logger=csv"]
     with _composer(get_args_parser().parse_args([])):
-        composed = _compose(arguments, hydra_too=True)
-    if composed.hydra.sweeper.get("_target_") != BASIC_SWEEPER:
+        base = _compose(arguments, hydra_too=True)
+    if base.hydra.sweeper.get("_target_") != BASIC_SWEEPER:
         pytest.skip("its sweeper chooses the cells while it runs: it has a test of its own")
     arguments += [*tiny.SMALL, "metrics.features=pixels", "metrics.noise_seeds=3", "metrics.speed_repeats=1"]
-    if composed.task.name == "consistency":
+    if base.task.name == "consistency":
         arguments.append("task.reference_steps=8")
-    if composed.task.name == "search_timesteps":
+    if base.task.name == "search_timesteps":
         pytest.importorskip("optuna")
         arguments += ["task.trials=8", "task.search_samples=40"]
     if not any(text.startswith("steps=") for text in more):
-        arguments.append("steps=3,8")
+        arguments.append("steps=3" if name in SHORT else "steps=3,8")
     assert tiny.run(outputs, *arguments, *more, settings=()) == 0
     return tiny.sweeps(outputs)[-1]
 
 
-def test_the_lessons_are_there() -> None:
-    assert set(NAMES) >= LESSONS
+def test_the_lessons_and_the_papers_tables_are_there() -> None:
+    assert set(NAMES) >= LESSONS | PAPER
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,15 +86,106 @@ def test_it_says_what_it_is(name: str) -> None:
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# @package _global_\n")
     assert f"python -m ddim_lab +experiments={name}" in text
-    content = yaml.safe_load(text)
-    assert content["study"]["title"]
-    assert content["study"]["notes"]
-    assert content["hydra"]["mode"] == "MULTIRUN"
+    cells = composed(name)
+    assert len(cells) >= 1
+    assert all(config.study.title and config.study.notes for config in cells)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_cell_is_valid_as_it_is_written(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(LESSONS))
+def test_every_lesson_runs_on_what_comes_along(name: str) -> None:
     assert len(plan(f"+experiments={name}")["cells"]) >= 1
+
+
+# the paper's tables: its protocol and its numbers
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(PAPER) if name.startswith("table")])
+def test_the_papers_protocol(name: str) -> None:
+    cells = composed(name)
+    first = cells[0]
+    assert {config.sampler.spacing for config in cells} == {"quadratic" if "cifar10" in name else "uniform"}
+    assert {config.sampler.name: config.sampler.clip for config in cells}.get("ddpm_large", "x0_eps") == "x0_eps"
+    assert {config.sampler.clip for config in cells if config.sampler.name != "ddpm_large"} == {"none"}
+    assert {(config.data.name, config.num_samples) for config in cells} == {
+        (first.data.name, 10_000 if name.startswith("table2") else 50_000)
+    }
+    reference = first.study.reference
+    assert reference is not None
+    assert (reference.data, reference.num_samples) == (first.data.name, first.num_samples)
+    for config in cells:
+        assert str(config.steps) in reference.rows[config.sampler.name]
+    if not name.startswith("table2"):
+        assert (reference.metric, first.metrics.features, first.metrics.reference) == ("FID", "inception", "train")
+
+
+def test_the_papers_numbers() -> None:
+    """A few by hand, and two laws: FID falls with S, and eta 0 to 1 rises at every S below 1000."""
+    numbers = {name: composed(name)[0].study.reference for name in sorted(PAPER) if name.startswith("table")}
+    found = {name: reference.rows for name, reference in numbers.items() if reference}
+    assert found["table1_cifar10"]["ddim"] == {"10": 13.36, "20": 6.84, "50": 4.67, "100": 4.16, "1000": 4.04}
+    assert found["table1_celeba"]["ddpm_large"]["1000"] == 3.26
+    assert found["table3_church"]["ddim_eta1"]["100"] == 8.27
+    assert found["table2_cifar10"]["ddim"]["50"] == 0.0023
+    for rows in found.values():
+        for row in rows.values():
+            assert list(row.values()) == sorted(row.values(), reverse=True)
+        for steps in ("10", "20", "50", "100"):
+            column = [row[steps] for row in rows.values()]
+            assert column == sorted(column)
+
+
+def test_the_last_column_is_opt_in() -> None:
+    cells = composed("table1_celeba", "steps=10,20,50,100,1000")
+    assert {config.steps for config in cells} == {10, 20, 50, 100, 1000}
+    last = composed("table1_cifar10", "steps=1000", "sampler.spacing=uniform")
+    assert [config.build_sampler().nfe for config in last] == [1000] * 5
+
+
+def test_offline_twins_differ_from_the_papers_in_data_alone() -> None:
+    assert [config.data.name for config in composed("table1_fashion_mnist")] == ["fashion_mnist"] * 20
+    assert {config.task.name for config in composed("table2_fashion_mnist")} == {"reconstruct"}
+    for config in (*composed("figure3_digits"), *composed("figure4_digits", "data=fashion_mnist")):
+        assert config.model.kind == "unet"
+    twin, paper = composed("figure4_digits"), composed("figure4_time")
+    assert [(c.steps, c.sampler, c.num_samples) for c in twin] == [(c.steps, c.sampler, c.num_samples) for c in paper]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("{source: me, metric: FID, row: {}}", "study.reference.row: no such option"),
+        ("{source: me, rows: {ddim: {10: 1.0}}}", "study.reference.metric is not set"),
+        ("{source: me, metric: FID, rows: {ddim: {ten: 1.0}}}", "study.reference.rows.ddim.ten"),
+        ("{source: me, metric: FID, rows: {ddim: {10: good}}}", "study.reference.rows.ddim.10=good"),
+    ],
+)
+def test_a_wrong_reference_is_refused_before_any_work(reference: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        composed("table1_digits", f"study.reference={reference}")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_papers_table_on_a_checkpoint(tmp_path: Path) -> None:
+    """Table 1's file with a checkpoint of another data set: the paper's numbers stand there, and no difference."""
+    checkpoint = tmp_path / "checkpoint"
+    UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).save_pretrained(checkpoint)
+    arguments = ["data=digits", f"model.path={checkpoint}", "metrics.features=pixels", "sampler=ddim", "steps=10"]
+    assert tiny.run(tmp_path / "o", "+experiments=table1_cifar10", *arguments, "logger=csv", settings=tiny.SMALL) == 0
+    (row,) = tiny.results(tiny.sweeps(tmp_path / "o")[0])
+    assert (row["spacing"], row["model"], row["status"]) == ("quadratic", str(checkpoint), "done")
+    table = (tiny.sweeps(tmp_path / "o")[0] / "table.md").read_text(encoding="utf-8")
+    assert "/ 13.36 |" in table
+    assert "another metric" in table
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,7 +259,7 @@ def test_reconstruction(tmp_path: Path) -> None:
     table = (sweep / "table.md").read_text()
     assert "## Reconstruction MSE (digits)" in table
     assert re.search(r"\| η 0 \| \S+ ± \S+ / 0.014 \| \S+ ± \S+ / 0.0065 \| \S+ ± \S+ / 0.0023 \|", table)
-    assert "another metric, so no difference is given" in table
+    assert "No difference is given: ours is of digits, theirs of cifar10." in table
 
 
 def test_interpolation(tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ from ddim_lab.report.text import (
     number,
     one_line,
     paper_text,
-    same_metric,
     steps_text,
 )
 from ddim_lab.report.timing import contended, timing_fits
@@ -278,7 +277,7 @@ def results_section(content: Content) -> Section | None:
     for table in content.tables:
         measures = measures_of(table.cells)
         if table.metric is not None or not measures:
-            blocks.append(_paper_grid(content.sweep, table))
+            blocks.append(_text_grid(paper_text(content.sweep, table), table, field=table.measure))
         if (beside := equal_n_text(table)) is not None:
             blocks.append(_text_grid(beside, table, field="fd_at_equal_n"))
         if table.metric is not None:
@@ -292,12 +291,12 @@ def results_section(content: Content) -> Section | None:
     return Section("results", "Results", tuple(blocks)) if blocks else None
 
 
-def _paper_grid(sweep: Sweep, table: PaperTable) -> Grid:
-    return _text_grid(paper_text(sweep, table), table, field=table.measure, distance=same_metric(sweep, table))
+def _text_grid(text: TextTable, table: PaperTable, *, field: str, ranked: bool = True) -> Grid:
+    """A text table as boxes, tinted by the distance from the published numbers if there are any to compare with.
 
-
-def _text_grid(text: TextTable, table: PaperTable, *, field: str, distance: bool = False, ranked: bool = True) -> Grid:
-    """A text table as boxes, tinted by value if `ranked`, or by the distance from the published number."""
+    Without them by value, if `ranked`.
+    """
+    distance = any(e and e.difference is not None for _, entries in text.rows for e in entries)
     footnotes = text.footnotes()
     values = [e.value for _, entries in text.rows for e in entries if e and e.value is not None and e.value > 0]
     low, high = (min(values), max(values)) if values else (0.0, 0.0)

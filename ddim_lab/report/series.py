@@ -281,14 +281,14 @@ def neighbours(table: PaperTable) -> list[Comparison]:
 def published(sweep: Sweep, cell: Cell) -> float | None:
     """The reference's number for a cell: row by sampler preset, column by steps.
 
-    A cell whose overrides change the preset's noise (`sampler.eta`, `sampler.variance`) is no longer the row
-    that the preset names, and has no published number.
+    A cell whose overrides change the preset's noise, its clipping or its list of timesteps is no longer the row that
+    the preset names, and has no published number.
     """
     reference = sweep.plan.reference
     if reference is None or cell.steps is None:
         return None
     changed = {text.partition("=")[0].lstrip("+") for text in cell.plan.overrides}
-    if changed & {"sampler.eta", "sampler.variance"}:
+    if changed & {"sampler.eta", "sampler.variance", "sampler.clip", "sampler.timesteps"}:
         return None
     return reference.rows.get(str(cell.plan.labels.get("sampler")), {}).get(str(cell.steps))
 

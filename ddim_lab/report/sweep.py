@@ -41,11 +41,15 @@ class PlanCell(_Record):
 
 
 class Reference(_Record):
-    """Published numbers to stand beside ours: rows by sampler preset, columns by steps."""
+    """Published numbers to stand beside ours: rows by sampler preset, columns by steps.
+
+    `data` and `num_samples` say what they were measured of; None where that is not said.
+    """
 
     source: str
     metric: str
-    columns: Literal["steps"] = "steps"
+    data: str | None = None
+    num_samples: int | None = None
     rows: dict[str, dict[str, float]] = {}
 
 

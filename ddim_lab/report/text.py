@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ddim_lab.report.measures import NOISE_VARIANCE, Measure, has_noise_variance, measures_of
 from ddim_lab.report.series import PaperTable, held_out_levels, published
-from ddim_lab.report.sweep import Cell, Sweep, finite
+from ddim_lab.report.sweep import Cell, Reference, Sweep, finite
 
 DASH = "—"
 STANDARD_ERROR = (
@@ -104,17 +104,33 @@ def unnamed_differences(table: PaperTable) -> list[str]:
     return notes
 
 
-def same_metric(sweep: Sweep, table: PaperTable) -> bool:
-    """Whether the published numbers are of the table's metric, so that a difference means something."""
-    reference = sweep.plan.reference
-    return reference is not None and table.metric is not None and table.metric.name == reference.metric
+def not_comparable(reference: Reference, table: PaperTable, metric: str, counts: Iterable[int | None]) -> str | None:
+    """Why ours minus the published number would mean nothing, in words; None where it means something.
+
+    Args:
+        reference: the published numbers.
+        table: ours.
+        metric: what ours are.
+        counts: the numbers of images that ours are of.
+    """
+    data = {str(cell.plan.labels.get("data")) for cell in table.cells}
+    found = {count for count in counts if count is not None}
+    if metric.casefold() != reference.metric.casefold():
+        return f"ours is {metric}, another metric"
+    if reference.data is not None and data != {reference.data}:
+        return f"ours is of {', '.join(sorted(data))}, theirs of {reference.data}"
+    if reference.num_samples is not None and found != {reference.num_samples}:
+        ours = ", ".join(f"{count:,}" for count in sorted(found)) or "an unknown number of"
+        return f"ours is of {ours} images, theirs of {reference.num_samples:,}"
+    return None
 
 
 def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
     """The table with our value ± its standard error and, where there is one, the published number."""
     heading, facts = metric_facts(table)
-    compare = same_metric(sweep, table)
-    papers = {cell.number: published(sweep, cell) for cell in table.cells} if table.metric else {}
+    reference, metric = sweep.plan.reference, table.metric
+    papers = {cell.number: published(sweep, cell) for cell in table.cells} if metric else {}
+    refused = not_comparable(reference, table, metric.name, [metric.num_samples]) if reference and metric else None
     values = [cell.fd for cell in table.cells]
     errors = [finite(cell.quality.fd_se) if cell.quality else None for cell in table.cells]
     places = decimals(values, errors)
@@ -130,7 +146,7 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
             return Entry(DASH, paper=paper, note=f"{place(cell)}: {why_empty(cell, table)}")
         se = finite(cell.quality.fd_se) if cell.quality else None
         text = number(cell.fd, places) + (f" ± {number(se, places)}" if se is not None else "")
-        difference = cell.fd - paper if compare and paper is not None else None
+        difference = cell.fd - paper if refused is None and paper is not None else None
         return Entry(text, cell.fd, se, paper, difference)
 
     def place(cell: Cell) -> str:
@@ -138,8 +154,8 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
         return f"{row.series.label}, {steps_text(cell.steps)}"
 
     notes = [STANDARD_ERROR] if any(e is not None for e in errors) else []
-    if any(paper is not None for paper in papers.values()):
-        notes.insert(0, _paper_note(sweep, heading, compare))
+    if reference and any(paper is not None for paper in papers.values()):
+        notes.insert(0, _paper_note(reference, refused))
     notes += [
         f"{heading} of held-out real images against the same reference: {number(level, decimals([level]))} "
         f"at N = {count:,}. Compare it with samples at that N only."
@@ -156,15 +172,10 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
     return TextTable(heading, facts, tuple(steps_text(s) for s in table.columns), rows, tuple(notes))
 
 
-def _paper_note(sweep: Sweep, heading: str, compare: bool) -> str:
-    reference = sweep.plan.reference
-    assert reference is not None
-    if compare:
+def _paper_note(reference: Reference, refused: str | None) -> str:
+    if refused is None:
         return f"Each place: ours / paper / ours − paper. Paper: {reference.source}."
-    return (
-        f"Each place: ours / paper ({reference.metric}; {reference.source}). Ours is {heading}, another metric, "
-        "so no difference is given."
-    )
+    return f"Each place: ours / paper ({reference.metric}; {reference.source}). No difference is given: {refused}."
 
 
 def measure_heading(table: PaperTable, measure: Measure) -> str:
@@ -176,13 +187,13 @@ def measure_heading(table: PaperTable, measure: Measure) -> str:
 def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable:
     """The table's cells by a measure of their task, ± its standard error, with published numbers of that measure.
 
-    The reference is of this measure if its metric begins with the measure's heading ("Reconstruction MSE (cifar10)");
-    a difference is given if it is of the same data, too.
+    Numbers of another measure are left out; a difference is given if they are of the same data, and as many images.
     """
     heading = measure_heading(table, measure)
+    counts = sorted({int(n) for cell in table.cells if measure.count and (n := cell.value(measure.count))})
     reference = sweep.plan.reference
-    of_this = reference is not None and reference.metric.casefold().startswith(measure.heading.casefold())
-    compare = reference is not None and reference.metric.casefold() == heading.casefold()
+    of_this = reference is not None and reference.metric.casefold() == measure.heading.casefold()
+    refused = not_comparable(reference, table, measure.heading, counts) if reference else None
     values = {cell.number: cell.value(measure.field) for cell in table.cells}
     errors = {cell.number: cell.value(measure.se) if measure.se else None for cell in table.cells}
     # what agrees to rounding (1e-15) must not set the decimals of the others
@@ -202,7 +213,7 @@ def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable
             why = "not measured" if cell.error is None else f"{cell.status}: {cell.error}"
             return Entry(DASH, paper=paper, note=f"{row}, {steps_text(cell.steps)}: {why}")
         text = small(value, places) + (f" ± {small(se, places)}" if se is not None else "")
-        return Entry(text, value, se, paper, value - paper if compare and paper is not None else None)
+        return Entry(text, value, se, paper, value - paper if refused is None and paper is not None else None)
 
     rows = tuple(
         (
@@ -211,11 +222,10 @@ def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable
         )
         for row in table.rows
     )
-    counts = sorted({int(n) for cell in table.cells if measure.count and (n := cell.value(measure.count))})
     facts = measure.facts
     if counts:
         facts += f" · {', '.join(f'{n:,}' for n in counts)} {measure.counted}"
-    notes = [_paper_note(sweep, heading, compare)] if papers else []
+    notes = [_paper_note(reference, refused)] if reference and papers else []
     if any(se is not None for se in errors.values()):
         notes.append(f"± is one standard error {measure.error}.")
     if measure.level:
