@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,11 +65,17 @@ def _main(arguments: list[str]) -> int:
     asked = parser.parse_intermixed_args(arguments)
     if asked.help or asked.hydra_help or asked.info is not None or asked.shell_completion:
         return _hand_to_hydra(asked, arguments)
+    started = time.perf_counter()
+    from ddim_lab import cost, datasets, models  # noqa: F401  # seconds of imports, told apart from composing
+
+    imported = time.perf_counter()
     with _composer(asked):
         if asked.cfg is not None:
             _compose([text for text in asked.overrides if not _is_sweep(text)])
         else:
             sweep, plan, cells = _plan(asked, arguments)
+            phases = {"imports": imported - started, "compose": time.perf_counter() - imported}
+            plan["phases"] = {name: round(seconds, 4) for name, seconds in phases.items()}
     if asked.cfg is not None:
         return _hand_to_hydra(asked, arguments)
     return _run(sweep, plan, cells, asked, arguments)
@@ -261,6 +268,7 @@ def _report(sweep: Path, plan: dict[str, Any], first: Config) -> bool:
     from ddim_lab.run import mirror_report
     from ddim_lab.store import read_record, set_aside, write_record
 
+    started = time.perf_counter()
     try:
         try:
             read_record(sweep / "plan.json")
@@ -271,10 +279,13 @@ def _report(sweep: Path, plan: dict[str, Any], first: Config) -> bool:
     except (ReportError, ImportError, OSError) as error:  # the cells are on disk: it can be built again elsewhere
         print(f"ddim_lab: no report: {error}", file=sys.stderr)
         return True
+    built = time.perf_counter()
     table = rows(sweep)
     hint = mirror_report(sweep, table, first)
+    mirrored = time.perf_counter()
     print((sweep / "table.md").read_text(encoding="utf-8"))
-    print(f"report: {page}")
+    mirror = f", W&B {mirrored - built:.1f} s" if first.logger.name == "wandb" else ""
+    print(f"report: {page} (built in {built - started:.1f} s{mirror})")
     if hint is not None:
         print(f"W&B runs are offline; to upload them: {hint}")
     return any(row["status"] != "done" for row in table)

@@ -54,8 +54,9 @@ def composed(name: str, *more: str) -> list[Config]:
     arguments = [f"+experiments={name}", *more]
     parse = OverridesParser.create()
     with _composer(get_args_parser().parse_args([])):
-        base = _compose(arguments, hydra_too=True)
-        return [Config.from_hydra(_compose(cell)) for cell in _cells(base, parse.parse_overrides(arguments), parse)]
+        overrides = parse.parse_overrides(arguments)
+        base = _compose([o.input_line for o in overrides if not o.is_sweep_override()], hydra_too=True)
+        return [Config.from_hydra(_compose(cell)) for cell in _cells(base, overrides, parse)]
 
 
 def starts(outputs: Path, name: str, *more: str) -> Path:

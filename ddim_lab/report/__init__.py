@@ -8,6 +8,7 @@ Nothing here imports torch. The parts, each on top of the ones before:
     rows       one flat row a cell
     measures   what tasks measure beside a Fréchet distance
     series     which cells share a line, a name and a table; paired differences
+    compare    several sweeps as one, or why not
     timing     time against network forwards
     text       the paper-shaped tables as Markdown and LaTeX
     charts     Vega-Lite specifications, and the same as PNG
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddim_lab.report.rows import csv_text, sweep_rows
-from ddim_lab.report.sweep import ReportError, read_sweep
+from ddim_lab.report.sweep import ReportError, Sweep, read_sweep
 
-__all__ = ["ReportError", "build", "rows", "static_charts"]
+__all__ = ["ReportError", "build", "build_comparison", "rows", "static_charts"]
 
 
 def build(sweep_dir: Path) -> Path:
@@ -35,20 +37,43 @@ def build(sweep_dir: Path) -> Path:
     Raises:
         ReportError: if `sweep_dir` holds no usable plan.json, or can't be written to.
     """
+    return _build(read_sweep(sweep_dir))
+
+
+def build_comparison(sweep_dirs: Mapping[str, Path], output: Path) -> Path:
+    """Lay sweeps beside each other: the files of `build` in `output`, made if need be; return report.html's path.
+
+    Args:
+        sweep_dirs: folders by the name that the report gives each, at least two.
+        output: the comparison's folder; its files are replaced.
+
+    Raises:
+        ReportError: as `build`, or the sweeps can't be compared; says why.
+    """
+    from ddim_lab.report.compare import join_sweeps
+
+    joined = join_sweeps({name: read_sweep(folder) for name, folder in sweep_dirs.items()}, output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"the report can't be written into {output}: {error}") from error
+    return _build(joined)
+
+
+def _build(sweep: Sweep) -> Path:
     from ddim_lab.report.page import page
     from ddim_lab.report.series import paper_tables
     from ddim_lab.report.text import latex, markdown
 
-    sweep = read_sweep(sweep_dir)
-    tables = paper_tables(sweep)
+    folder, tables = sweep.folder, paper_tables(sweep)
     try:
-        _write(sweep_dir / "results.csv", csv_text(sweep_rows(sweep)))
-        _write(sweep_dir / "table.md", markdown(sweep, tables))
-        _write(sweep_dir / "table.tex", latex(sweep, tables))
-        report = sweep_dir / "report.html"
+        _write(folder / "results.csv", csv_text(sweep_rows(sweep)))
+        _write(folder / "table.md", markdown(sweep, tables))
+        _write(folder / "table.tex", latex(sweep, tables))
+        report = folder / "report.html"
         _write(report, page(sweep))
     except OSError as error:
-        raise ReportError(f"the report can't be written into {sweep_dir}: {error}") from error
+        raise ReportError(f"the report can't be written into {folder}: {error}") from error
     return report
 
 

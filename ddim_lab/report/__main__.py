@@ -1,4 +1,4 @@
-"""`python -m ddim_lab.report DIR`: rebuild a sweep's report from its files."""
+"""Build a sweep's report again from its files, or lay several sweeps beside each other."""
 
 from __future__ import annotations
 
@@ -7,15 +7,36 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddim_lab.report import ReportError, build
+from ddim_lab.report import ReportError, build, build_comparison
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build the report of one sweep, print its path; return the exit status (2 for input that can't be used)."""
-    parser = argparse.ArgumentParser(prog="python -m ddim_lab.report", description=__doc__)
-    parser.add_argument("sweep", type=Path, metavar="DIR", help="a sweep's folder, as outputs/sweeps/<date-time>")
+    """Build the report, print its path; return the exit status (2 for input that can't be used)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddim_lab.report",
+        description=__doc__,
+        epilog="One sweep: its own files are replaced. Several: sweeps of the same data, feature network, reference "
+        "and N are laid beside each other in --output.",
+    )
+    parser.add_argument(
+        "sweeps",
+        nargs="+",
+        metavar="[NAME=]DIR",
+        help="a sweep's folder, as outputs/sweeps/<date-time>; a comparison calls it NAME",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the comparison, made or replaced (default: comparison)"
+    )
+    asked = parser.parse_args(arguments)
     try:
-        print(build(parser.parse_args(arguments).sweep))
+        if len(asked.sweeps) == 1 and asked.output is None:
+            print(build(Path(asked.sweeps[0])))
+        elif len(asked.sweeps) == 1:
+            raise ReportError("--output is for a comparison: give several sweeps, or leave it away")
+        else:
+            from ddim_lab.report.compare import name_folders
+
+            print(build_comparison(name_folders(asked.sweeps), asked.output or Path("comparison")))
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -397,13 +397,18 @@ def phases(cell: Cell) -> dict[str, float]:
     return cell.result.phases if cell.result else {}
 
 
+def phase_name(phase: str) -> str:
+    """A phase as readers call it."""
+    return {"tracking": "W&B", "loop": "loop around it"}.get(phase, phase.replace("_", " "))
+
+
 def _phases_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
     """Where each cell's time went: stacked bars, without what is done ONCE."""
     import altair as alt
 
     cell_names = name_cells(sweep.cells, series)
     records: list[dict[str, Any]] = [
-        {"cell": cell_names[cell.number], "phase": phase.replace("_", " "), "seconds": seconds, "order": order}
+        {"cell": cell_names[cell.number], "phase": phase_name(phase), "seconds": seconds, "order": order}
         for cell in sweep.cells
         for order, (phase, seconds) in enumerate(phases(cell).items())
         if _positive(seconds) and phase not in ONCE
@@ -428,9 +433,10 @@ def _phases_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
             ],
         )
     )
-    once = [(name.replace("_", " "), sum(phases(cell).get(name, 0.0) for cell in sweep.cells)) for name in ONCE]
+    once = [*sweep.plan.phases.items()]
+    once += [(phase_name(name), sum(phases(cell).get(name, 0.0) for cell in sweep.cells)) for name in ONCE]
     caption = "A cell found in the store shows what it cost when it was computed."
-    if told := ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in once if seconds > 0):
+    if told := ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in once if seconds >= 0.05):
         caption = f"Not drawn: {told}. {caption}"
     height = max(120, 20 * len(bars))
     return Chart("time_per_phase", "Time per phase", _spec(chart, height), keys, caption)

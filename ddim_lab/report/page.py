@@ -230,7 +230,7 @@ def summary(content: Content) -> str:
     model = f"Data: {_listed(map(str, values('data'))) or 'not said'}. Model: {_listed(map(str, values('model')))}"
     extra = [f"{p:,} parameters" for p in recipe("model", "parameters")]
     extra += [f"{'EMA' if w == 'ema' else w} weights" for w in recipe("model", "weights")]
-    extra += [f"training seed {s}" for s in values("training_seed")]
+    extra += [f"training seed {s}" for s in recipe("model", "training_seed")]
     parts.append(model + (f" ({', '.join(extra)})" if extra else ""))
     if counts := values("num_samples"):
         text = f"{_listed(f'{n:,}' for n in counts)} samples a cell"
@@ -238,7 +238,9 @@ def summary(content: Content) -> str:
             text += f", in batches of {_listed(map(str, batches))}"
         if seeds := values("seed"):
             text += f", seed {_listed(map(str, seeds))}"
-        parts.append(text + ": sample i starts from the same noise x_T in every cell of a seed")
+        if any(cell.plan.task != "reconstruct" for cell in cells):
+            text += ": sample i starts from the same noise x_T in every cell of a seed"
+        parts.append(text)
     if devices := recipe("runtime", "device_name") or recipe("runtime", "device"):
         parts.append(f"On {_listed(map(str, devices))}, {_listed(map(str, recipe('runtime', 'precision')))}")
     cached = sum(1 for c in done if c.pointer and c.pointer.cached)
@@ -269,6 +271,33 @@ def _duration(seconds: float) -> str:
 
 
 # Sections
+
+
+def sweeps_section(content: Content) -> Section | None:
+    """Of a comparison: which sweeps stand beside each other, and what they were."""
+    members = content.sweep.members
+    if not members:
+        return None
+
+    def told(sweep: Sweep, *path: str) -> str:
+        found = (cell.result.recipe_value(*path) for cell in sweep.cells if cell.result)
+        return ", ".join(dict.fromkeys(str(value)[:60] for value in found if value is not None)) or DASH
+
+    rows = tuple(
+        (
+            Box(name, head=True),
+            Box(sweep.title),
+            Box(", ".join(dict.fromkeys(str(cell.plan.labels.get("model")) for cell in sweep.cells))),
+            Box(", ".join(dict.fromkeys(text[:12] for text in told(sweep, "model", "digest").split(", "))), code=True),
+            Box(f"{told(sweep, 'runtime', 'device_name')}, {told(sweep, 'runtime', 'precision')}"),
+            Box(_commit(sweep.plan.environment)[:12], code=True),
+            Box(sweep.plan.created),
+            Box(one_line(sweep.plan.command), code=True),
+        )
+        for name, sweep in members.items()
+    )
+    columns = ("", "title", "model", "weights", "device", "commit", "started", "command")
+    return Section("sweeps", "Sweeps", (Grid("", columns, rows, wide=True),))
 
 
 def results_section(content: Content) -> Section | None:
@@ -351,6 +380,7 @@ def _text_grid(text: TextTable, table: PaperTable, *, field: str, ranked: bool =
         facts=text.facts,
         footnotes=tuple(footnotes),
         notes=tuple(notes),
+        wide=len(text.columns) > 5,
     )
 
 
@@ -428,6 +458,7 @@ def speed_section(content: Content) -> Section | None:
         "NFE",
         "ms an image",
         "quartiles",
+        "hours for 50,000 images",
         "times as fast as the slowest",
         "images a second",
         "forward's share",
@@ -454,6 +485,7 @@ def _speed_row(content: Content, cell: Cell) -> tuple[Box, ...]:
         box("nfe", str),
         box("seconds_per_image", lambda value: f"{value * 1e3:.4g}"),
         Box(quartiles),
+        Box(f"{cell.seconds_per_image * 50_000 / 3600:.3g}" if cell.seconds_per_image else ""),
         Box(speed_up),
         box("images_per_second", lambda value: f"{value:,.4g}"),
         box("forward_share", lambda value: f"{value:.1%}"),
@@ -652,7 +684,7 @@ def pretty(value: Any, indent: int = 0) -> str:
 def environment_section(content: Content) -> Section | None:
     """Versions, commit, and what the standard error covers."""
     here = content.sweep.plan.environment
-    facts = [(name, value) for name, value in here.items() if name not in ("git_commit", "git_dirty")]
+    facts = [(name, value) for name, value in here.items() if name not in ("git_commit", "git_dirty", "packages")]
     facts.append(("git commit", _commit(here)))
     commits = {_commit(c.result.environment) for c in content.sweep.cells if c.result and c.result.environment}
     if commits - {_commit(here)}:
@@ -678,6 +710,7 @@ def _commit(environment: Mapping[str, Any]) -> str:
 
 
 SECTIONS: tuple[Callable[[Content], Section | None], ...] = (
+    sweeps_section,
     results_section,
     samples_section,
     speed_section,

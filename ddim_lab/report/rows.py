@@ -24,7 +24,7 @@ COLUMNS = (
     "speed_images", "forward_images", "speed_repeats", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds",
     "contended", "determinism_images", "batch_max_abs_diff", "noise_seeds", "noise_images", "noise_mse",
     *TASK_FIELDS,
-    "device_name", "task", "number", "cached", "job_seconds", "error", "overrides",
+    "device_name", "task", "number", "cached", "job_seconds", "error", "overrides", "sweep",
 )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         job_seconds=pointer.seconds if pointer else None,
         error=cell.error,
         overrides=" ".join(cell.plan.overrides),
+        sweep=labels.get("sweep"),
     )
     if result is None:
         return row

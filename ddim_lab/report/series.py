@@ -90,6 +90,7 @@ def noise_label(labels: dict[str, Any]) -> str:
 
 
 _NAMED: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("sweep", str),
     ("spacing", str),
     ("clip", lambda value: f"clip {value}"),
     ("data", str),
@@ -103,9 +104,9 @@ _NAMED: tuple[tuple[str, Callable[[Any], str]], ...] = (
 def name_series(cells: Sequence[Cell]) -> dict[int, Series]:
     """The series of each cell, by cell number.
 
-    Settings are added to the names in a fixed order, each only if it tells apart cells that the names so far
-    do not: the noise first (η or σ̂), then spacing, clipping, data, model, seeds, batch size, then the preset's
-    name, and at last, where two different jobs would still share a place, the overrides that differ.
+    Settings are added to the names in a fixed order, each only if it tells apart cells that the names so far do not:
+    the noise first (η or σ̂), then in a comparison the sweep, then spacing, clipping, data, model, seeds, batch size,
+    then the preset's name, and at last, where two different jobs would still share a place, the overrides that differ.
     """
     names: dict[int, tuple[str, ...]] = {cell.number: (noise_label(cell.plan.labels),) for cell in cells}
 

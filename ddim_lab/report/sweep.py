@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,7 @@ class Plan(_Record):
     reference: Reference | None = None
     outputs_dir: str = "../.."
     environment: dict[str, Any] = {}
+    phases: dict[str, float] = {}
     cells: tuple[PlanCell, ...] = ()
 
 
@@ -306,12 +307,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's plan and its cells, in the plan's order."""
+    """A sweep's plan and its cells, in the plan's order; a comparison's `members` are the sweeps it is made of."""
 
     folder: Path
     outputs: Path
     plan: Plan
     cells: tuple[Cell, ...]
+    members: dict[str, Sweep] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -419,7 +421,8 @@ def training_curves(sweep: Sweep, most_points: int = 300) -> list[TrainingCurve]
             continue
         if fingerprint in curves:
             continue
-        model = sweep.outputs / "models" / fingerprint
+        assert cell.folder is not None
+        model = cell.folder.parents[1] / "models" / fingerprint
         points = [] if fault(model, only=[CURVE]) else _read_curve(model / CURVE)
         if points:
             labels = cell.plan.labels
