@@ -9,7 +9,6 @@ import io
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,12 +24,14 @@ from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.report import ReportError, build, rows, static_charts
 from ddim_lab.report.__main__ import main
 from ddim_lab.report.charts import page_spec, sweep_charts
+from ddim_lab.report.compare import join_sweeps
 from ddim_lab.report.estimates import fit_line, pareto_front
 from ddim_lab.report.page import script_json
 from ddim_lab.report.rows import COLUMNS
 from ddim_lab.report.series import name_series, neighbours, paper_tables
 from ddim_lab.report.sweep import read_sweep
 from ddim_lab.report.text import decimals, md, paper_text, tex
+from ddim_lab.report.timing import timing_fits
 from ddim_lab.store import write_record
 from ddim_lab.store.objects import seal
 
@@ -848,35 +849,6 @@ def test_a_series_has_one_colour_everywhere(tmp_path: Path) -> None:
     assert len(set().union(*colours.values())) == 4
 
 
-def test_the_page_draws_its_charts_in_a_browser(tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium here")
-    path = build(nine(tmp_path, title=HOSTILE).done())
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--enable-logging=stderr"]
-    done = subprocess.run(
-        [browser, *options, "--window-size=500,800", "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    # no error, no message of the page's content security policy, no dialog opened by the title
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    drawn = tmp_path / "drawn.html"
-    drawn.write_text(done.stdout, encoding="utf-8")
-    page = Page(drawn)
-    assert (
-        len([1 for tag, a in page.tags if tag == "svg" and "marks" in (a.get("class") or "")]) == len(page.charts) == 6
-    )
-    points = [a for tag, a in page.tags if tag == "path" and a.get("aria-roledescription") == "point"]
-    assert len(points) >= 3 * 9
-    # as wide as its place in the window, which Chromium makes no narrower than 500 pixels
-    widths = [float(a["width"] or 0) for tag, a in page.tags if tag == "svg" and "marks" in (a.get("class") or "")]
-    assert all(200 < width <= 500 for width in widths)
-
-
 # the command
 
 
@@ -908,6 +880,123 @@ def test_bad_input_is_one_line_and_status_2(
     with pytest.raises(ReportError):
         build(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ([] if plan is None else ["plan.json"])
+
+
+# several sweeps
+
+
+def two(
+    root: Path, *, first: dict[str, Any] | None = None, second: Callable[[dict[str, Any]], None] | None = None
+) -> list[Path]:
+    """Two sweeps, in outputs of their own."""
+    folders = []
+    for name, change in (("a", None), ("b", second)):
+        outputs = Outputs(root / name)
+        for steps in (10, 25):
+            outputs.add(0.0, steps, change=change)
+        folders.append(outputs.done())
+    return folders
+
+
+def on_another_machine(result: dict[str, Any]) -> None:
+    result["recipe"]["runtime"]["device_name"] = "H100"
+    result["measurements"]["quality"]["fd"] += 0.25
+
+
+def test_sweeps_stand_beside_each_other(tmp_path: Path) -> None:
+    a, b = two(tmp_path, second=on_another_machine)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    assert main([f"cpu={a}", f"gpu={b}", "--output", str(tmp_path / "both")]) == 0
+    table = read_csv(tmp_path / "both")
+    assert [(row["sweep"], row["steps"], row["number"]) for row in table] == [
+        ("cpu", "10", "0"), ("cpu", "25", "1"), ("gpu", "10", "2"), ("gpu", "25", "3")
+    ]  # fmt: skip
+    assert [row["fd"] for row in table] == [row["fd"] for sweep in (a, b) for row in read_csv_of(sweep)]
+    markdown = (tmp_path / "both" / "table.md").read_text(encoding="utf-8")
+    assert "| η 0 · cpu |" in markdown
+    assert "| η 0 · gpu |" in markdown
+    page = Page(tmp_path / "both" / "report.html")
+    assert "Comparison of cpu and gpu" in page.text
+    assert "H100, fp32" in page.text
+    # paired where the same samples were made from the same noise
+    assert "η 0 · gpu − η 0 · cpu" in page.text
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == sorted(
+        [tmp_path / "both", *(tmp_path / "both" / n for n in ("results.csv", "table.md", "table.tex", "report.html"))]
+    )
+
+
+def read_csv_of(sweep: Path) -> list[dict[str, Any]]:
+    return [{"fd": repr(row["fd"])} for row in rows(sweep)]
+
+
+def test_times_of_two_machines_share_no_line(tmp_path: Path) -> None:
+    a, b = two(tmp_path, second=on_another_machine)
+    joined = join_sweeps({"cpu": read_sweep(a), "gpu": read_sweep(b)}, tmp_path)
+    fits = timing_fits(joined.cells, name_series(joined.cells))
+    assert [fit.series.label if fit.series else None for fit in fits] == ["η 0 · cpu", "η 0 · gpu"]
+
+
+def other(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(result: dict[str, Any]) -> None:
+        place = result
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (other("recipe", "data", "digest", value="12" * 32), "their data differs: digits (abab"),
+        (other("measurements", "quality", "name", value="FID"), "their metric differs"),
+        (other("measurements", "quality", "features", value="0" * 64), "their feature network differs"),
+        (
+            other("measurements", "quality", "reference", value="digits all, n=1797"),
+            "their reference statistics differs: digits train, n=1437 against digits all, n=1797",
+        ),
+        (other("measurements", "quality", "num_samples", value=1000), "their N differs: 1,437 against 1,000"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], None], why: str
+) -> None:
+    a, b = two(tmp_path, second=change)
+    assert main([f"a={a}", f"b={b}", "--output", str(tmp_path / "both")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: a and b can't be compared: ")
+    assert why in err
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["{a}", "{a}"], "two sweeps are called"),
+        (["x={a}", "y={a}"], "is given twice"),
+        (["x={a}", "x={b}"], "two sweeps are called x"),
+        (["{a}", "--output", "{b}/new"], "--output is for a comparison"),
+        (["x={a}", "y={b}/nowhere"], "is not a folder"),
+    ],
+)
+def test_sweeps_given_wrongly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str], message: str
+) -> None:
+    a, b = two(tmp_path)
+    assert main([text.format(a=a, b=b) for text in names]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_sweep_without_a_result_is_no_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, _ = two(tmp_path)
+    outputs = Outputs(tmp_path / "failed")
+    outputs.add(status="failed", error="no")
+    assert main([f"a={a}", f"b={outputs.done()}"]) == 2
+    assert "b has no finished cell" in capsys.readouterr().err
 
 
 def test_command_rebuilds_without_torch(tmp_path: Path) -> None:
