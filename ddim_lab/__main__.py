@@ -36,7 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddim_lab.config import Config, ConfigError, config_folder
 
-__all__ = ["main"]
+__all__ = ["BAD_INPUT", "INTERRUPTED", "checked_config", "main"]
 
 FAILED: Final = 1
 BAD_INPUT: Final = 2
@@ -215,6 +215,16 @@ def _check(cell: Sequence[str]) -> Config:
     check_features(config, files)
     check_reference(config.metrics, num_features(config))
     return config
+
+
+def checked_config(overrides: Sequence[str]) -> Config:
+    """One job's configuration, composed and checked as the command line does.
+
+    Raises:
+        ConfigError: with one line for the user.
+    """
+    with _composer(argparse.Namespace(config_dir=None)):
+        return _check(overrides)
 
 
 def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path, many: bool) -> Path:

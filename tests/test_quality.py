@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from ddim_lab.config import Config, ConfigError, DigitsConfig, MetricsConfig, config_folder
 from ddim_lab.datasets import load_data
 from ddim_lab.metrics import kernel, precision_recall
+from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.extractor import Pixels
 from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.frechet import FrechetDistance
@@ -26,7 +29,7 @@ from ddim_lab.metrics.inception_score import InceptionScore
 from ddim_lab.metrics.kernel import kernel_distance
 from ddim_lab.metrics.quality import Quality
 from ddim_lab.metrics.references import Reference, obtain_reference, read_moments
-from ddim_lab.metrics.statistics import FeatureSums
+from ddim_lab.metrics.statistics import FeatureSums, Moments
 from ddim_lab.store import Store, read_json
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -252,3 +255,66 @@ def test_a_cell_refers_to_a_file_of_statistics(tmp_path: Path, capsys: pytest.Ca
     assert float(row["fd_held_out_at_equal_n"]) > 0
     assert tiny.run(tmp_path / "o", *line, "task=consistency", settings=tiny.SMALL) == 2
     assert "metrics.reference_statistics is for task=generate" in capsys.readouterr().err
+
+
+# -- what is promised of all ------------------------------------------------------------------------------
+
+SCORING = """
+import resource, sys
+from pathlib import Path
+import torch
+from ddim_lab.__main__ import checked_config
+from ddim_lab.metrics.classifier import SMALL, make_classifier
+from ddim_lab.metrics.features import Features
+from ddim_lab.metrics.quality import Quality
+from ddim_lab.metrics.references import Reference
+from ddim_lab.metrics.statistics import FeatureSums
+from ddim_lab.store import Store
+
+torch.set_num_threads(1)
+count, folder = int(sys.argv[1]), Path(sys.argv[2])
+metrics = checked_config(["metrics.kid=false", "metrics.precision_recall=false"]).metrics
+network = make_classifier(3, 10, SMALL).eval()
+images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8)
+features = network(images).detach()
+reference = Reference("random", "random", FeatureSums.of([features]).moments(), None, None)
+found = Features("FD (random)", "random", 64, lambda: network)
+quality = Quality(metrics, found, network, reference, count, folder, Store(folder))
+for start in range(0, count, 256):
+    with torch.inference_mode():
+        quality.update(network(images[: count - start]), start)
+values = quality.compute()
+assert values["num_samples"] == count and values["fd"] >= 0 and values["inception_score"] >= 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
+    """Peak resident memory of scoring 2,000 and 20,000 images at 32x32, which alone would be 6 and 61 MB as bytes."""
+    peaks = []
+    for count in (2_000, 20_000):
+        command = [sys.executable, "-c", SCORING, str(count), str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] - peaks[0] < 20
+    assert peaks[1] < 4 * 1024
+
+
+def test_the_standard_error_covers_a_distance_that_is_known() -> None:
+    """200 draws of samples whose distribution is known: intervals of 1.96 errors cover the truth 95 % of the time.
+
+    Against exact moments the distance of N(m, s^2 I) is |m|^2 + D (s - 1)^2; at this N its bias, D (D + 1) / 4N times
+    a factor near s, is small beside its error, so the truth itself is covered and not only the mean over the draws.
+    """
+    size, count, shift, scale = 4, 1000, 0.5, 1.3
+    truth = size * (shift**2 + (scale - 1) ** 2)
+    exact = Moments(torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64), None)
+    covered, values, errors = [], [], []
+    for draw in range(200):
+        metric = FrechetDistance(exact)
+        metric.update(shift + torch.from_numpy(normal(draw, count, size, scale)), torch.arange(count))
+        values.append(float(metric.compute()))
+        errors.append(jackknife_se(metric.leave_one_out()))
+        covered.append(abs(values[-1] - truth) < 1.96 * errors[-1])
+    assert 0.90 <= np.mean(covered) <= 0.99
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)

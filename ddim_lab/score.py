@@ -1,0 +1,371 @@
+"""`python -m ddim_lab.score PATH`: the quality of any images, ours or another system's, by the code that scores cells.
+
+PATH is a samples.npz as the field writes it (arr_0, uint8, NHWC) or a folder of images. Nothing is unpickled, and one
+batch is in memory at a time, unless the file is compressed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import os
+import struct
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, NoReturn, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ddim_lab.__main__ import BAD_INPUT, INTERRUPTED, checked_config
+from ddim_lab.config import ConfigError, MetricsConfig
+from ddim_lab.data import DiskImages, ImageData, ImageSet, MemoryImages
+from ddim_lab.datasets import load_data
+from ddim_lab.metrics.features import Features, obtain_features
+from ddim_lab.metrics.references import Reference, obtain_reference, obtain_statistics, read_moments
+from ddim_lab.runtime import Runtime
+from ddim_lab.store import Store, content_key, write_json
+
+__all__ = ["Samples", "main", "read_samples", "score"]
+
+SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+BATCH: Final = 256
+"""Images scored at once; it changes no value beyond rounding."""
+
+
+@final
+@dataclass(frozen=True)
+class Samples:
+    """Images to be scored.
+
+    Attributes:
+        name: of the file or folder.
+        images: all of one shape.
+        digest: SHA-256 of the content.
+    """
+
+    name: str
+    images: ImageSet
+    digest: str
+
+
+def read_samples(path: Path) -> Samples:
+    """The images of a samples.npz or a folder.
+
+    Raises:
+        ConfigError: they are missing, damaged, fewer than two, or not 8-bit images of one size; one line.
+    """
+    if path.is_dir():
+        found = _folder(path)
+    elif path.is_file() and path.suffix == ".npz":
+        found = _npz(path)
+    else:
+        raise ConfigError(f"{path}: there is no such folder of images or .npz file")
+    if len(found.images) < 2:
+        raise ConfigError(f"{path} holds {len(found.images)} images: at least 2 are needed")
+    return found
+
+
+# -- samples.npz ----------------------------------------------------------------------------------------
+
+
+def _npz(path: Path) -> Samples:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "arr_0" not in names:
+                raise ConfigError(f"{path}: images are looked for in the array arr_0, it has {', '.join(names)}")
+            entry = archive.getinfo("arr_0.npy")
+            with archive.open(entry) as file:
+                shape = _image_shape(path, file)
+                header = file.tell()
+                digest = hashlib.sha256(repr(shape).encode())
+                parts = []
+                while part := file.read(2**24):  # to its end, where zipfile compares the checksum
+                    digest.update(part)
+                    parts += [part] if entry.compress_type != zipfile.ZIP_STORED else []
+                if file.tell() - header != np.prod(shape):
+                    raise ConfigError(f"{path}: arr_0 is cut short")
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is damaged or no .npz file ({' '.join(str(error).split())[:100]})") from None
+    count, height, width, channels = shape
+    labels = torch.zeros(count, dtype=torch.int64)
+    if parts:
+        pixels = torch.from_numpy(np.frombuffer(bytearray(b"".join(parts)), dtype=np.uint8).reshape(shape))
+        return Samples(path.name, MemoryImages(pixels.permute(0, 3, 1, 2), labels), digest.hexdigest())
+    with path.open("rb") as raw:
+        raw.seek(entry.header_offset + 26)
+        start = entry.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4))) + header
+    read = functools.partial(_read_stored, path, start, (height, width, channels))
+    names = [str(number) for number in range(count)]
+    return Samples(
+        path.name, DiskImages(names, labels, (channels, height, width), read, digest.hexdigest()), digest.hexdigest()
+    )
+
+
+def _image_shape(path: Path, file: IO[bytes]) -> tuple[int, int, int, int]:
+    """Shape (N, H, W, C) from the header of an .npy file, which is left behind it."""
+    formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = formats[np.lib.format.read_magic(file)](file)
+    if dtype != np.uint8:
+        raise ConfigError(f"{path}: arr_0 must be uint8 images from 0 to 255, it is {dtype}")
+    if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:] or fortran:
+        order = ", in C order" if fortran else ""
+        raise ConfigError(f"{path}: arr_0 must be [N, height, width, 1 or 3 channels]{order}, its shape is {shape}")
+    count, height, width, channels = shape
+    return count, height, width, channels
+
+
+def _read_stored(path: Path, start: int, shape: tuple[int, int, int], name: str) -> Tensor:
+    size = shape[0] * shape[1] * shape[2]
+    with path.open("rb") as file:
+        file.seek(start + int(name) * size)
+        pixels = np.frombuffer(bytearray(file.read(size)), dtype=np.uint8)
+    return torch.from_numpy(pixels.reshape(shape)).permute(2, 0, 1)
+
+
+# -- a folder of images ---------------------------------------------------------------------------------
+
+
+def _folder(path: Path) -> Samples:
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise ConfigError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
+    names = [file.relative_to(path).as_posix() for file in files]
+    digest = hashlib.sha256()
+    for name, file in zip(names, files, strict=True):
+        with file.open("rb") as content:
+            digest.update(f"{name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    channels, height, width = _decode(files[0]).shape
+    shape = (int(channels), int(height), int(width))
+    read = functools.partial(_read_image, path, shape)
+    labels = torch.zeros(len(names), dtype=torch.int64)
+    return Samples(path.name, DiskImages(names, labels, shape, read, digest.hexdigest()), digest.hexdigest())
+
+
+def _read_image(root: Path, shape: tuple[int, int, int], name: str) -> Tensor:
+    image = _decode(root / name)
+    if image.shape != shape:
+        raise ConfigError(
+            f"{root} holds images of several kinds: {name} is {_words(image.shape)}, the first is {_words(shape)}"
+        )
+    return image
+
+
+def _decode(file: Path) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            if image.mode not in ("L", "RGB", "P"):
+                raise ConfigError(f"{file} is of mode {image.mode}: 8-bit grey or RGB images are needed")
+            pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
+    except ConfigError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"the image {file} can't be read: {' '.join(str(error).split())[:100]}") from None
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _words(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[2]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+
+
+# -- the score ------------------------------------------------------------------------------------------
+
+
+def score(
+    samples: Samples,
+    against: Samples | Path | None,
+    metrics: MetricsConfig,
+    data: ImageData,
+    features: Features,
+    store: Store,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What `generate` measures of a cell's quality, of any images: see `ddim_lab.metrics.quality.Quality`.
+
+    Args:
+        samples: what is scored.
+        against: other images, or a file of statistics; None for what conf/metrics names.
+        metrics, data, features, store, device: as configured, resolved.
+
+    Raises:
+        ConfigError: the images do not fit those they are compared with.
+    """
+    from ddim_lab.metrics.quality import Quality  # torchmetrics: seconds to import
+
+    keep = metrics.kid or metrics.precision_recall
+    of_data = metrics.features != "inception" or against is None
+    wanted = data.shape if of_data else samples.images.shape
+    for images in (samples, *([against] if isinstance(against, Samples) else [])):
+        if images.images.shape != wanted:
+            what = f"data={data.name}" if of_data else samples.name
+            raise ConfigError(
+                f"{images.name} holds images of {_words(images.images.shape)}, {what} of {_words(wanted)}:"
+                " they can't be compared"
+            )
+    held_out = None
+    if isinstance(against, Samples):
+        key = content_key({"features": features.digest, "samples": against.digest})
+        count = len(against.images)
+        reference = obtain_statistics(
+            *(features, against.images, f"{against.name}, n={count}", key, store),
+            count=count,
+            keep_features=keep,
+            device=device,
+        )
+    else:
+        reference, held_out = _configured(against, metrics, data, features, store, keep, device, len(samples.images))
+    network = features.load().to(device)
+    with tempfile.TemporaryDirectory(dir=store.root) as scratch:
+        moments = None if held_out is None else held_out.moments
+        count = len(samples.images)
+        quality = Quality(metrics, features, network, reference, count, Path(scratch), store, moments, device)
+        with torch.inference_mode(), tqdm(total=count, unit="image", disable=None, leave=False) as bar:
+            start = 0
+            for part in samples.images.batches(BATCH):
+                quality.update(network(part.to(device)), start)
+                start += len(part)
+                bar.update(len(part))
+        return quality.compute()
+
+
+def _configured(
+    statistics: Path | None,
+    metrics: MetricsConfig,
+    data: ImageData,
+    features: Features,
+    store: Store,
+    keep: bool,
+    device: torch.device,
+    count: int,
+) -> tuple[Reference, Reference | None]:
+    """The reference that was named, and held-out images of the same number as the samples, as far as there are."""
+    if statistics is not None:
+        return read_moments(statistics, features), None
+    if metrics.reference_statistics is not None:
+        reference = read_moments(Path(metrics.reference_statistics), features)
+    else:
+        reference = obtain_reference(features, data, metrics.reference, store, keep_features=keep, device=device)
+    if metrics.reference != "train" or len(data.held_out) < 2:
+        return reference, None
+    return reference, obtain_reference(features, data, "held_out", store, count=count, device=device)
+
+
+# -- the command line -----------------------------------------------------------------------------------
+
+
+def _table(samples: Samples, quality: dict[str, Any]) -> str:
+    """Every value with its N, network and reference."""
+    is_fid = quality["name"] == "FID"
+    rows = [
+        (quality["name"], quality["fd"], quality["fd_se"], "± one standard error of sampling"),
+        (
+            "KID" if is_fid else "Kernel distance",
+            quality.get("kid"),
+            quality.get("kid_spread"),
+            "± spread over subsets",
+        ),
+        (
+            "Inception Score" if is_fid else "Inception Score (of this network)",
+            *(quality.get("inception_score"), quality.get("inception_score_spread")),
+            "± spread over splits",
+        ),
+        ("Precision", quality.get("precision"), None, ""),
+        ("Recall", quality.get("recall"), None, ""),
+    ]
+    if equal := quality["equal_n"]:
+        at = f"at N = {equal['num_samples']:,}"
+        rows.append((f"{quality['name']} {at}", equal["fd_samples"], None, ""))
+        rows.append((f"{quality['name']} of held-out real images {at}", equal["fd_held_out"], None, ""))
+    shown = [
+        f"{name:<48} {value:>10.5g}" + (f" ± {error:.2g}  ({note[2:]})" if error is not None else "")
+        for name, value, error, note in rows
+        if value is not None
+    ]
+    head = [
+        f"samples    {samples.name}: N = {len(samples.images):,}, {_words(samples.images.shape)}, SHA-256"
+        f" {samples.digest[:12]}",
+        f"reference  {quality['reference']}",
+        f"features   {quality['features'][:24]}",
+    ]
+    reasons = [f"no {name}: {reason}" for name, reason in quality["not_measured"].items()]
+    return "\n".join([*head, "", *shown, *reasons])
+
+
+def _pair(quality: dict[str, Any], name: str) -> tuple[float | None, float | None]:
+    return quality.get(name), quality.get(f"{name}_spread")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see python -m ddim_lab.score --help")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="python -m ddim_lab.score", description=__doc__.splitlines()[0].split(": ")[1])
+    parser.add_argument("path", type=Path, help="samples.npz (arr_0, uint8, NHWC) or a folder of images")
+    parser.add_argument(
+        "--reference", type=Path, help="compare with these images, or statistics (mu, sigma), instead of the data set"
+    )
+    parser.add_argument("--json", type=Path, help="write all values to this file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OPTION=VALUE", help="as python -m ddim_lab: data, metrics.*, runtime.*, ..."
+    )
+    asked = parser.parse_intermixed_args(arguments)
+    config = checked_config(asked.overrides)
+    samples = read_samples(asked.path)
+    against = asked.reference
+    if against is not None and not _is_statistics(against):
+        against = read_samples(against)
+    store, runtime = Store(Path(config.outputs_dir)), Runtime.resolve(config.runtime)
+    try:
+        store.check_writable()
+    except OSError as error:
+        raise ConfigError(f"outputs_dir={config.outputs_dir} can't be written: {error}; set outputs_dir") from None
+    data, metrics = load_data(config.data), config.metrics
+    features = obtain_features(metrics.features, data, store, metrics.inception_weights)
+    with runtime.applied():
+        quality = score(samples, against, metrics, data, features, store, runtime.torch_device)
+    print(_table(samples, quality))
+    if asked.json is not None:
+        described = {"path": str(asked.path), "num_samples": len(samples.images), "sha256": samples.digest}
+        write_json(asked.json, {"samples": described, "metrics": metrics.model_dump(), "quality": quality})
+    return 0
+
+
+def _is_statistics(path: Path) -> bool:
+    """Whether a file holds mu and sigma rather than images."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "mu.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def main() -> None:
+    """Entry point. Exit status: 0, 2 wrong input (one line says what), 130 interrupted."""
+    try:
+        sys.exit(_main(sys.argv[1:]))
+    except ConfigError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"ddim_lab: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("ddim_lab: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""`python -m ddim_lab.score`: the same numbers as a cell has, from any file or folder; faulty ones in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from ddim_lab.score import main
+from ddim_lab.store import read_json
+
+PIXELS = ("metrics.features=pixels", "metrics.kid_subset_size=20")
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Exit status, and the quality that was written."""
+    out = tmp_path / "score.json"
+    out.unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        line = [*arguments, "--json", str(out), *PIXELS, f"outputs_dir={tmp_path}/outputs"]
+        patch.setattr(sys, "argv", ["score", *line])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, json.loads(out.read_text())["quality"] if out.exists() else {}
+
+
+def images(count: int = 30, seed: int = 0, shape: tuple[int, int, int] = (8, 8, 1)) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def folder_of(path: Path, pixels: Pixels) -> Path:
+    path.mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image.squeeze()).save(path / f"{number:04d}.png")
+    return path
+
+
+def test_a_cells_samples_score_what_the_cell_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ("model=gaussian", "steps=3", "logger=csv", "save_samples=true", *PIXELS)
+    assert tiny.run(tmp_path / "outputs", *line, settings=tiny.SMALL) == 0
+    (cell,) = (tmp_path / "outputs" / "cells").glob("*/result.json")
+    expected = read_json(cell)["measurements"]["quality"]
+    samples = cell.parent / "samples.npz"
+    capsys.readouterr()
+    status, quality = run(tmp_path, str(samples))
+    printed = capsys.readouterr().out
+    assert status == 0
+    for name in ("fd", "fd_se", "kid", "kid_spread", "precision", "recall"):
+        assert quality[name] == pytest.approx(expected[name], rel=1e-9), name
+    assert quality["equal_n"] == {name: pytest.approx(value, rel=1e-9) for name, value in expected["equal_n"].items()}
+    for name in ("features", "reference", "reference_key", "num_samples", "name"):
+        assert quality[name] == expected[name]
+    for words in ("N = 44", "8x8 with 1 channel", "reference  digits train, n=1437", "FD (digits pixels) ", "Recall "):
+        assert words in printed, printed
+
+    pixels = np.load(samples)["arr_0"]
+    np.savez_compressed(tmp_path / "compressed.npz", arr_0=pixels)
+    for path in (tmp_path / "compressed.npz", folder_of(tmp_path / "folder", pixels)):
+        again = run(tmp_path, str(path))[1]
+        assert again["fd"] == pytest.approx(quality["fd"], rel=1e-9)
+        assert again["recall"] == quality["recall"]
+
+
+def test_two_sets_of_samples_and_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = tmp_path / "one.npz", folder_of(tmp_path / "other", images(25, seed=1))
+    np.savez(one, arr_0=images())
+    status, same = run(tmp_path, str(one), "--reference", str(one))
+    assert status == 0
+    assert same["fd"] == pytest.approx(0, abs=1e-6)
+    assert same["precision"] == same["recall"] == 1
+    assert same["reference"] == "one.npz, n=30"
+    different = run(tmp_path, str(one), "--reference", str(other))[1]
+    assert different["fd"] > 1
+    assert different["reference"] == "other, n=25"
+    flat = images().reshape(30, 64) / 127.5 - 1
+    np.savez(tmp_path / "statistics.npz", mu=flat.mean(0), sigma=np.cov(flat.T))
+    of_file = run(tmp_path, str(one), "--reference", str(tmp_path / "statistics.npz"))[1]
+    assert of_file["fd"] == pytest.approx(0, abs=1e-5)
+    assert of_file["kid"] is None
+    assert "no kid: the reference is a mean and a covariance" in capsys.readouterr().out
+
+
+def save(name: str, **arrays: Any) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        np.savez(folder / name, **arrays)
+        return folder / name
+
+    return write
+
+
+def cut(folder: Path) -> Path:
+    path = save("cut.npz", arr_0=images())(folder)
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+def flipped(folder: Path) -> Path:
+    """One byte of the pixels is another: the checksum in the file does not fit."""
+    path = save("flipped.npz", arr_0=images())(folder)
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "none").mkdir()
+    return folder / "none"
+
+
+def mixed(folder: Path) -> Path:
+    path = folder_of(folder / "mixed", images(3))
+    Image.fromarray(np.zeros((9, 8), dtype=np.uint8)).save(path / "9999.png")
+    return path
+
+
+def corrupt(folder: Path) -> Path:
+    path = folder_of(folder / "corrupt", images(3))
+    (path / "0002.png").write_bytes((path / "0002.png").read_bytes()[:60])
+    return path
+
+
+def transparent(folder: Path) -> Path:
+    path = folder_of(folder / "transparent", images(3))
+    Image.new("RGBA", (8, 8)).save(path / "0000.png")
+    return path
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda folder: folder / "nowhere.npz", r"there is no such folder of images or \.npz file"),
+    "float": (save("f.npz", arr_0=images() / 255.0), "arr_0 must be uint8 images from 0 to 255, it is float64"),
+    "channels first": (save("c.npz", arr_0=images().transpose(0, 3, 1, 2)), r"arr_0 must be \[N, height, width"),
+    "flat": (save("d.npz", arr_0=images().reshape(30, 64)), r"its shape is \(30, 64\)"),
+    "another array": (save("a.npz", images=images()), "looked for in the array arr_0, it has images"),
+    "pickle": (save("p.npz", arr_0=np.array([{}, None], dtype=object)), "arr_0 must be uint8 .*, it is object"),
+    "no images": (save("n.npz", arr_0=images(0)), "holds 0 images: at least 2 are needed"),
+    "one image": (save("o.npz", arr_0=images(1)), "holds 1 images: at least 2 are needed"),
+    "other size": (save("s.npz", arr_0=images(9, 0, (9, 9, 1))), "of 9x9 with 1 channel, data=digits of 8x8"),
+    "colour": (save("r.npz", arr_0=images(9, 0, (8, 8, 3))), "of 8x8 with 3 channels, data=digits of 8x8 with 1"),
+    "cut": (cut, r"is damaged or no \.npz file"),
+    "flipped": (flipped, r"is damaged or no \.npz file .*CRC"),
+    "empty folder": (empty_folder, "holds no images"),
+    "mixed sizes": (mixed, r"of several kinds: 9999\.png is 9x8 with 1 channel, the first is 8x8"),
+    "corrupt image": (corrupt, r"the image \S+0002\.png can't be read"),
+    "transparent": (transparent, "is of mode RGBA: 8-bit grey or RGB"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_samples_are_one_clear_line(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, words = FAULTS[fault]
+    assert run(tmp_path, str(make(tmp_path)))[0] == 2
+    assert re.fullmatch(rf"ddim_lab: .*{words}.*\n", capsys.readouterr().err)
+
+
+def test_faulty_arguments_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (("--refrence", "x"), "unrecognized arguments"),
+        (("x.npz", "metrics.features=nothing"), "metrics.features=nothing: must be"),
+    ):
+        assert run(tmp_path, *arguments)[0] == 2
+        assert re.fullmatch(rf"ddim_lab: .*{words}.*\n", capsys.readouterr().err)
