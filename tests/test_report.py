@@ -471,19 +471,20 @@ def test_different_n_features_or_reference_never_share_a_table(tmp_path: Path) -
         outputs.add(0.0, steps, num_samples=360)
         outputs.add(0.0, steps, overrides=["a=1"], change=set_quality(features="inception", name="FID"))
         outputs.add(0.0, steps, overrides=["b=1"], change=set_quality(reference="digits all, n=1797"))
+        outputs.add(0.0, steps, overrides=["c=1"], change=set_quality(reference_key="other images of that name"))
     outputs.add(0.5, 10, num_samples=360, status="failed", error="no")
     sweep = outputs.done()
     page = Page(build(sweep))
     tables = paper_tables(read_sweep(sweep))
     metrics = [table.metric for table in tables]
-    assert len(set(metrics)) == len(tables) == 4
+    assert len(set(metrics)) == len(tables) == 5
     for table in tables:
         known = [cell.quality for cell in table.cells if cell.quality]
-        assert len({(q.name, q.features, q.reference, q.num_samples) for q in known}) == 1
+        assert len({(q.name, q.features, q.reference, q.num_samples, q.reference_key) for q in known}) == 1
     # the hole of N = 360 went to the table of N = 360
     assert [len(table.rows) for table in tables if table.metric and table.metric.num_samples == 360] == [2]
     assert page.text.count("N = 360 ·") + page.text.count("N = 360\n") >= 1
-    assert len([name for name in page.charts if name.startswith("fd_against_steps")]) == 4
+    assert len([name for name in page.charts if name.startswith("fd_against_steps")]) == 5
 
 
 def test_paired_differences_are_tighter_and_refused_across_seeds(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_faulty_samples_are_one_clear_line(fault: str, tmp_path: Path, capsys: p
 def test_faulty_arguments_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (("--refrence", "x"), "unrecognized arguments"),
-        (("x.npz", "metrics.features=nothing"), "metrics.features=nothing: must be"),
+        (("x.npz", "steps=0"), "steps=0: must be at least 1"),
     ):
         assert run(tmp_path, *arguments)[0] == 2
         assert re.fullmatch(rf"ddim_lab: .*{words}.*\n", capsys.readouterr().err)
