@@ -19,7 +19,7 @@ from ddim_lab.metrics.inception_score import InceptionScore
 from ddim_lab.metrics.kernel import kernel_distance
 from ddim_lab.metrics.precision_recall import precision_recall, squared_radii
 from ddim_lab.metrics.references import KEPT_AT_MOST, Reference
-from ddim_lab.metrics.statistics import FeatureSums, Moments
+from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
 from ddim_lab.store import Store, content_key
 
 __all__ = ["Quality"]
@@ -63,12 +63,9 @@ class Quality:
         self._first: FeatureSums | None = None
         self._head = network.head
         self._score = InceptionScore(metrics.inception_score_splits)
-        self._spooled: np.ndarray[Any, np.dtype[np.float32]] | None = None
+        self._spooled: VectorFile | None = None
         if (metrics.kid or metrics.precision_recall) and reference.features is not None:
-            shape = (min(num_samples, KEPT_AT_MOST), features.num_features)
-            self._spooled = np.lib.format.open_memmap(
-                scratch / "features.npy", mode="w+", dtype=np.float32, shape=shape
-            )
+            self._spooled = VectorFile(scratch / VECTORS, (min(num_samples, KEPT_AT_MOST), features.num_features))
         self._num_samples = num_samples
 
     @torch.inference_mode()
@@ -82,8 +79,8 @@ class Quality:
             self._first = first if self._first is None else self._first + first
         if self._metrics.inception_score and self._head is not None:
             self._score.update(self._head(features), indices)
-        if self._spooled is not None and start < len(self._spooled):
-            self._spooled[start : start + len(features)] = features[: len(self._spooled) - start].cpu().numpy()
+        if self._spooled is not None:
+            self._spooled.add(features)
 
     def compute(self) -> dict[str, Any]:
         """The values with what they mean nothing without: network, reference, N. None for what could not be measured,
@@ -127,7 +124,7 @@ class Quality:
             not_measured["kid"] = NO_IMAGES
             return values
         asked = self._metrics.kid_subsets, self._metrics.kid_subset_size
-        found = kernel_distance(self._spooled, self._reference.features, *asked, self._device)
+        found = kernel_distance(read_vectors(self._spooled.path), self._reference.features, *asked, self._device)
         return dict(zip(values, (found.value, found.spread, found.subsets, found.subset_size), strict=True))
 
     def _inception_score(self, not_measured: dict[str, str]) -> dict[str, Any]:
@@ -147,10 +144,11 @@ class Quality:
             not_measured["precision"] = not_measured["recall"] = NO_IMAGES
             return values
         k = self._metrics.neighbours
-        if min(len(self._spooled), len(self._reference.features)) <= k:
+        vectors = read_vectors(self._spooled.path)
+        if min(len(vectors), len(self._reference.features)) <= k:
             not_measured["precision"] = not_measured["recall"] = f"{k} neighbours need more than {k} images"
             return values
-        found = precision_recall(self._spooled, self._reference.features, k, self._radii(), self._device)
+        found = precision_recall(vectors, self._reference.features, k, self._radii(), self._device)
         return dict(zip(values, found, strict=True))
 
     def _radii(self) -> np.ndarray[Any, np.dtype[np.float32]]:

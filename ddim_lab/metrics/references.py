@@ -17,7 +17,7 @@ from torch import Tensor
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import ImageData, ImageSet, Split
 from ddim_lab.metrics.features import Features
-from ddim_lab.metrics.statistics import FeatureSums, Moments
+from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
 from ddim_lab.store import Store, content_key
 
 __all__ = [
@@ -111,28 +111,21 @@ def obtain_statistics(
 
     def build(folder: Path) -> None:
         network = features.load().to(device)
-        vectors = None
-        if kept:
-            shape = (kept, features.num_features)
-            vectors = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+        vectors = VectorFile(folder / VECTORS, (kept, features.num_features)) if kept else None
 
         def extracted() -> Iterator[Tensor]:
-            done = 0
             for part in images.batches(512, count):
                 found = network(part.to(device))
-                if vectors is not None and done < kept:
-                    vectors[done : done + len(found)] = found[: kept - done].cpu().numpy()
-                done += len(found)
+                if vectors is not None:
+                    vectors.add(found)
                 yield found
 
         with torch.inference_mode():
             FeatureSums.of(extracted()).save(folder / "statistics.npz")
-        if vectors is not None:
-            vectors.flush()
 
     named = content_key({"reference": key, "kept": kept}) if kept else key
     folder, _ = store.obtain("references", named, build)
-    vectors = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False) if kept else None
+    vectors = read_vectors(folder / VECTORS) if kept else None
     return Reference(name, key, FeatureSums.load(folder / "statistics.npz").moments(), vectors, folder)
 
 

@@ -7,13 +7,16 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FeatureSums", "Moments", "median_nearest_distance"]
+__all__ = ["VECTORS", "FeatureSums", "Moments", "VectorFile", "median_nearest_distance", "read_vectors"]
+
+VECTORS: Final = "features.npy"
+"""What a file of feature vectors is called."""
 
 
 @final
@@ -78,6 +81,36 @@ class FeatureSums:
                 return cls(int(file["count"]), torch.from_numpy(file["total"]), torch.from_numpy(file["outer"]))
         except (ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} does not hold feature statistics: {error}") from None
+
+
+@final
+class VectorFile:
+    """Feature vectors [n, D], float32, streamed into an .npy file and read back through a memory map.
+
+    They are written by ordinary writes: on a full disk those raise OSError, where a memory map kills the process.
+
+    Args:
+        path: where; made, or begun anew.
+        shape: (n, D).
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.path, self._left = path, shape[0]
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+    def add(self, vectors: Tensor) -> None:
+        """Append vectors [B, D]; those beyond n are left out."""
+        kept = vectors[: self._left].float().cpu().contiguous()
+        with self.path.open("ab") as file:
+            file.write(kept.numpy().astype("<f4", copy=False).tobytes())
+        self._left -= len(kept)
+
+
+def read_vectors(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The vectors of a `VectorFile`, in memory only where they are looked at."""
+    vectors: np.ndarray[Any, np.dtype[np.float32]] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return vectors
 
 
 def median_nearest_distance(images: Tensor, others: Tensor) -> float:
