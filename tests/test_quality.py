@@ -293,7 +293,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from ddim_lab.__main__ import checked_config
-from ddim_lab.metrics.classifier import SMALL, make_classifier
+from ddim_lab.metrics.classifier import LARGE, make_classifier
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.quality import Quality
 from ddim_lab.metrics.references import Reference
@@ -303,11 +303,11 @@ from ddim_lab.store import Store
 torch.set_num_threads(1)
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 metrics = checked_config(["metrics.kid=false", "metrics.precision_recall=false"]).metrics
-network = make_classifier(3, 10, SMALL).eval()
+network = make_classifier(3, 10, {**LARGE, "widths": [8, 16]}).eval()
 images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8)
 features = network(images).detach()
 reference = Reference("random", "random", FeatureSums.of([features]).moments(), None, None)
-found = Features("FD (random)", "random", 64, lambda: network)
+found = Features("FD (random)", "random", 128, lambda: network)
 quality = Quality(metrics, found, network, reference, count, folder, Store(folder))
 for start in range(0, count, 256):
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddim_lab.config import MetricsConfig
 from ddim_lab.metrics.estimates import jackknife_se
-from ddim_lab.metrics.extractor import Extractor
+from ddim_lab.metrics.extractor import Extractor, exact_float32
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.inception_score import InceptionScore
@@ -68,6 +68,7 @@ class Quality:
             self._spooled = VectorFile(scratch / VECTORS, (min(num_samples, KEPT_AT_MOST), features.num_features))
         self._num_samples = num_samples
 
+    @exact_float32()
     @torch.inference_mode()
     def update(self, features: Tensor, start: int) -> None:
         """Add features [B, D] of the samples start ... start + B - 1; in their order."""
@@ -82,6 +83,7 @@ class Quality:
         if self._spooled is not None:
             self._spooled.add(features)
 
+    @exact_float32()
     def compute(self) -> dict[str, Any]:
         """The values with what they mean nothing without: network, reference, N. None for what could not be measured,
         with the reason in `not_measured`.
