@@ -188,8 +188,6 @@ def _unet(
         write_json(folder / "model.json", description)
 
     folder, trained = store.obtain("models", fingerprint, build)
-    if trained:
-        store.discard_work("models", fingerprint)
     description = read_json(folder / "model.json")
 
     def load() -> nn.Module:

@@ -279,16 +279,20 @@ def train(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    module = DiffusionModule(network, schedule, training, ranks=training.devices)
     try:
         with interruptible():
             trainer.fit(
-                DiffusionModule(network, schedule, training, ranks=training.devices),
+                module,
                 datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
                 ckpt_path=usable(work / "last.ckpt"),
                 weights_only=True,
             )
     except ConfigError as error:  # from a process that decodes images, with the traceback there in front
         raise ConfigError(str(error).strip().splitlines()[-1].removeprefix("ddim_lab.config.ConfigError: ")) from None
+    if not raw.state:  # it was killed after its last checkpoint: where no step is left, Lightning leaves its hooks out
+        raw.on_train_end(trainer, module)
+        average.on_train_end(trainer, module)
     averaged = network.to("cpu", memory_format=torch.contiguous_format).eval()
     last_raw = copy.deepcopy(averaged)
     last_raw.load_state_dict(raw.state)

@@ -168,8 +168,6 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
         write_json(folder / "result.json", result)
 
     folder, built = job.store.obtain("cells", key, build, replace=job.config.force)
-    if built:
-        job.store.discard_work("cells", key)
     if job.config.save_samples and job.config.task.name == "generate" and not (folder / "samples.npz").is_file():
         from ddim_lab.tasks.generate import resample
 

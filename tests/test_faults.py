@@ -44,13 +44,12 @@ def swept(outputs: Path) -> list[dict[str, str]]:
 
 def test_a_cell_that_the_disk_has_no_room_for(tmp_path: Path) -> None:
     """No file may exceed 3 MB: the chunk of 30,000 samples does."""
+    line = (*EXACT, "num_samples=44,30000,50", "batch_size=10000", "steps=2", "-m")
 
     def run() -> int:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
-        return tiny.run(
-            tmp_path / "outputs", *EXACT, "num_samples=44,30000,50", "steps=2", "batch_size=10000", "-m", settings=()
-        )
+        return tiny.run(tmp_path / "outputs", *line, settings=())
 
     status, printed = forked.run(run, tmp_path / "log")
     assert status == 1, printed

@@ -321,6 +321,18 @@ def test_a_loss_that_is_not_finite_ends_training_by_name_and_is_never_saved(
         assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_has_the_weights_of_its_end(
+    data: ImageData, tmp_path: Path
+) -> None:
+    averaged, raw, _ = fit(settings("training.max_steps=8"), data, tmp_path)
+    averaged_again, raw_again, write = fit(settings("training.max_steps=8"), data, tmp_path)
+    assert same(raw_again, raw)
+    assert same(averaged_again, averaged)
+    assert not same(raw, averaged)
+    write(tmp_path / "curve")
+    assert len((tmp_path / "curve").read_text().splitlines()) == 9
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(
     damage: str, undisturbed: Any, data: ImageData, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -72,10 +72,14 @@ class Store:
             build: writes the object's files into the folder it is given.
             replace: build even if it is there.
         """
-        if not replace and (found := self._whole(kind, key)) is not None:
+        work = self.path(kind, f"{key}.partial")
+        if not replace and not work.exists() and (found := self._whole(kind, key)) is not None:
             return found, False
         with self._making(kind, key):
             if not replace and (found := self._whole(kind, key, mend=True)) is not None:
+                shutil.rmtree(
+                    work, ignore_errors=True
+                )  # of a process that was killed just before it would have done it
                 return found, False
             target = self.path(kind, key)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +97,7 @@ class Store:
                 else:
                     fresh.rename(target)
                 sync_folder(target.parent)
+                shutil.rmtree(work, ignore_errors=True)
             except BaseException:
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
@@ -115,13 +120,13 @@ class Store:
         return self.lock(f"{kind}-{key}", waiting_for=f"{kind[:-1]} {key[:12]}")
 
     def work_folder(self, kind: Kind, key: str) -> Path:
-        """A durable folder for the unfinished object: what is there when its build is killed is there next time."""
+        """A durable folder for the unfinished object: there again if its build is killed, gone when it is built."""
         folder = self.path(kind, f"{key}.partial")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def discard_work(self, kind: Kind, key: str) -> None:
-        """Remove the work folder of a finished object."""
+        """Remove the work folder, for a build that is to start from nothing."""
         shutil.rmtree(self.path(kind, f"{key}.partial"), ignore_errors=True)
 
     @contextlib.contextmanager

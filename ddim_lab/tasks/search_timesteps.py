@@ -344,9 +344,7 @@ def _obtain_search(
         records = [{"proposed_by": t.proposed_by, "timesteps": t.timesteps, "fd": _finite(t.fd)} for t in tried]
         write_json(folder / "search.json", {"schema": 1, "identity": wanted, "trials": records})
 
-    folder, built = job.store.obtain("references", key, build)
-    if built:
-        job.store.discard_work("references", key)
+    folder, _ = job.store.obtain("references", key, build)
     return [
         Trial(record["proposed_by"], tuple(record["timesteps"]), math.inf if record["fd"] is None else record["fd"])
         for record in read_json(folder / "search.json")["trials"]

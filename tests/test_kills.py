@@ -1,0 +1,133 @@
+"""kill -9 at any moment, the same command again: the numbers of a run that nothing disturbed.
+
+A moment is named by what the run has written: the n-th time that it opens a file for writing, renames or removes one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+import tiny
+
+LINE = (
+    *("training.max_steps=6", "training.warmup_steps=0", "training.checkpoint_every=2", "training.batch_size=8"),
+    *("model.block_out_channels=[8,8]", "model.attention=[false,false]", "metrics.features=pixels"),
+    *("num_samples=24", "batch_size=8", "checkpoint_seconds=0.000001", "sampler.eta=0.5", "steps=2,3", "-m"),
+)
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+PHASES = {
+    "plan": r"sweeps/[^/]+/\.?plan",
+    "training": r"models/[0-9a-f]{64}\.partial",
+    "model": r"models/",
+    "references": r"references/",
+    "sampling": r"cells/[0-9a-f]{64}\.partial",
+    "scoring": r"cells/",
+    "pointer": r"sweeps/[^/]+/jobs/",
+    "tables": r"sweeps/[^/]+/\.?(results|table)",
+    "page": r"sweeps/[^/]+/\.?report",
+    "W&B": r"sweeps/[^/]+/wandb",
+}
+"""Of a sweep, by the first of these that the path of a write matches."""
+
+
+def phase(path: str) -> str | None:
+    return next((name for name, pattern in PHASES.items() if re.match(pattern, path)), None)
+
+
+def watched(outputs: Path, act: Callable[[int, str], None], logger: str) -> int:
+    """The sweep in this process; `act` is called with number and path before each write under `outputs`."""
+    count = 0
+    prefix = f"{outputs}/"
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event == "open":
+            path, _, flags = arguments
+            if not isinstance(flags, int) or not flags & WRITES:
+                return
+        elif event in ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree"):
+            path = arguments[0]
+        else:
+            return
+        path = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+        if path.startswith(prefix):
+            act(count, path.removeprefix(prefix))
+            count += 1
+
+    sys.addaudithook(hook)
+    return tiny.run(outputs, *LINE, f"logger={logger}", settings=())
+
+
+def moments(outputs: Path, log: Path, logger: str) -> list[tuple[int, str]]:
+    """(number, phase) of every write of an undisturbed sweep."""
+    found = log.with_suffix(".moments")
+
+    def note(number: int, path: str) -> None:
+        if (name := phase(path)) is not None:
+            os.write(descriptor, f"{number} {name}\n".encode())
+
+    descriptor = os.open(found, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    status, printed = forked.run(lambda: watched(outputs, note, logger), log)
+    assert status == 0, printed
+    return [(int(number), name) for number, name in (line.split(" ", 1) for line in found.read_text().splitlines())]
+
+
+def spread(chosen: list[int], count: int) -> list[int]:
+    """`count` of them, or all, the first and the last included."""
+    if len(chosen) <= count:
+        return chosen
+    return [chosen[round(i * (len(chosen) - 1) / (count - 1))] for i in range(count)]
+
+
+def killed(outputs: Path, at: int, log: Path, logger: str) -> int:
+    def kill(number: int, path: str) -> None:
+        if number == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return forked.start(lambda: watched(outputs, kill, logger), log)
+
+
+@pytest.mark.timeout(900)
+def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    # Everything is imported once, here: forks have it.
+    assert tiny.run(tmp_path / "warm", *LINE, "logger=csv", settings=()) == 0
+    seen = moments(whole, tmp_path / "whole.log", "csv")
+    expected = tiny.numbers(tiny.sweeps(whole)[0])
+    assert [row["status"] for row in expected] == ["done", "done"]
+    by_phase = {name: [number for number, at in seen if at == name] for name in PHASES if name != "W&B"}
+    assert all(by_phase.values()), by_phase
+    most = {"training": 4, "model": 3, "references": 2, "sampling": 4, "scoring": 4}
+    chosen = sorted({n for name, numbers in by_phase.items() for n in spread(numbers, most.get(name, 2))})
+    assert len(chosen) >= 20
+    for number in chosen:
+        outputs, log = tmp_path / f"at{number}", tmp_path / f"at{number}.log"
+        assert forked.wait(killed(outputs, number, log, "csv")) == -signal.SIGKILL, log.read_text()
+        status, printed = forked.run(lambda: tiny.run(outputs, *LINE, "logger=csv", settings=()), log)  # noqa: B023
+        assert status == 0, (number, printed)
+        assert tiny.numbers(tiny.sweeps(outputs)[-1]) == expected, number
+        left = [path.name for kind in ("models", "references", "cells") for path in (outputs / kind).iterdir()]
+        assert all(re.fullmatch("[0-9a-f]{64}", name) for name in left), (number, left)
+    assert all(first < second for first, second in pairwise(chosen))
+
+
+def test_killed_as_it_writes_to_wandb(tmp_path: Path) -> None:
+    seen = moments(tmp_path / "whole", tmp_path / "whole.log", "wandb")
+    expected = tiny.numbers(tiny.sweeps(tmp_path / "whole")[0])
+    numbers = [number for number, at in seen if at == "W&B"]
+    for number in spread(numbers, 2):
+        outputs, log = tmp_path / f"at{number}", tmp_path / f"at{number}.log"
+        assert forked.wait(killed(outputs, number, log, "wandb")) == -signal.SIGKILL, log.read_text()
+        status, printed = forked.run(lambda: tiny.run(outputs, *LINE, "logger=wandb", settings=()), log)  # noqa: B023
+        assert status == 0, printed
+        assert tiny.numbers(tiny.sweeps(outputs)[-1]) == expected
