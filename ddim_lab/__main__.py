@@ -17,6 +17,7 @@ import re
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +34,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.trust import check_hydra, check_secrets
 
 __all__ = ["BAD_INPUT", "INTERRUPTED", "checked_config", "main"]
 
@@ -42,13 +45,18 @@ FAILED: Final = 1
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 FULL_ERROR: Final = "HYDRA_FULL_ERROR"
-BASIC_SWEEPER: Final = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def main() -> None:
     """Entry point of `python -m ddim_lab` and of the console script `ddim-lab`."""
     try:
-        sys.exit(_main(sys.argv[1:]))
+        with warnings.catch_warnings():
+            # Our conf/hydra/launcher has other defaults than the plugins' configurations, and is checked against them.
+            warnings.filterwarnings(
+                "ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema"
+            )
+            status = _main(sys.argv[1:])
+        sys.exit(status)
     except ConfigError as error:
         if os.environ.get(FULL_ERROR) == "1":
             raise
@@ -63,16 +71,19 @@ def _main(arguments: list[str]) -> int:
     parser = get_args_parser()
     parser.error = _refuse_arguments  # type: ignore[method-assign]
     asked = parser.parse_intermixed_args(arguments)
+    for flag in ("config_name", "config_path", "experimental_rerun"):
+        if getattr(asked, flag) is not None:
+            raise ConfigError(f"--{flag.replace('_', '-')} can't be used here; --config-dir adds a folder of choices")
     if asked.help or asked.hydra_help or asked.info is not None or asked.shell_completion:
+        with _composer(asked):
+            pass
         return _hand_to_hydra(asked, arguments)
     started = time.perf_counter()
     from ddim_lab import cost, datasets, models  # noqa: F401  # seconds of imports, told apart from composing
 
     imported = time.perf_counter()
     with _composer(asked):
-        if asked.cfg is not None:
-            _compose([text for text in asked.overrides if not _is_sweep(text)])
-        else:
+        if asked.cfg is None:
             sweep, plan, cells = _plan(asked, arguments)
             phases = {"imports": imported - started, "compose": time.perf_counter() - imported}
             plan["phases"] = {name: round(seconds, 4) for name, seconds in phases.items()}
@@ -117,8 +128,11 @@ def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Se
 
 @contextlib.contextmanager
 def _composer(asked: argparse.Namespace) -> Iterator[None]:
-    """Hydra ready to compose, with --config-dir as Hydra itself would have it."""
+    """Hydra ready to compose, with --config-dir as Hydra itself would have it; what Hydra may do is checked."""
+    plain = [text for text in asked.overrides if not _is_sweep(text)]
+    for_hydra = [text for text in plain if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
+        ours = _compose(for_hydra, hydra_too=True)
         if asked.config_dir is not None:
             folder = Path(asked.config_dir).absolute()
             if not folder.is_dir():
@@ -129,6 +143,7 @@ def _composer(asked: argparse.Namespace) -> Iterator[None]:
             search.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("ddim_lab", search)
+        check_hydra(_compose(plain, hydra_too=True), ours)
         yield
 
 
@@ -150,6 +165,8 @@ def _compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig
         return hydra.compose("config", overrides=list(overrides), return_hydra_config=hydra_too)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
+    except (YAMLError, OSError, ValueError) as error:
+        raise ConfigError(f"a configuration file can't be read: {' '.join(str(error).split())}") from error
 
 
 def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[Config]]:
@@ -189,10 +206,7 @@ def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, di
 
 def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesParser) -> list[list[str]]:
     """The overrides of each job of a sweep, as Hydra's basic sweeper makes them."""
-    sweeper = base.hydra.sweeper
-    if sweeper.get("_target_") != BASIC_SWEEPER:
-        return [[text for override in overrides if (text := override.input_line) and not override.is_sweep_override()]]
-    from_file = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    from_file = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
     swept = [*parser.parse_overrides(from_file), *overrides]
     batches = BasicSweeper.split_arguments(swept, max_batch_size=None)
     return [cell for batch in batches for cell in batch]
@@ -207,6 +221,7 @@ def _check(cell: Sequence[str]) -> Config:
     from ddim_lab.runtime import Runtime
 
     config = Config.from_hydra(_compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
+    check_secrets(config.model_dump())
     Runtime.resolve(config.runtime).check_training_devices(config.training.devices)
     if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
@@ -261,7 +276,8 @@ def _run(
         ) from None
     print(f"ddim_lab: {describe_cost(cells, Runtime.resolve(cells[0].runtime))}", file=sys.stderr)
     folder = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
-    places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'"]
+    places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'", "hydra.output_subdir=null"]
+    places += ["hydra.sweep.subdir='jobs/${hydra.job.num}'", "hydra.job.chdir=false"]
     try:
         status = _hand_to_hydra(asked, arguments, places)
     except KeyboardInterrupt:
@@ -324,7 +340,8 @@ def _explain(error: Exception) -> str:
         r"mismatched input|LexerNoViableAlt|no viable alternative|extraneous input|token recognition", text
     ):
         return f"an override can't be read: {' '.join(text.split())}; write option=value, and quote special characters"
-    return " ".join(text.strip().splitlines()[0].split())
+    lines = text.strip().splitlines()
+    return " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
 
 
 def _unknown_option(name: str) -> str:
@@ -344,7 +361,10 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _is_sweep(text: str) -> bool:
-    return bool(OverridesParser.create().parse_override(text).is_sweep_override())
+    try:
+        return bool(OverridesParser.create().parse_override(text).is_sweep_override())
+    except HydraException as error:
+        raise ConfigError(_explain(error)) from error
 
 
 if __name__ == "__main__":

@@ -220,6 +220,7 @@ def _train(
         config.build_schedule(),
         config.training,
         accelerator=runtime.accelerator,
+        device_index=runtime.torch_device.index,
         precision=runtime.training_precision(config.training.precision),
         deterministic=runtime.deterministic,
         work=work,

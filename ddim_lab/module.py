@@ -223,6 +223,7 @@ def train(
     training: TrainingConfig,
     *,
     accelerator: str,
+    device_index: int | None = None,
     precision: str,
     deterministic: bool,
     work: Path,
@@ -235,6 +236,7 @@ def train(
     Args:
         data, model, schedule, training: what to train, on what, how.
         accelerator: Lightning's name of the device: "cpu" or "gpu".
+        device_index: which of the GPUs, where one trains alone.
         precision: "fp32" or "bf16" (mixed).
         deterministic: only deterministic kernels, for weights that are bitwise the same on a GPU too; else the
             fastest ones found there.
@@ -264,7 +266,7 @@ def train(
     checkpoint.CHECKPOINT_JOIN_CHAR = "="
     trainer = pl.Trainer(
         accelerator=accelerator,
-        devices=training.devices,
+        devices=training.devices if device_index is None or training.devices > 1 else [device_index],
         strategy="ddp" if training.devices > 1 else "auto",
         max_steps=training.max_steps,
         precision="bf16-mixed" if precision == "bf16" else "32-true",

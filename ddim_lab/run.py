@@ -107,7 +107,17 @@ def describe(config: Config) -> str:
 
 def _run(config: Config, place: Place, name: str, store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do the job; return its result and what the pointer says of it."""
-    runtime = Runtime.resolve(config.runtime)
+    runtimes = {f"gpu-{runtime.hardware}": runtime for runtime in Runtime.choices(config.runtime)}
+    with contextlib.ExitStack() as stack:
+        taken = next(iter(runtimes))
+        if len(runtimes) > 1:  # jobs side by side take one each, whatever started them
+            taken = stack.enter_context(store.one_of(list(runtimes), waiting_for="a GPU"))
+        return _run_on(runtimes[taken], config, place, name, store)
+
+
+def _run_on(
+    runtime: Runtime, config: Config, place: Place, name: str, store: Store
+) -> tuple[dict[str, Any], dict[str, Any]]:
     group = place.sweep.name
     tracking = _tracking(config, place.sweep)
     phases: dict[str, float] = {}

@@ -101,8 +101,20 @@ class Runtime:
             raise ConfigError(f"training.devices={count}: this machine has {torch.cuda.device_count()} CUDA device(s)")
 
     def recipe(self) -> dict[str, Any]:
-        """All of it, for a cell's identity."""
-        return asdict(self)
+        """All of it, for a cell's identity; a GPU goes by its kind: which of several it was makes no other cell."""
+        return {**asdict(self), "device": self.torch_device.type}
+
+    @classmethod
+    def choices(cls, config: RuntimeConfig) -> list[Runtime]:
+        """What "auto" may settle on here: each of the GPUs, or the one thing that there is.
+
+        Raises:
+            ConfigError: as `resolve`.
+        """
+        if config.device != "auto" or torch.cuda.device_count() < 2:
+            return [cls.resolve(config)]
+        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        return [cls.resolve(config.model_copy(update={"device": name})) for name in names]
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -146,6 +146,29 @@ class Store:
             file_lock.release()
 
     @contextlib.contextmanager
+    def one_of(self, names: Sequence[str], *, waiting_for: str) -> Iterator[str]:
+        """Hold the lock of the first of these names that is free, and yield it; waits as long as none is."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        said = False
+        while True:
+            for name in names:
+                file_lock = FileLock(folder / f"{name}.lock")
+                try:
+                    file_lock.acquire(timeout=0)
+                except Timeout:
+                    continue
+                try:
+                    yield name
+                finally:
+                    file_lock.release()
+                return
+            if not said:
+                log.info("waiting for %s: other processes hold all %s", waiting_for, len(names))
+                said = True
+            time.sleep(0.2)
+
+    @contextlib.contextmanager
     def presence(self, what: str) -> Iterator[Callable[[], bool]]:
         """Mark this process as busy with something, as a device; yields a function: is another process here, too?"""
         mine = self._marks(what) / f"{os.uname().nodename}-{os.getpid()}.lock"
