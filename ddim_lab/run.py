@@ -25,12 +25,12 @@ from omegaconf import DictConfig
 from ddim_lab.config import Config, ConfigError
 from ddim_lab.datasets import load_data
 from ddim_lab.models import Mirror, obtain_model
-from ddim_lab.report import static_charts
+from ddim_lab.report import curves, static_charts, text_tables
 from ddim_lab.runtime import Runtime
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
 from ddim_lab.store.housekeeping import working
 from ddim_lab.tasks.job import Job
-from ddim_lab.tracking import Run, TrackingConfig, offline_sync_hint, track
+from ddim_lab.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
 
 __all__ = ["Place", "environment", "job", "mirror_report", "one_line"]
 
@@ -125,30 +125,42 @@ def _run_on(
     values = config.model_dump(mode="json")
     tags = [config.data.name, config.sampler.name, f"S={config.steps}"]
 
-    @contextlib.contextmanager
-    def training_mirror() -> Iterator[Mirror]:
-        log.info("training the eps-model on %s: %s steps", config.data.name, config.training.max_steps)
-        with track(
-            tracking, job_type="train", name=f"train {config.data.name}", group=group, run_config=values, tags=tags[:1]
-        ) as run:
-            yield run.log
-        runs.append(run)
-
     with track(tracking, job_type="cell", name=name, group=group, run_config=values, tags=tags) as run:
         data = load_data(config.data)
-        with _phase(phases, "train"):
+        with _phase(phases, "train"), contextlib.ExitStack() as training:
+
+            @contextlib.contextmanager
+            def training_mirror() -> Iterator[Mirror]:
+                log.info("training the eps-model on %s: %s steps", config.data.name, config.training.max_steps)
+                kept = track(
+                    tracking,
+                    job_type="train",
+                    name=f"train {config.data.name}",
+                    group=group,
+                    run_config=values,
+                    tags=tags[:1],
+                )
+                runs.append(training.enter_context(kept))  # open until the model is sealed and can be logged
+                yield runs[-1].log
+
             model = obtain_model(config, data, runtime, store, training_mirror)
+            if runs and model.fingerprint is not None:
+                _log_object(runs[-1], store, config.data.name, "models", model.fingerprint, "output")
         job = Job(config, data, model, runtime, store, f"{_progress(place)} {name}")
         with _phase(phases, "feature_network"):
             identity = _identity(job)
         cell, cached, measured = _cell(job, identity)
         result = read_json(cell / "result.json")
+        objects = _objects(store, result.get("objects", []))
         with _phase(phases, "tracking"):
             _mirror(run, config, result, cell)
+            for kind, key in objects:
+                if kind != "cells":
+                    _log_object(run, store, config.data.name, kind, key, "input")
     runs.append(run)
     wandb = [{"mode": run.mode, "directory": str(run.directory)} for run in runs if run.directory is not None]
     found = {"cell": result["key"], "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
-    return result, {**found, "objects": _objects(store, result.get("objects", []))}
+    return result, {**found, "objects": objects}
 
 
 def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, float]]:
@@ -256,6 +268,19 @@ def _recipe(job: Job) -> dict[str, Any]:
     }
 
 
+def _log_object(run: Run, store: Store, data: str, kind: str, key: str, role: Role) -> None:
+    """An object of the store as a W&B artifact: a model's versions share a name, a reference has one of its own."""
+    folder = store.root / kind / key
+    if run.mode == "off" or not folder.is_dir():
+        return
+    if kind == "references":
+        name, sort = f"{data}-reference-{key[:8]}", "reference"
+    else:
+        sort = "model" if (folder / "config.json").is_file() else "feature-network"
+        name = f"{data}-{sort}"
+    run.artifact(folder, name, sort, role, {"key": key, "data": data})
+
+
 def _mirror(run: Run, config: Config, result: dict[str, Any], cell: Path) -> None:
     """Repeat a cell's result in its W&B run: numbers over the number of steps, tables and pictures."""
     values = {name: value for name, value in _flat(result["measurements"]) if isinstance(value, int | float | str)}
@@ -293,6 +318,10 @@ def mirror_report(sweep: Path, rows: Sequence[Mapping[str, Any]], config: Config
     with track(tracking, job_type="report", name="report", group=sweep.name, run_config=plan) as run:
         columns = [name for name in rows[0] if name != "recipe"]
         run.table("results", columns, [[row[name] for name in columns] for row in rows])
+        for heading, names, lines in text_tables(sweep):
+            run.table(heading, names, lines)
+        for steps, values in curves(sweep).items():
+            run.log(values, step=steps)
         run.summary({"cells": len(rows), "cells_failed": sum(row["status"] != "done" for row in rows)})
         if run.mode != "off":
             for name, picture in static_charts(sweep).items():

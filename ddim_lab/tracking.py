@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 JobType = Literal["train", "cell", "report"]
 Mode = Literal["online", "offline", "off"]
+Role = Literal["output", "input"]
+
+UPLOAD_AT_MOST = 64 * 2**20
+"""Bytes of an artifact's folder beyond which its large files stay here: a sweep must not wait for an upload."""
+
+SMALL_FILE = 2**20
 
 # What a job's curves are drawn over. Lightning names the first; the second is the number of sampling steps.
 _AXES: Mapping[JobType, str] = {"train": "trainer/global_step", "cell": "steps", "report": "steps"}
@@ -124,6 +130,35 @@ class Run:
             import wandb
 
             backend.log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)})
+
+        self._send(send)
+
+    def artifact(self, folder: Path, name: str, kind: str, role: Role, metadata: Mapping[str, Any]) -> None:
+        """Log a folder as a version of an artifact that this run made ("output") or used ("input").
+
+        The same files are the same version, whichever run names them: that is what joins a training to its cells. The
+        files are neither copied nor changed, so they must stay as they are until they are uploaded. Of a folder beyond
+        UPLOAD_AT_MOST only the small files go; the metadata then say which were left out.
+        """
+
+        def send(backend: Any) -> None:
+            import wandb
+
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            sizes = {path: path.stat().st_size for path in files}
+            large = sum(sizes.values()) > UPLOAD_AT_MOST
+            left_out = [path for path in files if large and sizes[path] > SMALL_FILE]
+            told = {"left_out": [path.relative_to(folder).as_posix() for path in left_out]} if left_out else {}
+            artifact = wandb.Artifact(name, type=kind, metadata={**metadata, **told})
+            for path in files:
+                if path not in left_out:
+                    artifact.add_file(str(path), name=path.relative_to(folder).as_posix(), policy="immutable")
+            if role == "output":
+                backend.log_artifact(artifact)
+            else:
+                # What use_artifact does with an artifact of files. It refuses offline, where only the wait for the
+                # server can't be had: the record itself is written, and `wandb sync` acts on it.
+                backend._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
         self._send(send)
 

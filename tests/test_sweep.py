@@ -120,6 +120,40 @@ def test_the_wandb_files_hold_what_the_report_holds(outputs: Path, table: list[d
     assert training.summary["loss"] > 0
 
 
+def test_artifacts_join_the_training_to_its_cells(outputs: Path) -> None:
+    """What the training made is, digest for digest, what every cell used; so are the statistics it compared with."""
+    runs = _wandb_runs(tiny.sweeps(outputs)[0])
+    (made,) = next(run.artifacts for run in runs if run.job_type == "train")
+    assert (made.name, made.kind, made.used) == ("digits-model", "model", False)
+    assert made.files["diffusion_pytorch_model.safetensors"].parent == outputs / "models" / made.metadata["key"]
+    assert all(path.is_file() for path in made.files.values())
+    cells = [run for run in runs if run.job_type == "cell"]
+    assert len(cells) == 9
+    for run in cells:
+        used = {artifact.kind: artifact for artifact in run.artifacts}
+        assert all(artifact.used for artifact in run.artifacts)
+        assert used["model"].digest == made.digest
+        assert used["model"].name == made.name
+        assert (outputs / "references" / used["reference"].metadata["key"]).is_dir()
+        assert used["feature-network"].name == "digits-feature-network"
+    assert len({tuple(sorted(a.digest for a in run.artifacts if a.kind == "reference")) for run in cells}) == 1
+
+
+def test_the_summary_run_draws_fd_over_steps_by_eta(outputs: Path, table: list[dict[str, str]]) -> None:
+    sweep = tiny.sweeps(outputs)[0]
+    report = next(run for run in _wandb_runs(sweep) if run.job_type == "report")
+    assert report.axes == {"*": "steps"}
+    for row in table:
+        drawn = {r["steps"]: r[key] for r in report.history if (key := f"fd/η {float(row['eta']):g}") in r}
+        assert drawn[int(row["steps"])] == float(row["fd"])
+    (paper,) = report.values("FD (digits classifier).path")
+    folder = next(f for f in sorted((sweep / "wandb").glob("offline-run-*")) if read_run(f).job_type == "report")
+    logged = json.loads((folder / "files" / paper).read_text())
+    assert logged["columns"] == ["", "S = 3", "S = 5", "S = 9"]
+    markdown = (sweep / "table.md").read_text(encoding="utf-8")
+    assert all("| " + " | ".join(line) + " |" in markdown for line in logged["data"])
+
+
 def test_logger_csv_writes_no_wandb(tmp_path: Path) -> None:
     assert tiny.run(tmp_path, "logger=csv", "model=empirical", "steps=3", settings=tiny.SMALL) == 0
     assert not (tiny.sweeps(tmp_path)[0] / "wandb").exists()

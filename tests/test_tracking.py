@@ -363,6 +363,38 @@ def test_a_dead_helper_process_costs_one_run(config: TrackingConfig, caplog: pyt
     assert len(tracking_warnings(caplog)) == 1
 
 
+def test_an_artifact_is_neither_copied_nor_changed(config: TrackingConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "raw").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "raw" / "weights.safetensors").write_bytes(b"w" * 1000)
+    with track_cell(config, job_type="train") as maker:
+        maker.artifact(folder, "digits-model", "model", "output", {"key": "ab"})
+    with track_cell(config) as user:
+        user.artifact(folder, "digits-model", "model", "input", {"key": "ab"})
+    (made,), (used,) = read_run(maker.directory).artifacts, read_run(user.directory).artifacts
+    assert (made.used, used.used) == (False, True)
+    assert (made.digest, made.name, made.metadata) == (used.digest, used.name, {"key": "ab"})
+    assert made.files == {name: folder / name for name in ("config.json", "raw/weights.safetensors")}
+    copies = [path for path in tmp_path.rglob("*") if path.is_file() and b"w" * 1000 in path.read_bytes()]
+    assert copies == [folder / "raw" / "weights.safetensors"]
+
+
+def test_of_a_large_folder_the_small_files_go(
+    config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "UPLOAD_AT_MOST", 2000)
+    monkeypatch.setattr(tracking, "SMALL_FILE", 100)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "weights.safetensors").write_bytes(b"w" * 3000)
+    with track_cell(config, job_type="train") as run:
+        run.artifact(tmp_path / "model", "digits-model", "model", "output", {})
+    (made,) = read_run(run.directory).artifacts
+    assert list(made.files) == ["config.json"]
+    assert made.metadata == {"left_out": ["weights.safetensors"]}
+
+
 def test_what_wandb_refuses_is_a_warning(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
     with track_cell(config) as run:
         run.log({"fd": 1.5}, step=10)

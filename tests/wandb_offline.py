@@ -21,6 +21,19 @@ _FILE_HEAD = 7
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
+@dataclass(frozen=True)
+class OfflineArtifact:
+    """An artifact that a run made, or used."""
+
+    name: str
+    kind: str
+    digest: str
+    """Of the files' names and contents."""
+    used: bool
+    files: dict[str, Path]
+    metadata: dict[str, Any]
+
+
 @dataclass
 class OfflineRun:
     """What was logged, as plain values. Nested keys are joined by a dot."""
@@ -36,6 +49,7 @@ class OfflineRun:
     summary: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)
     """Metric (or pattern of metrics) -> the metric it is drawn over."""
+    artifacts: list[OfflineArtifact] = field(default_factory=list)
     exit_code: int | None = None
     """None where the run was never finished."""
     record_types: set[str] = field(default_factory=set)
@@ -77,6 +91,13 @@ def _read(path: Path) -> OfflineRun:
             run.summary.update(_items(record.summary.update))
         elif kind == "metric" and record.metric.step_metric:
             run.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+        elif kind == "artifact":
+            found = record.artifact
+            files = {entry.path: Path(entry.local_path) for entry in found.manifest.contents}
+            metadata = json.loads(found.metadata or "{}")
+            run.artifacts.append(
+                OfflineArtifact(found.name, found.type, found.digest, found.use_after_commit, files, metadata)
+            )
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

@@ -26,7 +26,7 @@ from typing import Any
 from ddim_lab.report.rows import csv_text, sweep_rows
 from ddim_lab.report.sweep import ReportError, Sweep, read_sweep
 
-__all__ = ["ReportError", "build", "build_comparison", "rows", "static_charts"]
+__all__ = ["ReportError", "build", "build_comparison", "curves", "rows", "static_charts", "text_tables"]
 
 
 def build(sweep_dir: Path) -> Path:
@@ -84,6 +84,38 @@ def rows(sweep_dir: Path) -> list[dict[str, Any]]:
         ReportError: as `build`.
     """
     return sweep_rows(read_sweep(sweep_dir))
+
+
+def text_tables(sweep_dir: Path) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The paper-shaped tables of table.md: heading, columns, rows of text with published numbers and differences.
+
+    Raises:
+        ReportError: as `build`.
+    """
+    from ddim_lab.report.series import paper_tables
+    from ddim_lab.report.text import plain_table, table_texts
+
+    sweep = read_sweep(sweep_dir)
+    return [plain_table(text) for table in paper_tables(sweep) for _, text in table_texts(sweep, table)]
+
+
+def curves(sweep_dir: Path) -> dict[int, dict[str, float]]:
+    """By number of steps, ascending: the Fréchet distance of each series, named "fd/η 0"; with several tables "fd_2/…".
+
+    Raises:
+        ReportError: as `build`.
+    """
+    from ddim_lab.report.series import paper_tables
+
+    found: dict[int, dict[str, float]] = {}
+    tables = [table for table in paper_tables(read_sweep(sweep_dir)) if table.metric is not None]
+    for index, table in enumerate(tables, start=1):
+        for row in table.rows:
+            for steps, cell in row.cells.items():
+                if steps is not None and cell.fd is not None:
+                    name = f"fd{'' if index == 1 else f'_{index}'}/{row.series.label}"
+                    found.setdefault(steps, {})[name] = cell.fd
+    return dict(sorted(found.items()))
 
 
 def static_charts(sweep_dir: Path) -> dict[str, bytes]:

@@ -358,6 +358,14 @@ def _markdown_table(text: TextTable) -> list[str]:
     return lines
 
 
+def plain_table(text: TextTable) -> tuple[str, list[str], list[list[str]]]:
+    """A table's heading, columns and rows, each place as Markdown has it but unescaped."""
+    rows = [
+        [label, *("" if entry is None else _with_paper(entry) for entry in entries)] for label, entries in text.rows
+    ]
+    return text.heading, ["", *text.columns], rows
+
+
 def _with_paper(entry: Entry) -> str:
     if entry.paper is None:
         return entry.text
