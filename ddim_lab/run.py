@@ -26,6 +26,7 @@ from ddim_lab.config import Config, ConfigError
 from ddim_lab.datasets import load_data
 from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import curves, static_charts, text_tables
+from ddim_lab.report.series import noise_label
 from ddim_lab.runtime import Runtime
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
 from ddim_lab.store.housekeeping import working
@@ -122,7 +123,7 @@ def _run_on(
     tracking = _tracking(config, place.sweep)
     phases: dict[str, float] = {}
     runs: list[Run] = []
-    values = config.model_dump(mode="json")
+    values = {**config.model_dump(mode="json"), "row": noise_label(config.labels())}  # what dashboards group by
     tags = [config.data.name, config.sampler.name, f"S={config.steps}"]
 
     with track(tracking, job_type="cell", name=name, group=group, run_config=values, tags=tags) as run:

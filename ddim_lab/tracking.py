@@ -325,20 +325,32 @@ def _mode(config: TrackingConfig, library: Any) -> Mode:
         return "off"
     if wanted in ("offline", "dryrun") or library.base_url in _unreachable:
         return "offline"
-    from wandb.sdk.lib import wbauth
-
     try:
-        credentials = wbauth.authenticate_session(
-            host=library.base_url, source="ddim_lab", prompt=False, update_session=False
-        )
+        known = _has_credentials(library)
     except Exception as error:
         _warn("W&B: the login can't be used; tracking offline", error)
         return "offline"
-    if credentials is None:
+    if not known:
         if config.mode == "online":
             _log.warning("W&B: nobody is logged in (`wandb login` does it); tracking offline.")
         return "offline"
     return "online"
+
+
+def logged_in() -> bool:
+    """Whether there are credentials for W&B, found without a prompt and without the network."""
+    import wandb
+
+    with suppress(Exception):
+        return _has_credentials(wandb.setup(wandb.Settings(silent=True)).settings)
+    return False
+
+
+def _has_credentials(library: Any) -> bool:
+    from wandb.sdk.lib import wbauth
+
+    found = wbauth.authenticate_session(host=library.base_url, source="ddim_lab", prompt=False, update_session=False)
+    return found is not None
 
 
 def _lightning_logger(run: Run) -> Logger:
