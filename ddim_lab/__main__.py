@@ -362,7 +362,8 @@ def _flat(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _is_sweep(text: str) -> bool:
     try:
-        return bool(OverridesParser.create().parse_override(text).is_sweep_override())
+        (override,) = OverridesParser.create().parse_overrides([text])
+        return bool(override.is_sweep_override())
     except HydraException as error:
         raise ConfigError(_explain(error)) from error
 
