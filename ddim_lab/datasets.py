@@ -323,8 +323,8 @@ def _read_image(prepare: Callable[[Image.Image], Image.Image], get: Callable[[st
     try:
         with Image.open(source) as image:
             pixels = np.array(prepare(image))
-    except (OSError, SyntaxError) as error:
-        raise ConfigError(f"the image {name} can't be read: {error}") from None
+    except Exception as error:  # decoders raise whatever a damaged file leads them to, bombs included
+        raise ConfigError(f"the image {name} can't be read: {' '.join(str(error).split())}") from None
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 

@@ -111,6 +111,8 @@ class NoiseSchedule:
         file = Path(path)
         if not file.is_file():
             raise ValueError(f"no file of betas at {file}")
+        if file.stat().st_size == 0:
+            raise ValueError(f"{file} is not a list of betas, one number a line: it is empty")
         try:
             betas = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, ndmin=1)
         except ValueError as error:

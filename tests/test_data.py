@@ -483,7 +483,7 @@ def test_a_digest_that_cannot_be_kept_is_only_a_warning(
     def refuse(*_: Any) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(datasets, "write_json", refuse)
+    monkeypatch.setattr(datasets, "write_record", refuse)
     with caplog.at_level(logging.WARNING, "ddim_lab"):
         digest = image_folder(folder).digest
     assert "the data will be read whole for their digest every time" in caplog.text
