@@ -837,6 +837,28 @@ def test_static_charts_are_pictures(tmp_path: Path) -> None:
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 10
 
 
+def test_figures_are_the_charts_as_svg(tmp_path: Path) -> None:
+    sweep = nine(tmp_path).done()
+    assert main([str(sweep), "--figures", str(tmp_path / "figures")]) == 0
+    written = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "figures").iterdir()}
+    assert set(written) == set(static_charts(sweep))
+    assert all(text.startswith("<svg") for text in written.values())
+    assert all("η 0.5" in text for name, text in written.items() if name.startswith("fd_against"))
+
+
+def test_what_stands_beside_the_frechet_distance(tmp_path: Path) -> None:
+    def extend(result: dict[str, Any]) -> None:
+        result["measurements"]["quality"].update(kid=0.0123, kid_spread=0.002, precision=0.71, recall=0.52)
+
+    sweep = Outputs(tmp_path)
+    sweep.add(change=extend)
+    page = Page(build(sweep.done()))
+    assert page.values[("kid", 0)] == {"0.0123"}
+    assert re.search(r"KID\s*precision\s*recall", page.text)
+    assert "± 0.002" in page.text
+    assert "Inception Score" not in page.text
+
+
 def test_a_series_has_one_colour_everywhere(tmp_path: Path) -> None:
     outputs = nine(tmp_path)
     outputs.add(1.0, 10, sampler="ddpm_large", variance="large", change=drop("quality"))

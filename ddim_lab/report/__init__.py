@@ -26,7 +26,16 @@ from typing import Any
 from ddim_lab.report.rows import csv_text, sweep_rows
 from ddim_lab.report.sweep import ReportError, Sweep, read_sweep
 
-__all__ = ["ReportError", "build", "build_comparison", "curves", "rows", "static_charts", "text_tables"]
+__all__ = [
+    "ReportError",
+    "build",
+    "build_comparison",
+    "curves",
+    "rows",
+    "static_charts",
+    "text_tables",
+    "write_figures",
+]
 
 
 def build(sweep_dir: Path) -> Path:
@@ -127,6 +136,25 @@ def static_charts(sweep_dir: Path) -> dict[str, bytes]:
     from ddim_lab.report.charts import static_png, sweep_charts
 
     return {chart.name: static_png(chart) for chart in sweep_charts(read_sweep(sweep_dir))}
+
+
+def write_figures(sweep_dir: Path, folder: Path) -> list[Path]:
+    """The report's charts as SVG files in `folder`, made if need be: NAME.svg for each of `static_charts`.
+
+    Raises:
+        ReportError: as `build`, or `folder` can't be written to.
+    """
+    from ddim_lab.report.charts import static_svg, sweep_charts
+
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for chart in sweep_charts(read_sweep(sweep_dir)):
+            written.append(folder / f"{chart.name}.svg")
+            _write(written[-1], static_svg(chart))
+    except OSError as error:
+        raise ReportError(f"the figures can't be written into {folder}: {error}") from error
+    return written
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddim_lab.report import ReportError, build, build_comparison
+from ddim_lab.report import ReportError, build, build_comparison, write_figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,10 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the comparison, made or replaced (default: comparison)"
     )
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write one sweep's charts there, too, as SVG files")
     asked = parser.parse_args(arguments)
     try:
+        if asked.figures is not None and len(asked.sweeps) > 1:
+            raise ReportError("--figures is for one sweep: give one, or leave it away")
         if len(asked.sweeps) == 1 and asked.output is None:
             print(build(Path(asked.sweeps[0])))
+            if asked.figures is not None:
+                print(*write_figures(Path(asked.sweeps[0]), asked.figures), sep="\n")
         elif len(asked.sweeps) == 1:
             raise ReportError("--output is for a comparison: give several sweeps, or leave it away")
         else:

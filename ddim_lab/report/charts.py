@@ -511,16 +511,27 @@ def static_png(chart: Chart) -> bytes:
     """The chart as a PNG, 2 pixels a point, on white, with title and legend."""
     import vl_convert
 
+    png: bytes = vl_convert.vegalite_to_png(_static_spec(chart), scale=2)
+    return png
+
+
+def static_svg(chart: Chart) -> str:
+    """The chart as an SVG, otherwise as `static_png`."""
+    import vl_convert
+
+    svg: str = vl_convert.vegalite_to_svg(_static_spec(chart))
+    return svg
+
+
+def _static_spec(chart: Chart) -> dict[str, Any]:
     several = len(chart.keys) > 1
     legend = {"orient": "bottom", "columns": min(6, len(chart.keys))} if several else {"disable": True}
-    spec = {
+    return {
         **chart.spec,
         "title": chart.title,
         "width": STATIC_WIDTH,
         "config": {**_config(), "background": "white", "padding": 12, "legend": legend},
     }
-    png: bytes = vl_convert.vegalite_to_png(spec, scale=2)
-    return png
 
 
 def _config() -> dict[str, Any]:

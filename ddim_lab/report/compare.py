@@ -53,7 +53,8 @@ def _traits(cell: Cell) -> tuple[Any, ...]:
     if cell.quality is None:
         return data, cell.plan.task, None, None, None, cell.plan.labels.get("num_samples")
     metric = Metric.of(cell.quality)
-    return data, cell.plan.task, metric.name, metric.features, metric.reference, metric.num_samples
+    reference = metric.reference, cell.quality.reference_key
+    return data, cell.plan.task, metric.name, metric.features, reference, metric.num_samples
 
 
 def _refuse_incomparable(first_name: str, first: Sweep, second_name: str, second: Sweep) -> None:
@@ -75,8 +76,8 @@ def _refuse_incomparable(first_name: str, first: Sweep, second_name: str, second
 
 def _spell(values: set[Any]) -> str:
     def word(value: Any) -> str:
-        if isinstance(value, tuple):  # data: name and digest
-            return f"{value[0]} ({str(value[1])[:12]})"
+        if isinstance(value, tuple):  # a name and a digest
+            return f"{value[0]} ({value[1][:12]})" if value[1] else str(value[0])
         return f"{value:,}" if isinstance(value, int) else str(value)[:40]
 
     return ", ".join(sorted(map(word, values)))

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -313,6 +313,8 @@ def results_section(content: Content) -> Section | None:
             blocks += content.charts_of("fd_against", table=table)
         if (differences := _difference_grid(table)) is not None:
             blocks.append(differences)
+        if (others := _others_grid(content, table)) is not None:
+            blocks.append(others)
         for measure in measures:
             text = measure_text(content.sweep, table, measure)
             blocks.append(_text_grid(text, table, field=measure.field, ranked=measure.ranked))
@@ -418,6 +420,37 @@ def _difference_grid(table: PaperTable) -> Grid | None:
         ),
         wide=True,
     )
+
+
+OTHERS: tuple[tuple[str, str, str | None], ...] = (
+    ("kid", "KID", "kid_spread"),
+    ("inception_score", "Inception Score", "inception_score_spread"),
+    ("precision", "precision", None),
+    ("recall", "recall", None),
+)
+"""What is measured beside the Fréchet distance on the same features: column of results.csv, heading, its spread."""
+
+
+def _others_grid(content: Content, table: PaperTable) -> Grid | None:
+    """The kernel distance, the Inception Score, precision and recall, cell by cell; None where none was measured."""
+    rows = [(cell, cell_row(cell)) for cell in table.cells]
+    found = [column for column in OTHERS if any(row[column[0]] is not None for _, row in rows)]
+    if not found:
+        return None
+
+    def box(cell: Cell, row: Mapping[str, Any], name: str, spread: str | None) -> Box:
+        shown = _row_box(cell, row, name, lambda value: f"{value:.4g}".replace("-", "−"))
+        around = row[spread] if spread else None
+        return shown if around is None else replace(shown, error=f"{around:.2g}")
+
+    lines = tuple(
+        (Box(content.names[cell.number], head=True), *(box(cell, row, name, spread) for name, _, spread in found))
+        for cell, row in rows
+    )
+    facts = metric_facts(table)[1]
+    note = "On the features of the Fréchet distance. ± is the spread over subsets of the samples, no standard error."
+    columns = ("", *(heading for _, heading, _ in found))
+    return Grid("Beside the Fréchet distance", columns, lines, facts=facts, notes=(note,))
 
 
 def speed_section(content: Content) -> Section | None:
