@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,25 @@ def test_the_summary_run_draws_fd_over_steps_by_eta(outputs: Path, table: list[d
     assert logged["columns"] == ["", "S = 3", "S = 5", "S = 9"]
     markdown = (sweep / "table.md").read_text(encoding="utf-8")
     assert all("| " + " | ".join(line) + " |" in markdown for line in logged["data"])
+
+
+def test_an_unreachable_wandb_fails_no_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key, and nobody at the server's address: one warning a sweep, results and offline runs are there."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    arguments = ("model=gaussian", "metrics.features=pixels", "steps=3,5", "-m")
+    assert tiny.run(tmp_path, *arguments, settings=tiny.SMALL) == 0
+    sweep = tiny.sweeps(tmp_path)[0]
+    out, err = capsys.readouterr()
+    assert [row["status"] for row in tiny.results(sweep)] == ["done", "done"]
+    assert err.count("W&B did not take the run") == 1
+    assert sorted(run.job_type for run in _wandb_runs(sweep)) == ["cell", "cell", "report"]
+    assert f"wandb sync {sweep}/wandb/offline-run-*" in out
 
 
 def test_logger_csv_writes_no_wandb(tmp_path: Path) -> None:
