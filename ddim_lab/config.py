@@ -27,6 +27,7 @@ Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 StepsKey = Annotated[str, BeforeValidator(str), Field(pattern=r"^[1-9][0-9]*$")]
+Switch = StrictBool | Literal["auto"]
 
 
 class ConfigError(ValueError):
@@ -344,7 +345,12 @@ class RuntimeConfig(_Group):
     """conf/runtime: where and in what precision."""
 
     device: StrictStr
-    precision: Literal["auto", "fp32", "tf32", "bf16"]
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+    keep_fp32: tuple[Literal["edges", "norms", "stream"], ...]
+    channels_last: Switch
+    compile: Switch
+    cuda_graphs: Switch
+    cudnn_benchmark: Switch
     deterministic: StrictBool
 
 

@@ -8,8 +8,9 @@ are rounded to the asked dtype last: float32 noise is float64 noise, rounded.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, final
 
 import torch
@@ -34,12 +35,14 @@ class NoiseSource(Protocol):
         ...
 
 
-def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32(
+    counter: Sequence[Tensor], key: tuple[int | Tensor, int | Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10: four words of counter and two of key -> four random words.
 
     Args:
         counter: four int64 tensors that broadcast together, each value in [0, 2^32).
-        key: two integers in [0, 2^32).
+        key: two integers in [0, 2^32), or int64 tensors of such that broadcast with the counter's.
 
     Returns:
         Four int64 tensors of the broadcast shape, values in [0, 2^32).
@@ -69,15 +72,19 @@ class NamedNoise:
     Args:
         seed: 0 <= seed < 2^64.
         stream: separates uses that share a seed, 0 <= stream < 2^32; 0 is sampling.
+        compiled: let torch.compile make one kernel of it (some 200 operations otherwise). The random words are the
+            same; their float64 logarithm and cosine may be another library's, which the rounding to float32 nearly
+            always hides.
     """
 
-    def __init__(self, seed: int, stream: int = 0) -> None:
+    def __init__(self, seed: int, stream: int = 0, compiled: bool = False) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
         if not 0 <= stream < 2**32:
             raise ValueError(f"stream must be between 0 and 2^32 - 1, got {stream}")
         self.seed: Final = seed
         self.stream: Final = stream
+        self.compiled: Final = compiled
 
     def __call__(self, indices: Tensor, t: int, like: Tensor) -> Tensor:
         if indices.shape != like.shape[:1]:
@@ -85,16 +92,31 @@ class NamedNoise:
         size = math.prod(like.shape[1:])
         blocks = torch.arange((size + 3) // 4, device=like.device)[None, :]
         samples = indices.to(device=like.device, dtype=torch.int64)[:, None]
-        words = philox4x32(
-            (blocks, torch.full_like(blocks, t + 1), samples, torch.full_like(blocks, self.stream)),
-            (self.seed & _MASK, self.seed >> 32),
-        )
-        normals = torch.stack((*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])), dim=-1)
+        label, stream = torch.full_like(blocks, t + 1), torch.full_like(blocks, self.stream)
+        key = (self.seed & _MASK, self.seed >> 32)
+        if self.compiled:  # for every other integer it would be compiled again
+            normals = _compiled()(blocks, label, samples, stream, *(torch.full_like(blocks[:, :1], k) for k in key))
+        else:
+            normals = _normals(blocks, label, samples, stream, *key)
         return normals.flatten(1)[:, :size].reshape(like.shape).to(like.dtype)
 
     def initial(self, indices: Tensor, like: Tensor) -> Tensor:
         """x_T of the named samples: the noise at label `INITIAL`; shape, dtype and device of `like`."""
         return self(indices, INITIAL, like)
+
+
+def _normals(
+    blocks: Tensor, label: Tensor, samples: Tensor, stream: Tensor, low: int | Tensor, high: int | Tensor
+) -> Tensor:
+    """Normals of samples [B, 1] and blocks [1, M], float64 [B, M, 4]."""
+    words = philox4x32((blocks, label, samples, stream), (low, high))
+    return torch.stack((*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])), dim=-1)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    """`_normals` as one kernel for all shapes; compiled at its first call."""
+    return torch.compile(_normals, dynamic=True)
 
 
 def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,32 @@
-"""The device and its settings, resolved: what "auto" means here, and torch's switches for it."""
+"""The device and its settings, resolved: what "auto" means here, torch's switches for it, and the network under them.
+
+A switch is off, on, or "auto", which is settled by the device alone: the cells of a sweep run under the same settings.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import platform
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ddim_lab.config import ConfigError, RuntimeConfig
+from ddim_lab.engine import Engine
+from ddim_lab.noise import NamedNoise
+from ddim_lab.precision import Part, lower_precision
 
 __all__ = ["Precision", "Runtime"]
 
-Precision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+LOW: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @final
@@ -26,7 +37,13 @@ class Runtime:
     Attributes:
         device: as torch names it, as "cpu" or "cuda:0".
         device_name: the hardware's name.
-        precision: fp32; tf32 (matrix products and convolutions on tensor cores); bf16 (autocast, fp32 state).
+        precision: fp32; tf32 (matrix products and convolutions on tensor cores); bf16 or fp16 (a U-Net's layers but for
+            `keep_fp32`). The state is fp32 in all of them.
+        keep_fp32: parts that stay fp32 in 16 bits, see `ddim_lab.precision`; empty in fp32 and tf32.
+        channels_last: the network's memory layout is [B, H, W, C].
+        compile: the network and the noise go through torch.compile.
+        cuda_graphs: the network's kernels are recorded once for each batch size, and launched together.
+        cudnn_benchmark: cuDNN tries its algorithms at the first batch of a shape and keeps the fastest.
         deterministic: only deterministic kernels.
         threads: CPU threads of one operation.
     """
@@ -34,6 +51,11 @@ class Runtime:
     device: str
     device_name: str
     precision: Precision
+    keep_fp32: tuple[Part, ...]
+    channels_last: bool
+    compile: bool
+    cuda_graphs: bool
+    cudnn_benchmark: bool
     deterministic: bool
     threads: int
 
@@ -62,12 +84,35 @@ class Runtime:
             hardware = _cpu_name()
         else:
             raise ConfigError(f"runtime.device={name}: use auto, cpu or cuda")
+        on_gpu = device.type == "cuda"
         precision = config.precision
         if precision == "auto":
-            precision = "tf32" if device.type == "cuda" else "fp32"
-        if precision == "tf32" and device.type != "cuda":
+            precision = "tf32" if on_gpu else "fp32"
+        if precision == "tf32" and not on_gpu:
             raise ConfigError("runtime.precision=tf32 needs a CUDA device; use fp32 here")
-        return cls(str(device), hardware, precision, config.deterministic, torch.get_num_threads())
+        if config.cuda_graphs is True and not on_gpu:
+            raise ConfigError("runtime.cuda_graphs=true needs a CUDA device; use false or auto here")
+        if config.cudnn_benchmark is True and config.deterministic:
+            raise ConfigError(
+                "runtime.cudnn_benchmark=true picks kernels by their time, which differs from run to run:"
+                " set runtime.deterministic=false"
+            )
+        free = on_gpu and not config.deterministic
+        missing = _missing_for_compiling(on_gpu) if config.compile else None
+        if config.compile is True and missing is not None:
+            raise ConfigError(f"runtime.compile=true needs {missing}; install it, or set runtime.compile=false")
+        return cls(
+            device=str(device),
+            device_name=hardware,
+            precision=precision,
+            keep_fp32=tuple(sorted(set(config.keep_fp32))) if precision in LOW else (),
+            channels_last=_settle(config.channels_last, free),
+            compile=_settle(config.compile, free and missing is None),
+            cuda_graphs=_settle(config.cuda_graphs, free),
+            cudnn_benchmark=_settle(config.cudnn_benchmark, free),
+            deterministic=config.deterministic,
+            threads=torch.get_num_threads(),
+        )
 
     @property
     def torch_device(self) -> torch.device:
@@ -124,7 +169,7 @@ class Runtime:
         deterministic = torch.are_deterministic_algorithms_enabled()
         tf32 = self.precision != "fp32"
         matmul.allow_tf32, cudnn.allow_tf32 = tf32, tf32
-        cudnn.benchmark, cudnn.deterministic = not self.deterministic, self.deterministic
+        cudnn.benchmark, cudnn.deterministic = self.cudnn_benchmark, self.deterministic
         torch.use_deterministic_algorithms(self.deterministic)
         try:
             yield
@@ -132,21 +177,36 @@ class Runtime:
             matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
             torch.use_deterministic_algorithms(deterministic)
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """The network under this precision; its output keeps the autocast dtype, the state does not."""
-        return _Autocast(network, self.torch_device.type) if self.precision == "bf16" else network
+    def wrap(self, network: nn.Module, batch_size: int) -> nn.Module:
+        """The network under these settings, changed in place.
+
+        Args:
+            network: on its device.
+            batch_size: images of a forward; others are possible, too.
+        """
+        if self.precision in LOW:
+            lower_precision(network, LOW[self.precision], self.keep_fp32)
+        if not (self.precision in LOW or self.channels_last or self.compile or self.cuda_graphs):
+            return network
+        return Engine(
+            network, batch_size, channels_last=self.channels_last, compiled=self.compile, graphs=self.cuda_graphs
+        )
+
+    def noise(self, seed: int) -> NamedNoise:
+        """The noise of this seed, made the way that is fastest here."""
+        return NamedNoise(seed, compiled=self.compile)
 
 
-@final
-class _Autocast(nn.Module):
-    def __init__(self, network: nn.Module, device_type: str) -> None:
-        super().__init__()
-        self.network = network
-        self._device_type = device_type
+def _settle(asked: bool | Literal["auto"], here: bool) -> bool:
+    return here if asked == "auto" else asked
 
-    def forward(self, x: Tensor, t: Tensor) -> Any:
-        with torch.autocast(self._device_type, torch.bfloat16):
-            return self.network(x, t)
+
+def _missing_for_compiling(on_gpu: bool) -> str | None:
+    """What torch.compile lacks on this machine, or None."""
+    names = [name for name in (os.environ.get("CXX"), os.environ.get("CC"), "g++", "clang++", "gcc", "clang") if name]
+    if not any(map(shutil.which, names)):
+        return "a C++ compiler"
+    return "Triton" if on_gpu and importlib.util.find_spec("triton") is None else None
 
 
 def _cpu_name() -> str:

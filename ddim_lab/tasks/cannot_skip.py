@@ -101,6 +101,6 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
 def _difference(job: Job, formula: DDPMFormula, network: nn.Module) -> Tensor:
     count = min(job.config.num_samples, job.config.batch_size, COMPARED)
     indices = torch.arange(count, device=job.runtime.torch_device)
-    x_T, noise = start(job, indices), NamedNoise(job.config.seed)
+    x_T, noise = start(job, indices), job.runtime.noise(job.config.seed)
     by_formula = formula.sample(network, x_T, indices=indices, noise=noise)
     return squared_error(by_formula, job.sampler.sample(network, x_T, indices=indices, noise=noise))

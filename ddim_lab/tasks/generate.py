@@ -210,7 +210,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     # One process samples on a device at a time, so that the times are of this sampler alone.
     alone = store.lock(f"timed-{runtime.hardware}", waiting_for=f"images on {runtime.device}")
     with runtime.applied(), alone, store.presence(runtime.hardware) as others_busy:
-        network = Halving(runtime.wrap(model.load().to(device)))
+        network = Halving(runtime.wrap(model.load().to(device), min(config.batch_size, config.num_samples)))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         there = config.num_samples - sum(map(len, missing))
@@ -223,7 +223,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
                 features=features.load().to(device),
                 chunks=chunks,
                 shape=data.shape,
-                noise=NamedNoise(config.seed),
+                noise=runtime.noise(config.seed),
                 device=device,
                 others_busy=others_busy,
                 bar=bar,
@@ -268,12 +268,12 @@ def resample(job: Job, folder: Path, cell: Path) -> None:
     config, data, model, runtime, sampler = job.config, job.data, job.model, job.runtime, job.sampler
     expected = read_json(cell / "result.json")["measurements"]["determinism"]["sha256"]
     device = runtime.torch_device
-    noise = NamedNoise(config.seed)
+    noise = runtime.noise(config.seed)
     sha256 = hashlib.sha256()
 
     def again() -> Iterator[Tensor]:
         with runtime.applied(), tqdm(total=config.num_samples, desc=job.progress, unit="image", disable=None) as bar:
-            network = Halving(runtime.wrap(model.load().to(device)))
+            network = Halving(runtime.wrap(model.load().to(device), min(config.batch_size, config.num_samples)))
             for indices in torch.split(torch.arange(config.num_samples), config.batch_size):
                 images = sample_uint8(sampler, network, indices, data.shape, noise, device).cpu()
                 sha256.update(_nhwc(images).tobytes())
@@ -320,6 +320,8 @@ def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
     def again() -> float:
         return timed(lambda: sampler.sample(maker.network, x_T, indices=indices, noise=maker.noise), device)[1]
 
+    # One forward first: a network that was recorded has been moved since, and is recorded again.
+    maker.network(x_T, torch.zeros(count, dtype=torch.int64, device=device))
     seconds = list(samples.full_batch_seconds)
     if len(seconds) < config.metrics.speed_repeats and not maker.warm:
         again()
@@ -358,7 +360,8 @@ def _determinism(config: Config, maker: _Maker, samples: _Samples) -> dict[str, 
     x_T = maker.start(indices)
 
     def run(seed: int) -> Tensor:
-        return maker.sampler.sample(maker.network, x_T, indices=indices, noise=NamedNoise(seed)).cpu()
+        noise = NamedNoise(seed, compiled=maker.noise.compiled)
+        return maker.sampler.sample(maker.network, x_T, indices=indices, noise=noise).cpu()
 
     one, same = run(config.seed), run(config.seed)
     others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]

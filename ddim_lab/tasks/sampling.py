@@ -32,7 +32,8 @@ def network_in_place(job: Job) -> Iterator[nn.Module]:
     """The job's network on its device, under its runtime's settings; the device is marked busy meanwhile."""
     runtime = job.runtime
     with runtime.applied(), job.store.presence(runtime.hardware), torch.inference_mode():
-        yield Halving(runtime.wrap(job.model.load().to(runtime.torch_device)))
+        at_once = min(job.config.batch_size, job.config.num_samples)
+        yield Halving(runtime.wrap(job.model.load().to(runtime.torch_device), at_once))
 
 
 def batches(job: Job, count: int) -> Iterator[Tensor]:
@@ -52,7 +53,7 @@ def start(job: Job, indices: Tensor) -> Tensor:
 
 def sample_states(job: Job, sampler: Sampler, network: nn.Module, count: int) -> Tensor:
     """x_0 of the first `count` samples, as the sampler leaves it: float32 [count, C, H, W] on the CPU, not clamped."""
-    noise = NamedNoise(job.config.seed)
+    noise = job.runtime.noise(job.config.seed)
     parts = []
     for indices in batches(job, count):
 

@@ -38,7 +38,6 @@ from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.statistics import Moments
-from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
 from ddim_lab.store import content_key, read_json, sealed_line, sealed_text, unsealed_line, write_json, write_text
@@ -402,7 +401,7 @@ def _distances(
     """
     from ddim_lab.metrics.frechet import FrechetDistance
 
-    config, device, noise = job.config, job.runtime.torch_device, NamedNoise(seed)
+    config, device, noise = job.config, job.runtime.torch_device, job.runtime.noise(seed)
     sampler = Sampler(
         job.sampler.schedule,
         eta=config.sampler.eta,

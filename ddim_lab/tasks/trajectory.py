@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ddim_lab.config import TrajectoryConfig
-from ddim_lab.noise import NamedNoise
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.sampling import batches, finite, network_in_place, squared_error, start
@@ -32,7 +31,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     assert isinstance(task, TrajectoryConfig)
     moments = shown_moments(sampler.nfe, task.columns)
     timesteps = [transition.t for transition in sampler.transitions] + [sampler.transitions[-1].t_prev]
-    noise = NamedNoise(job.config.seed)
+    noise = job.runtime.noise(job.config.seed)
     clock = time.perf_counter()
     parts: list[Tensor] = []  # [B, moments, 2, C, H, W]
     with network_in_place(job) as network:

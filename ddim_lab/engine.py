@@ -1,0 +1,119 @@
+"""A network in the shape in which a device runs it fastest, behind the call that the sampler makes.
+
+    x_t [B, C, H, W] fp32, t [B] int64  ->  output [B, C, H, W] fp32, in x_t's memory layout
+
+Layout, compilation and CUDA graphs change neither what the network is nor what the sampler sees. Nothing here waits
+for the device once a batch size has been seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Self, final
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Engine"]
+
+WARM_UP: Final = 3
+"""Forwards before a recording: libraries choose algorithms and reserve memory in the first ones."""
+
+
+@final
+class Engine(nn.Module):
+    """A network in channels-last layout, compiled, recorded as CUDA graphs: each if asked for.
+
+    A compiled or recorded network has a fixed batch size: larger batches go through it in parts, smaller ones are
+    filled up with copies of their first image, and cut afterwards. So there is one compilation, and an image comes out
+    of the same kernels in the last, partial batch as in a full one.
+
+    Args:
+        network: (x_t, t) -> tensor, or an object with one as `.sample`; for inference alone.
+        batch_size: images of a forward, where it is fixed.
+        channels_last: convert weights and inputs to [B, H, W, C] in memory.
+        compiled: torch.compile, in place: the state dict keeps its keys.
+        graphs: record the kernels of a forward as a CUDA graph; needs a CUDA device.
+    """
+
+    def __init__(
+        self, network: nn.Module, batch_size: int, *, channels_last: bool, compiled: bool, graphs: bool
+    ) -> None:
+        super().__init__()
+        self.forwarded: Final = _Forward(network, channels_last)
+        self._fixed: Final = compiled or graphs
+        self._graphs: Final = graphs
+        self._size: Final = batch_size
+        self._recorded: _Recorded | None = None
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
+        if compiled:
+            self.forwarded.compile(dynamic=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._recorded = None  # it points at weights that are about to move
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        count, size = len(x), self._size
+        if not self._fixed or count == size:
+            return self._call(x, t)
+        if count > size:
+            return torch.cat([self(*part) for part in zip(torch.split(x, size), torch.split(t, size), strict=True)])
+        filled = torch.cat([x, x[:1].expand(size - count, *x.shape[1:])])
+        return self._call(filled, torch.cat([t, t[:1].expand(size - count)]))[:count]
+
+    def _call(self, x: Tensor, t: Tensor) -> Tensor:
+        if self._graphs:
+            if self._recorded is None:
+                self._recorded = _Recorded(self.forwarded, x, t)
+            return self._recorded(x, t)
+        output = self.forwarded(x, t)
+        assert isinstance(output, Tensor)
+        return output
+
+
+@final
+class _Forward(nn.Module):
+    """The network with what stands around it in every step, so that one compilation covers both."""
+
+    def __init__(self, network: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.network = network
+        self._channels_last = channels_last
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        laid_out = x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
+        output: Any = self.network(laid_out, t)
+        output = output if isinstance(output, Tensor) else output.sample
+        assert isinstance(output, Tensor)
+        return output.to(x.dtype).contiguous()
+
+
+@final
+class _Recorded:
+    """One forward's kernels on fixed memory: inputs are copied in, the output is copied out."""
+
+    def __init__(self, network: nn.Module, x: Tensor, t: Tensor) -> None:
+        # Not inference tensors: these may be written to in inference mode and out of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._x, self._t = torch.empty_like(x).copy_(x), torch.empty_like(t).copy_(t)
+            aside = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream(x.device))
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    network(self._x, self._t)
+            torch.cuda.current_stream(x.device).wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._output = network(self._x, self._t)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self._x.copy_(x)
+        self._t.copy_(t)
+        self._graph.replay()
+        # Cloned, since the next replay writes there: a caller may still want it then.
+        output = self._output.clone()
+        assert isinstance(output, Tensor)
+        return output

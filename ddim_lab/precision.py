@@ -1,0 +1,75 @@
+"""A U-Net in bf16 or fp16, but for the parts where rounding would show in the images.
+
+A number in bf16 has 8 significant bits, so every tensor that is rounded to it gains relative noise of 2^-9. Matrix
+products and convolutions are what 16 bits make fast, and they add up in fp32 whatever they are given. What they are
+given is rounded here, layer by layer; what else is rounded is a choice:
+
+    edges   the first and the last convolution (with the norm before it) and the time embedding: they are small
+    norms   the other group norms: their scale and shift, and what they are given if `stream` is kept
+    stream  the sums that run through the network: residual branches and skip connections are added in fp32
+
+On a Fashion-MNIST U-Net the edges are what matters: with them the error of eps falls to 0.4 of its size, at small t to
+0.2, and its mean, which moves a whole image one way, to 0.1. The first convolution is given x_t, most of whose bits are
+in use at small t, and the last one gives eps. The stream is worth a fifth of what is left; norms and time embedding,
+nothing that can be seen.
+
+Autocast chooses otherwise: its first convolution, the stream, the time embedding and eps are rounded, and it rounds all
+weights again in every forward.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PARTS", "Part", "lower_precision"]
+
+Part = Literal["edges", "norms", "stream"]
+
+PARTS: Final[tuple[Part, ...]] = ("edges", "norms", "stream")
+
+_EDGES: Final = re.compile(r"conv_in|conv_norm_out|conv_out|(time|class)_embedding\..*|.*\.time_emb_proj")
+_INTO_STREAM: Final = re.compile(r"conv_in|.*\.(conv2|conv_shortcut|to_out\.0|(down|up)samplers\.\d+\.conv)")
+
+
+def lower_precision(network: nn.Module, dtype: torch.dtype, keep: Collection[Part]) -> None:
+    """Make a diffusers `UNet2DModel` compute in `dtype` but for what `keep` names, in place.
+
+    Its convolutions, linear layers and group norms are given the dtype; any other layer with weights stays as it is.
+    Keys of the state dict change (a layer's weights are then those of its `layer`).
+
+    Args:
+        network: the U-Net, fp32, for inference alone: gradients are not thought of.
+        dtype: torch.bfloat16 or torch.float16.
+        keep: parts that stay fp32; none is a network that is `dtype` throughout.
+    """
+    for name, layer in list(network.named_modules()):
+        if not isinstance(layer, nn.Conv2d | nn.Linear | nn.GroupNorm):
+            continue
+        edge = _EDGES.fullmatch(name) is not None
+        kept = ("edges" in keep and edge) or ("norms" in keep and isinstance(layer, nn.GroupNorm) and not edge)
+        full = "stream" in keep and _INTO_STREAM.fullmatch(name) is not None
+        if kept and name.startswith(("time_embedding", "class_embedding", "conv_norm_out", "conv_out")):
+            full = True  # what comes next is fp32, too
+        parent, _, child = name.rpartition(".")
+        inside = torch.float32 if kept else dtype
+        setattr(network.get_submodule(parent), child, _Cast(layer, inside, torch.float32 if full else dtype))
+
+
+@final
+class _Cast(nn.Module):
+    """A layer that is given its input in its own dtype, and whose output is cast to another."""
+
+    def __init__(self, layer: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer.to(inside)
+        self._inside, self._outside = inside, outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.layer(x.to(self._inside))
+        assert isinstance(output, Tensor)
+        return output.to(self._outside)

@@ -1,0 +1,352 @@
+"""Runtime switches: what they settle to, and that none of them changes what a network is."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddim_lab.config import ConfigError, RuntimeConfig, UNetConfig
+from ddim_lab.engine import Engine
+from ddim_lab.noise import NamedNoise
+from ddim_lab.precision import PARTS, Part, lower_precision
+from ddim_lab.runtime import Runtime
+from ddim_lab.sampler import Sampler
+from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.unet import build_unet
+
+DEFAULTS = {
+    "device": "auto",
+    "precision": "auto",
+    "keep_fp32": ("edges",),
+    "channels_last": "auto",
+    "compile": "auto",
+    "cuda_graphs": "auto",
+    "cudnn_benchmark": "auto",
+    "deterministic": False,
+}
+
+
+def runtime(**asked: Any) -> Runtime:
+    return Runtime.resolve(RuntimeConfig(**{**DEFAULTS, "device": "cpu", **asked}))
+
+
+def small_unet() -> nn.Module:
+    config = UNetConfig(
+        kind="unet",
+        weights="ema",
+        block_out_channels=(16, 32),
+        attention=(False, True),
+        layers_per_block=1,
+        norm_num_groups=8,
+        dropout=0.0,
+    )
+    torch.manual_seed(0)
+    network: nn.Module = build_unet(config, (3, 8, 8))
+    return network.eval().requires_grad_(False)
+
+
+def inputs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x = NamedNoise(seed).initial(torch.arange(count), torch.empty(count, 3, 8, 8))
+    return x, torch.full((count,), 400)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return small_unet()
+
+
+# -- what "auto" is --------------------------------------------------------------------------------------
+
+
+def test_the_default_on_a_cpu_leaves_the_network_alone(network: nn.Module) -> None:
+    settled = runtime()
+    assert settled.precision == "fp32"
+    assert not any((settled.channels_last, settled.compile, settled.cuda_graphs, settled.cudnn_benchmark))
+    assert settled.wrap(network, 4) is network
+    assert not settled.noise(0).compiled
+
+
+def test_nothing_that_is_resolved_says_auto() -> None:
+    assert "auto" not in runtime().recipe().values()
+
+
+@pytest.mark.parametrize("switch", ["channels_last", "compile", "cudnn_benchmark"])
+def test_every_switch_is_part_of_the_identity(switch: str) -> None:
+    assert runtime(**{switch: True}).recipe() != runtime(**{switch: False}).recipe()
+
+
+def test_what_stays_fp32_is_part_of_the_identity_only_in_16_bits() -> None:
+    assert runtime(keep_fp32=("edges",)).recipe() == runtime(keep_fp32=()).recipe()
+    low = {"precision": "bf16"}
+    assert runtime(**low, keep_fp32=("edges",)).recipe() != runtime(**low, keep_fp32=()).recipe()
+    assert (
+        runtime(**low, keep_fp32=("norms", "edges")).recipe() == runtime(**low, keep_fp32=("edges", "norms")).recipe()
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"precision": "tf32"}, "needs a CUDA device"),
+        ({"cuda_graphs": True}, "needs a CUDA device"),
+        ({"cudnn_benchmark": True, "deterministic": True}, "set runtime.deterministic=false"),
+    ],
+)
+def test_what_a_machine_can_not_do_is_refused_in_a_line(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        runtime(**asked)
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    assert not runtime().compile
+    with pytest.raises(ConfigError, match=r"C\+\+ compiler"):
+        runtime(compile=True)
+
+
+# -- the engine changes no result ------------------------------------------------------------------------
+
+
+def test_channels_last_is_the_same_network_up_to_rounding(network: nn.Module) -> None:
+    x, t = inputs(4)
+    expected = network(x, t).sample
+    found = Engine(copy.deepcopy(network), 4, channels_last=True, compiled=False, graphs=False)(x, t)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def compiled_without_compiling(monkeypatch: pytest.MonkeyPatch, network: nn.Module, size: int) -> Engine:
+    """An engine with the compiler taken out of it: its batches are those of a compiled one."""
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
+    return Engine(network, size, channels_last=False, compiled=True, graphs=False)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 11, 16])
+def test_a_fixed_batch_size_gives_every_image_its_own(
+    count: int, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Noted(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Any:
+            seen.append(len(x))
+            return network(x, t)
+
+    engine = compiled_without_compiling(monkeypatch, Noted(), 8)
+    x, _ = inputs(count)
+    t = torch.arange(count) * 10
+    torch.testing.assert_close(engine(x, t), network(x, t).sample, rtol=1e-4, atol=1e-5)
+    assert set(seen) == {8}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a device, or copy to it."""
+
+    WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item", "_to_copy", "lift_fresh", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        copies = name == "_to_copy" and set(kwargs or {}) <= {"dtype", "memory_format"}
+        if name in self.WAITING and not copies:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+SAMPLERS: list[dict[str, Any]] = [
+    {"eta": 0.0},
+    {"eta": 0.7, "clip": "x0"},
+    {"eta": 1.0, "variance": "large", "clip": "x0_eps"},
+]
+
+
+@pytest.mark.parametrize("settings", SAMPLERS)
+def test_a_walk_never_waits_for_the_device(settings: dict[str, Any], network: nn.Module) -> None:
+    sampler = Sampler(NoiseSchedule.linear(1000, 1e-4, 0.02), 5, **settings)
+    x, _ = inputs(4)
+    indices = torch.arange(4)
+    engine = Engine(network, 4, channels_last=False, compiled=False, graphs=False)
+    with Waits() as waits:
+        sampler.sample(engine, x, indices=indices)
+        assert waits.found == []
+        x.sum().item()
+        assert waits.found == ["_local_scalar_dense"], "the test sees what it looks for"
+
+
+def walks() -> Iterator[tuple[Sampler, Tensor, Tensor]]:
+    for settings in SAMPLERS:
+        sampler = Sampler(NoiseSchedule.linear(1000, 1e-4, 0.02), 5, **settings)
+        indices = torch.arange(16)
+        yield sampler, NamedNoise(0).initial(indices, torch.empty(16, 3, 8, 8)), indices
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("switches", [{}, {"cuda_graphs": False, "compile": False}, {"precision": "bf16"}])
+def test_on_a_gpu_every_walk_is_asynchronous_and_near_the_reference(switches: dict[str, Any]) -> None:
+    plain = runtime(device="cuda", precision="fp32", deterministic=True)
+    settled = runtime(**{"device": "cuda", **switches})
+    for sampler, x_T, indices in walks():
+        x_T, indices = x_T.cuda(), indices.cuda()
+        with plain.applied():
+            expected = sampler.sample(small_unet().cuda(), x_T, indices=indices)
+        with settled.applied():
+            engine, noise = settled.wrap(small_unet().cuda(), 16), settled.noise(0)
+            sampler.sample(engine, x_T, indices=indices, noise=noise)  # compiles and records
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                found = sampler.sample(engine, x_T, indices=indices, noise=noise)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        scale = expected.square().mean().sqrt()
+        assert (found - expected).square().mean().sqrt() < 0.05 * scale
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recorded_network_follows_its_weights_and_keeps_no_output() -> None:
+    x, t = (tensor.cuda() for tensor in inputs(4))
+    network = small_unet().cuda()
+    engine = Engine(network, 4, channels_last=True, compiled=False, graphs=True)
+    first = engine(x, t)
+    kept = first.clone()
+    engine(-x, t)
+    assert torch.equal(first, kept), "a later forward wrote into an output that was handed out"
+    engine.cpu().cuda()
+    torch.testing.assert_close(engine(x, t), kept)
+
+
+# -- 16 bits ---------------------------------------------------------------------------------------------
+
+
+def lowered(network: nn.Module, dtype: torch.dtype, keep: tuple[Part, ...]) -> nn.Module:
+    other = copy.deepcopy(network)
+    lower_precision(other, dtype, keep)
+    return other
+
+
+def spied(network: nn.Module, x: Tensor, t: Tensor) -> dict[str, tuple[torch.dtype, torch.dtype]]:
+    """What each convolution, linear layer and norm was given and gave: dtypes by name."""
+    found = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            found[name] = (given[0].dtype, output.dtype)
+
+        return hook
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.GroupNorm):
+            module.register_forward_hook(note(name.removesuffix(".layer")))
+    network(x, t)
+    return found
+
+
+def test_what_is_kept_computes_in_fp32_and_the_rest_does_not(network: nn.Module) -> None:
+    x, t = inputs(2)
+    of_edges = spied(lowered(network, torch.bfloat16, ("edges",)), x, t)
+    edges = {name for name, dtypes in of_edges.items() if dtypes == (torch.float32, torch.float32)}
+    assert {"conv_in", "conv_norm_out", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"} <= edges
+    assert all(name.startswith(("conv_", "time_")) or name.endswith("time_emb_proj") for name in edges)
+    assert set(of_edges.values()) == {(torch.float32,) * 2, (torch.bfloat16,) * 2}
+    with_norms = spied(lowered(network, torch.bfloat16, ("edges", "norms")), x, t)
+    norms = {name for name in with_norms if "norm" in name}
+    assert {name for name in with_norms if with_norms[name] != of_edges[name]} == norms - {"conv_norm_out"}
+    assert set(spied(lowered(network, torch.bfloat16, ()), x, t).values()) == {(torch.bfloat16,) * 2}
+
+
+def test_the_stream_is_added_in_fp32(network: nn.Module) -> None:
+    other = lowered(network, torch.bfloat16, ("stream",))
+    seen = []
+    for block in (*other.down_blocks, other.mid_block, *other.up_blocks):  # type: ignore[misc,union-attr]
+        for part in (*block.resnets, *(getattr(block, "attentions", None) or [])):
+            part.register_forward_hook(lambda _module, _given, output: seen.append(output.dtype))
+    other(*inputs(2))
+    assert len(seen) > 4
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("keep", [keep for n in range(4) for keep in itertools.combinations(PARTS, n)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_choice_runs_near_fp32(keep: tuple[Part, ...], dtype: torch.dtype, network: nn.Module) -> None:
+    x, t = inputs(2)
+    expected = network(x, t).sample
+    found = lowered(network, dtype, keep)(x, t).sample
+    assert found.dtype == (torch.float32 if "edges" in keep else dtype)
+    assert (found.float() - expected).square().mean() < 1e-3 * expected.square().mean()
+
+
+def test_fp32_edges_bring_eps_nearer_to_fp32(network: nn.Module) -> None:
+    """The last layer's rounding alone is 2^-9 of eps; and fp16's 11 bits beat bf16's 8."""
+
+    def error(dtype: torch.dtype, keep: tuple[Part, ...]) -> float:
+        other, total = lowered(network, dtype, keep), 0.0
+        for step in (10, 300, 600, 990):
+            x, _ = inputs(8, seed=step)
+            t = torch.full((8,), step)
+            total += float((other(x, t).sample.float() - network(x, t).sample).square().mean())
+        return total
+
+    assert error(torch.bfloat16, ("edges",)) < 0.9 * error(torch.bfloat16, ())
+    assert error(torch.float16, ("edges",)) < 0.2 * error(torch.bfloat16, ("edges",))
+
+
+def test_16_bits_leave_an_exact_model_alone() -> None:
+    class Exact(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x * 0.1234567
+
+    x, t = inputs(2)
+    assert torch.equal(runtime(precision="bf16").wrap(Exact(), 2)(x, t), x * 0.1234567)
+
+
+# -- compiled --------------------------------------------------------------------------------------------
+
+
+def test_compiled_noise_is_the_same_noise() -> None:
+    for seed, stream in ((0, 0), (2**40 + 7, 3)):
+        plain, compiled = NamedNoise(seed, stream), NamedNoise(seed, stream, compiled=True)
+        for count, shape, t in ((3, (1, 8, 8), 5), (16, (3, 4, 4), 999), (2, (5,), -1)):
+            like = torch.empty(count, *shape)
+            assert torch.equal(compiled(torch.arange(count), t, like), plain(torch.arange(count), t, like))
+
+
+class Tiny(nn.Module):
+    """Small, for the C++ compiler takes a minute for a U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        output = torch.nn.functional.silu(self.conv(x)) + t[:, None, None, None] / 1000
+        assert isinstance(output, Tensor)
+        return output
+
+
+def test_a_compiled_network_is_compiled_once_and_near() -> None:
+    from torch._dynamo.utils import counters
+
+    network = Tiny()
+    engine = Engine(copy.deepcopy(network), 4, channels_last=True, compiled=True, graphs=False)
+    before = counters["stats"]["unique_graphs"]
+    for count in (4, 1, 6):
+        x, t = inputs(count)
+        torch.testing.assert_close(engine(x, t), network(x, t))
+    assert counters["stats"]["unique_graphs"] == before + 1
+    assert {name for name, _ in engine.named_parameters()} == {
+        f"forwarded.network.{name}" for name, _ in network.named_parameters()
+    }
