@@ -225,6 +225,9 @@ def _check(cell: Sequence[str]) -> Config:
     Runtime.resolve(config.runtime).check_training_devices(config.training.devices)
     if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
+    if not config.needs_images:
+        check_model(config)
+        return config
     files = check_data(config.data)
     check_model(config)
     check_features(config, files)

@@ -126,7 +126,7 @@ class UNetConfig(_Group):
     """conf/model: a diffusers `UNet2DModel`, sized by the data."""
 
     kind: Literal["unet"]
-    weights: Literal["ema", "raw"]
+    weights: Literal["ema", "raw", "random"]
     block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     attention: tuple[StrictBool, ...]
     layers_per_block: PositiveInt
@@ -307,6 +307,29 @@ class SearchTimestepsConfig(_Group):
     preset: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
+class BenchmarkConfig(_Group):
+    """conf/task/benchmark: speed alone."""
+
+    name: Literal["benchmark"]
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    fitted_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=3)]
+    fitted_batches: Annotated[StrictInt, Field(ge=3)]
+    rounds: Annotated[StrictInt, Field(ge=3)]
+
+
+class SpeedPeersConfig(_Group):
+    """conf/task/speed_peers: other people's loops around the same network, in the same process."""
+
+    name: Literal["speed_peers"]
+    rounds: Annotated[StrictInt, Field(ge=3)]
+
+
+class PrecisionConfig(_Group):
+    """conf/task/precision: what a runtime changes in the images, beside fp32 from the same x_T."""
+
+    name: Literal["precision"]
+
+
 TaskConfig = Annotated[
     GenerateConfig
     | ReconstructConfig
@@ -314,7 +337,10 @@ TaskConfig = Annotated[
     | ConsistencyConfig
     | TrajectoryConfig
     | CannotSkipConfig
-    | SearchTimestepsConfig,
+    | SearchTimestepsConfig
+    | BenchmarkConfig
+    | SpeedPeersConfig
+    | PrecisionConfig,
     Field(discriminator="name"),
 ]
 
@@ -493,8 +519,38 @@ class Config(_Group):
             self._check_search(task)
         if self.metrics.reference_statistics is not None and not isinstance(task, GenerateConfig | CannotSkipConfig):
             raise ConfigError(f"metrics.reference_statistics is for task=generate, got task={task.name}")
+        if isinstance(task, BenchmarkConfig):
+            try:
+                for steps in task.fitted_steps:
+                    self.build_sampler(steps=steps)
+            except ValueError as error:
+                raise ConfigError(f"task.fitted_steps: {error}") from None
+            if len(set(task.fitted_steps)) < 3:
+                raise ConfigError("task.fitted_steps needs 3 different numbers of steps for a line")
+        if isinstance(task, SpeedPeersConfig):
+            self._check_peers()
+        untrained = isinstance(self.model, UNetConfig) and self.model.weights == "random"
+        if untrained and self.needs_images:
+            raise ConfigError(
+                f"model.weights=random is an untrained network, to be timed alone: task={task.name} needs ema or raw"
+            )
         if self.save_samples and not isinstance(task, GenerateConfig):
             raise ConfigError(f"save_samples=true needs task=generate, got task={task.name}")
+
+    def _check_peers(self) -> None:
+        sampler = self.sampler
+        if not isinstance(self.model, UNetConfig | PretrainedConfig):
+            raise ConfigError(f"task=speed_peers needs a U-Net, which others can run: model={self.model.kind} is none")
+        if (sampler.variance, sampler.clip, sampler.spacing, sampler.timesteps) != (
+            "posterior",
+            "none",
+            "uniform",
+            None,
+        ):
+            raise ConfigError(
+                "task=speed_peers compares walks that all peers have: set sampler.variance=posterior sampler.clip=none"
+                " sampler.spacing=uniform sampler.timesteps=null"
+            )
 
     def _check_search(self, task: SearchTimestepsConfig) -> None:
         total = self.build_schedule().num_timesteps
@@ -521,6 +577,14 @@ class Config(_Group):
             raise ConfigError(f"task=search_timesteps needs 3 samples for a standard error, got {self.num_samples}")
         if (config_folder() / "sampler" / f"{task.preset}.yaml").exists():
             raise ConfigError(f"task.preset={task.preset} is a built-in preset: choose another name")
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the job reads its data set: timing a network that is there already does not."""
+        given = isinstance(self.model, PretrainedConfig) or (
+            isinstance(self.model, UNetConfig) and self.model.weights == "random"
+        )
+        return not (given and isinstance(self.task, BenchmarkConfig | SpeedPeersConfig))
 
     def build_schedule(self) -> NoiseSchedule:
         """The noise schedule."""
@@ -594,7 +658,7 @@ _UNION_TAGS: Final = frozenset(
         *("unet", "pretrained", "gaussian", "empirical"),
         *("linear", "scaled_linear", "sigmoid", "constant", "cosine", "file"),
         *("generate", "reconstruct", "interpolate", "consistency", "trajectory", "cannot_skip"),
-        "search_timesteps",
+        *("search_timesteps", "benchmark", "speed_peers", "precision"),
     }
 )
 

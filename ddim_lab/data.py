@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["DiskImages", "ImageData", "ImageSet", "JoinedImages", "MemoryImages", "Split", "from_uint8", "to_uint8"]
+__all__ = [
+    "DiskImages",
+    "ImageData",
+    "ImageSet",
+    "JoinedImages",
+    "MemoryImages",
+    "NoImages",
+    "Split",
+    "from_uint8",
+    "to_uint8",
+]
 
 Split = Literal["train", "held_out", "all"]
 
@@ -105,6 +115,29 @@ class MemoryImages(ImageSet):
         yield repr(tuple(self.images.shape)).encode()
         yield self.images.numpy().tobytes()
         yield self.labels.numpy().tobytes()
+
+
+@final
+class NoImages(ImageSet):
+    """The shape of images, and none of them: for a job that times a network and reads no data.
+
+    Args:
+        shape: (C, H, W).
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self._shape = shape
+        self.labels = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
+
+    def batch(self, indices: Tensor) -> Tensor:
+        raise RuntimeError("this job was to read no images")
+
+    def content(self) -> Iterator[bytes]:
+        yield repr(self._shape).encode()
 
 
 @final

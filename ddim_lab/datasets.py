@@ -36,7 +36,7 @@ from ddim_lab.config import (
     ImageFolderConfig,
     LsunConfig,
 )
-from ddim_lab.data import DiskImages, ImageData, MemoryImages
+from ddim_lab.data import DiskImages, ImageData, MemoryImages, NoImages
 from ddim_lab.store import read_record, write_record
 
 __all__ = ["check_data", "load_data"]
@@ -70,6 +70,12 @@ def load_data(config: DataConfig) -> ImageData:
         ConfigError: as `check_data`.
     """
     return _load(config, _signature(check_data(config)))
+
+
+def without_images(config: DataConfig) -> ImageData:
+    """The shape of the data set alone, for a job that reads none of its images."""
+    none = NoImages(config.shape)
+    return ImageData(config.name, none, none, "no images are read")
 
 
 Signature = tuple[tuple[str, int, int], ...]

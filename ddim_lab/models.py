@@ -159,6 +159,8 @@ def _unet(
     store: Store,
     mirror: Callable[[], Any],
 ) -> Model:
+    if unet.weights == "random":
+        return _untrained(config, unet, data)
     recipe = training_recipe(config, data, runtime)
     fingerprint = content_key(recipe)
 
@@ -236,6 +238,23 @@ def _train_rank(rank: int, values: dict[str, Any], runtime: Runtime, work: Path,
     """One of several processes that train together."""
     config = Config.model_validate(values)
     _train(config, load_data(config.data), runtime, work, folder, lambda values, step: None, rank)
+
+
+def _untrained(config: Config, unet: UNetConfig, data: ImageData) -> Model:
+    """The U-Net as it is before its training: as fast as it is after it."""
+    from ddim_lab.unet import build_unet
+
+    def load() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            network: nn.Module = build_unet(unet, data.shape)
+        return network.eval().requires_grad_(False)
+
+    digest = content_key(
+        {"untrained": unet.model_dump(exclude={"weights"}), "shape": data.shape, "seed": config.training.seed}
+    )
+    parameters = sum(parameter.numel() for parameter in load().parameters())
+    return Model("unet", digest, "random", parameters, None, "eps", False, load)
 
 
 @final

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ddim_lab.config import Config, ConfigError
-from ddim_lab.datasets import load_data
+from ddim_lab.datasets import load_data, without_images
 from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import curves, static_charts, text_tables
 from ddim_lab.report.series import noise_label
@@ -127,7 +127,7 @@ def _run_on(
     tags = [config.data.name, config.sampler.name, f"S={config.steps}"]
 
     with track(tracking, job_type="cell", name=name, group=group, run_config=values, tags=tags) as run:
-        data = load_data(config.data)
+        data = load_data(config.data) if config.needs_images else without_images(config.data)
         with _phase(phases, "train"), contextlib.ExitStack() as training:
 
             @contextlib.contextmanager

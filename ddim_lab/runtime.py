@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, final
 
 import torch
@@ -101,13 +101,15 @@ class Runtime:
         missing = _missing_for_compiling(on_gpu) if config.compile else None
         if config.compile is True and missing is not None:
             raise ConfigError(f"runtime.compile=true needs {missing}; install it, or set runtime.compile=false")
+        compiled = _settle(config.compile, free and missing is None)
         return cls(
             device=str(device),
             device_name=hardware,
             precision=precision,
             keep_fp32=tuple(sorted(set(config.keep_fp32))) if precision in LOW else (),
-            channels_last=_settle(config.channels_last, free),
-            compile=_settle(config.compile, free and missing is None),
+            # Uncompiled, a GPU's group norm takes [B, C, H, W] alone: each would be turned over and back.
+            channels_last=_settle(config.channels_last, on_gpu and compiled),
+            compile=compiled,
             cuda_graphs=_settle(config.cuda_graphs, free),
             cudnn_benchmark=_settle(config.cudnn_benchmark, free),
             deterministic=config.deterministic,
@@ -160,6 +162,24 @@ class Runtime:
             return [cls.resolve(config)]
         names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         return [cls.resolve(config.model_copy(update={"device": name})) for name in names]
+
+    def yardstick(self) -> Runtime:
+        """What others are measured against on this device: fp32, deterministic, nothing switched on."""
+        return replace(
+            self,
+            precision="fp32",
+            keep_fp32=(),
+            channels_last=False,
+            compile=False,
+            cuda_graphs=False,
+            cudnn_benchmark=False,
+            deterministic=True,
+        )
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What its matrix products are given."""
+        return LOW.get(self.precision, torch.float32)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -17,7 +17,15 @@ from ddim_lab.config import UNetConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.schedule import NoiseSchedule
 
-__all__ = ["WEIGHT_FILES", "build_unet", "load_unet", "pipeline_prediction", "weights_digest", "write_pipeline"]
+__all__ = [
+    "WEIGHT_FILES",
+    "build_unet",
+    "load_unet",
+    "pipeline_prediction",
+    "scheduler_config",
+    "weights_digest",
+    "write_pipeline",
+]
 
 # It warns of attention with one head, which is what Ho et al. have; what is missing from a file is an error here.
 diffusers_logging.set_verbosity_error()
@@ -112,8 +120,22 @@ def write_pipeline(folder: Path, schedule: NoiseSchedule, named: dict[str, Any])
         schedule: its noise schedule.
         named: the schedule's configuration; linear and scaled_linear go by name, others as a list of betas.
     """
+    index = {
+        "_class_name": "DDIMPipeline",
+        "_diffusers_version": diffusers_version,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    scheduler = scheduler_config(schedule, named)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n", "utf-8")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+
+
+def scheduler_config(schedule: NoiseSchedule, named: dict[str, Any]) -> dict[str, Any]:
+    """Our schedule, spacing and step as diffusers' `DDIMScheduler` takes them; arguments as `write_pipeline`."""
     by_name = named["name"] in ("linear", "scaled_linear")
-    scheduler = {
+    return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": diffusers_version,
         "num_train_timesteps": schedule.num_timesteps,
@@ -127,15 +149,6 @@ def write_pipeline(folder: Path, schedule: NoiseSchedule, named: dict[str, Any])
         "steps_offset": 0,
         "timestep_spacing": "leading",
     }
-    index = {
-        "_class_name": "DDIMPipeline",
-        "_diffusers_version": diffusers_version,
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n", "utf-8")
-    (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n", "utf-8")
 
 
 def pipeline_prediction(scheduler: dict[str, Any]) -> Prediction:

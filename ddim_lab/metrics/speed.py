@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["peak_memory_bytes", "synchronize", "timed"]
+__all__ = ["device_seconds", "forward_flops", "peak_memory_bytes", "product_ceiling", "synchronize", "timed"]
 
 T = TypeVar("T")
 
@@ -29,6 +31,36 @@ def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
     result = run()
     synchronize(device)
     return result, time.perf_counter() - start
+
+
+def device_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds that the device took for `run`, by its own clock where it has one (CUDA events)."""
+    if device.type != "cuda":
+        return timed(run, device)[1]
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    synchronize(device)
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1000.0
+
+
+def forward_flops(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
+    """Floating-point operations of one image's forward, by torch's counter: 2 a multiply-add, nothing for the rest."""
+    x, t = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    with FlopCounterMode(display=False) as counter:
+        network(x, t)
+    return int(counter.get_total_flops())
+
+
+def product_ceiling(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> float:
+    """Operations a second of a large square matrix product: what the device gives at best. Median of `rounds`."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a @ b
+    seconds = sorted(device_seconds(lambda: a @ b, device) for _ in range(rounds))
+    return 2.0 * size**3 / seconds[rounds // 2]
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

@@ -120,6 +120,49 @@ MEASURES = (
         level_says="Of the best built-in spacing at the same NFE",
         error="by the delete-a-group jackknife over groups of samples",
     ),
+    Measure(
+        "times_diffusers",
+        "Times diffusers' pipeline",
+        "how many times as long diffusers' DDIMPipeline took for the same weights, steps and batch, in one process; "
+        "median over rounds in turns, the cell's table has the intervals and the other peers",
+        level="one_image_times_diffusers",
+        level_says="For one image alone",
+        ranked=False,
+    ),
+    Measure(
+        "ceiling_share",
+        "Share of a matrix product's speed",
+        "operations a second of the network at the largest batch, over those of a large square product of the same "
+        "precision in the same run",
+        ranked=False,
+    ),
+    Measure(
+        "loop_overhead",
+        "Loop over forwards alone",
+        "time of the walk, its noise included, over that of as many forwards in a row, less 1; median over rounds",
+    ),
+    Measure(
+        "precision_fd_percent",
+        "Change of the Fréchet distance against fp32, in percent",
+        "the same x_T under this runtime and in fp32 on deterministic kernels; paired",
+        se="precision_fd_percent_se",
+        count="compared_images",
+        error="by the delete-a-group jackknife over groups of samples, paired",
+        ranked=False,
+    ),
+    Measure(
+        "precision_mse",
+        "MSE to fp32",
+        "the same x_T under this runtime and in fp32 on deterministic kernels, a dimension, on the [0, 1] scale",
+        se="precision_mse_se",
+        count="compared_images",
+    ),
+    Measure(
+        "precision_speedup",
+        "Times the speed of fp32",
+        "images a second under this runtime over those in fp32 on deterministic kernels",
+        ranked=False,
+    ),
 )
 
 

@@ -196,6 +196,36 @@ class Measurements(_Record):
     found_gain_se: float | None = None
     found_images: int | None = None
     spacings: int | None = None
+    # task benchmark, and of speed_peers one_image_seconds: of one image alone; the rest at the largest batch
+    one_image_seconds: float | None = None
+    loop_overhead: float | None = None
+    flops_per_forward: int | None = None
+    teraflops: float | None = None
+    ceiling_teraflops: float | None = None
+    ceiling_share: float | None = None
+    forwards_per_second: float | None = None
+    steps_r_squared: float | None = None
+    samples_r_squared: float | None = None
+    memory_growth: float | None = None
+    # task speed_peers: how many times as long the others took
+    times_diffusers: float | None = None
+    times_diffusers_low: float | None = None
+    times_diffusers_high: float | None = None
+    times_diffusers_optimised: float | None = None
+    times_papers_code: float | None = None
+    one_image_times_diffusers: float | None = None
+    # task precision: beside fp32 on deterministic kernels, from the same x_T
+    precision_fd_change: float | None = None
+    precision_fd_change_se: float | None = None
+    precision_fd_percent: float | None = None
+    precision_fd_percent_se: float | None = None
+    precision_fd_reference: float | None = None
+    precision_fd_reference_se: float | None = None
+    precision_max_abs_diff: float | None = None
+    precision_mse: float | None = None
+    precision_mse_se: float | None = None
+    precision_mean_diff: float | None = None
+    precision_speedup: float | None = None
     spacings_beaten: int | None = None
 
 

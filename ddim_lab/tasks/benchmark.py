@@ -1,0 +1,195 @@
+"""Task `benchmark`: how fast a network and the walk around it are, over batch sizes, S and N."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim_lab.config import BenchmarkConfig
+from ddim_lab.metrics.speed import device_seconds, forward_flops, peak_memory_bytes, product_ceiling, timed
+from ddim_lab.sampler import Sampler
+from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.sampling import start
+
+__all__ = ["identity", "measure"]
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """Nothing beyond the task's own settings."""
+    return {}
+
+
+def measure(job: Job, folder: Path, work: Path) -> Measured:
+    """Time forwards and walks in turns; each batch size has a network of its own, warmed up first.
+
+    Compilation, recording and the choice of algorithms are in the first forward, which is timed apart.
+    """
+    task, runtime, device = job.config.task, job.runtime, job.runtime.torch_device
+    assert isinstance(task, BenchmarkConfig)
+    sizes = sorted(set(task.batch_sizes))
+    phases: dict[str, float] = {}
+    alone = job.store.lock(f"timed-{runtime.device.replace(':', '-')}", waiting_for=f"times on {runtime.device}")
+    with runtime.applied(), alone, job.store.presence(runtime.device) as others_busy, torch.inference_mode():
+        busy = others_busy()
+        plain = job.model.load().to(device)
+        flops = forward_flops(plain, job.data.shape, device)
+        ceiling = product_ceiling(runtime.product_dtype, device)
+        rows = []
+        for size in sizes:
+            clock = time.perf_counter()
+            timing = _Timing(job, runtime.wrap(copy.deepcopy(plain), size), size)
+            rows.append(timing.measured(task.rounds))
+            phases[f"batch {size}"] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        samplers = [
+            job.config.build_sampler(job.model.prediction, steps=steps) for steps in sorted(set(task.fitted_steps))
+        ]
+        of_steps = [(sampler.nfe, timing.walks(sampler, 1, task.rounds)) for sampler in samplers]
+        of_samples, memory = [], []
+        for batches in range(1, task.fitted_batches + 1):
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            of_samples.append((batches * size, timing.walks(samplers[0], batches, task.rounds)))
+            memory.append(peak_memory_bytes(device))
+        phases["lines"] = time.perf_counter() - clock
+        busy = busy or others_busy()
+    steps_line, samples_line = _line(of_steps), _line(of_samples)
+    largest = rows[-1]
+    nfe = job.sampler.nfe
+    rate = largest["images_per_second"] * nfe * flops
+    one = next((row["seconds_median"] for row in rows if row["images"] == 1), None)
+    return Measured(
+        measurements={
+            "nfe": nfe,
+            "headline": f"{largest['images_per_second']:,.1f} images/s, {rate / 1e12:.3g} TFLOP/s"
+            f" ({rate / ceiling:.0%} of a matrix product), loop {largest['loop_overhead']:+.1%}",
+            "speed": {**largest, "contended": busy},
+            "one_image_seconds": one,
+            "loop_overhead": largest["loop_overhead"],
+            "flops_per_forward": flops,
+            "teraflops": rate / 1e12,
+            "ceiling_teraflops": ceiling / 1e12,
+            "ceiling_share": rate / ceiling,
+            "forwards_per_second": largest["images_per_second"] * nfe,
+            "steps_r_squared": steps_line["r_squared"],
+            "samples_r_squared": samples_line["r_squared"],
+            "memory_growth": None if memory[0] is None or memory[-1] is None else memory[-1] / memory[0] - 1.0,
+        },
+        phases=phases,
+        tables=[
+            {
+                "title": f"S = {job.sampler.steps}: median (quartiles) of {task.rounds} rounds",
+                "columns": [
+                    *("images at once", "images/s", "ms a step", "ms a forward", "loop over forwards"),
+                    *("TFLOP/s", "of the ceiling", "first forward, s", "peak memory, MB"),
+                ],
+                "rows": [_row(row, nfe, flops, ceiling) for row in rows],
+            },
+            {
+                "title": f"Lines at {sizes[-1]} images at once",
+                "columns": ["seconds against", "points", "slope, s", "intercept, s", "R²"],
+                "rows": [
+                    ["S (forwards)", _points(of_steps), *_digits(steps_line)],
+                    [f"N (S = {samplers[0].steps})", _points(of_samples), *_digits(samples_line)],
+                ],
+            },
+        ],
+    )
+
+
+class _Timing:
+    """A network with a batch for it.
+
+    Args:
+        job: names noise, sampler and device.
+        network: under the job's runtime.
+        size: images at once.
+    """
+
+    def __init__(self, job: Job, network: nn.Module, size: int) -> None:
+        self._job, self._network, self._size = job, network, size
+        self._device = job.runtime.torch_device
+        self._noise = job.runtime.noise(job.config.seed)
+        self._indices = torch.arange(size, device=self._device)
+        self._x_T: Tensor = start(job, self._indices)
+        self._t = torch.full((size,), 500, dtype=torch.int64, device=self._device)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self.first_seconds = timed(lambda: network(self._x_T, self._t), self._device)[1]
+
+    def _forwards(self, count: int) -> None:
+        for _ in range(count):
+            self._network(self._x_T, self._t)
+
+    def _walk(self, sampler: Sampler, batches: int = 1) -> None:
+        for _ in range(batches):
+            sampler.sample(self._network, self._x_T, indices=self._indices, noise=self._noise)
+
+    def measured(self, rounds: int) -> dict[str, Any]:
+        """Forwards in a row and the walk, in turns after one of each: medians, quartiles, and the loop's own share."""
+        sampler, device = self._job.sampler, self._device
+        self._walk(sampler)
+        alone, walks = [], []
+        for _ in range(rounds):
+            alone.append(device_seconds(lambda: self._forwards(sampler.nfe), device))
+            walks.append(device_seconds(lambda: self._walk(sampler), device))
+        first, median, third = np.quantile(walks, (0.25, 0.5, 0.75)).tolist()
+        return {
+            "images": self._size,
+            "repeats": rounds,
+            "seconds": walks,
+            "seconds_median": median,
+            "seconds_q1": first,
+            "seconds_q3": third,
+            "images_per_second": self._size / median,
+            "seconds_per_image": median / self._size,
+            "forward_seconds": float(np.median(alone)) / sampler.nfe,
+            "forward_share": float(np.median(np.divide(alone, walks))),
+            "loop_overhead": float(np.median(np.divide(walks, alone))) - 1.0,
+            "warmup_seconds": self.first_seconds,
+            "peak_memory_bytes": peak_memory_bytes(device),
+        }
+
+    def walks(self, sampler: Sampler, batches: int, rounds: int) -> float:
+        """Median seconds of so many batches."""
+        return float(
+            np.median([device_seconds(lambda: self._walk(sampler, batches), self._device) for _ in range(rounds)])
+        )
+
+
+def _line(points: list[tuple[int, float]]) -> dict[str, float]:
+    from scipy.stats import linregress
+
+    fit = linregress([x for x, _ in points], [y for _, y in points])
+    return {"slope": float(fit.slope), "intercept": float(fit.intercept), "r_squared": float(fit.rvalue) ** 2}
+
+
+def _row(row: dict[str, Any], nfe: int, flops: int, ceiling: float) -> list[str]:
+    rate = row["images_per_second"] * nfe * flops
+    step, low, high = (1e3 * row[name] / nfe for name in ("seconds_median", "seconds_q1", "seconds_q3"))
+    memory = row["peak_memory_bytes"]
+    return [
+        f"{row['images']:,}",
+        f"{row['images_per_second']:,.4g}",
+        f"{step:.4g} ({low:.4g} – {high:.4g})",
+        f"{1e3 * row['forward_seconds']:.4g}",
+        f"{row['loop_overhead']:+.2%}",
+        f"{rate / 1e12:.3g}",
+        f"{rate / ceiling:.1%}",
+        f"{row['warmup_seconds']:.3g}",
+        "" if memory is None else f"{memory / 1e6:,.0f}",
+    ]
+
+
+def _points(points: list[tuple[int, float]]) -> str:
+    return ", ".join(f"{x:,}: {y:.4g} s" for x, y in points)
+
+
+def _digits(line: dict[str, float]) -> list[str]:
+    return [f"{line['slope']:.4g}", f"{line['intercept']:.3g}", f"{line['r_squared']:.5f}"]

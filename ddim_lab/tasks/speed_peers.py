@@ -1,0 +1,217 @@
+"""Task `speed_peers`: the same weights under other people's loops, timed in turns in one process.
+
+    diffusers             its DDIMPipeline as a user calls it: fp32, torch's own switches
+    diffusers, optimised  the same with what its documentation of inference names: 16-bit weights, channels-last,
+                          torch.compile; on a CPU channels-last alone, since compiling costs more than it gives there
+    paper's code          the loop of the paper's published code, written again from its formulas: alpha_bar is
+                          computed anew in every step, noise drawn whatever eta is, and each state and prediction sent
+                          to the host
+    ours                  the job's sampler and runtime
+
+Everyone starts from nothing and ends with images in the host's memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim_lab.config import SpeedPeersConfig
+from ddim_lab.data import to_uint8
+from ddim_lab.metrics.speed import timed
+from ddim_lab.sampler import Sampler
+from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.sampling import start
+
+__all__ = ["identity", "measure", "papers_loop", "pipeline"]
+
+OURS: Final = "ours"
+DIFFUSERS: Final = "diffusers"
+OPTIMISED: Final = "diffusers, optimised"
+PAPER: Final = "paper's code"
+
+Run = Callable[[int], object]
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """The version of the package that is compared with."""
+    from diffusers import __version__
+
+    return {"diffusers": __version__}
+
+
+def measure(job: Job, folder: Path, work: Path) -> Measured:
+    """Seconds of everyone for a full batch and for one image; ratios to ours, round by round."""
+    config, runtime, device = job.config, job.runtime, job.runtime.torch_device
+    task = config.task
+    assert isinstance(task, SpeedPeersConfig)
+    phases: dict[str, float] = {}
+    seconds: dict[int, dict[str, list[float]]] = {}
+    first: dict[int, dict[str, float]] = {}
+    alone = job.store.lock(f"timed-{runtime.device.replace(':', '-')}", waiting_for=f"times on {runtime.device}")
+    with alone, job.store.presence(runtime.device) as others_busy:
+        busy = others_busy()
+        network = job.model.load().to(device)
+        for size in sorted({1, config.batch_size}):
+            clock = time.perf_counter()
+            # Without the optimised pipeline for one image: it would be compiled once more, for a minute on a GPU.
+            runs = _runs(job, network, size, optimised=size > 1)
+            first[size] = {name: timed(partial(run, size), device)[1] for name, run in runs.items()}
+            seconds[size] = {name: [] for name in runs}
+            for _ in range(task.rounds):
+                for name, run in runs.items():
+                    seconds[size][name].append(timed(partial(run, size), device)[1])
+            phases[f"batch {size}"] = time.perf_counter() - clock
+        busy = busy or others_busy()
+    largest = max(seconds)
+    found = {size: {name: _ratio(of[name], of[OURS]) for name in of if name != OURS} for size, of in seconds.items()}
+    ours = seconds[largest][OURS]
+    low, median, high = np.quantile(ours, (0.25, 0.5, 0.75)).tolist()
+    ratio = found[largest][DIFFUSERS]
+    return Measured(
+        measurements={
+            "nfe": job.sampler.nfe,
+            "headline": f"{ratio.median:.2f} × diffusers ({ratio.low:.2f} – {ratio.high:.2f}),"
+            f" {found[1][DIFFUSERS].median:.2f} × for one image",
+            "speed": {
+                "images": largest,
+                "repeats": task.rounds,
+                "seconds": ours,
+                "seconds_median": median,
+                "seconds_q1": low,
+                "seconds_q3": high,
+                "images_per_second": largest / median,
+                "seconds_per_image": median / largest,
+                "warmup_seconds": first[largest][OURS],
+                "contended": busy,
+            },
+            "times_diffusers": ratio.median,
+            "times_diffusers_low": ratio.low,
+            "times_diffusers_high": ratio.high,
+            "times_diffusers_optimised": found[largest][OPTIMISED].median if OPTIMISED in found[largest] else None,
+            "times_papers_code": found[largest][PAPER].median,
+            "one_image_times_diffusers": found[1][DIFFUSERS].median,
+            "one_image_seconds": float(np.median(seconds[1][OURS])),
+        },
+        phases=phases,
+        tables=[_table(size, seconds[size], found[size], first[size], task.rounds) for size in seconds],
+    )
+
+
+def _runs(job: Job, network: nn.Module, size: int, *, optimised: bool) -> dict[str, Run]:
+    """What each of them does for a batch: everyone has a copy of the network."""
+    sampler, device = job.sampler, job.runtime.torch_device
+    runs: dict[str, Run] = {DIFFUSERS: pipeline(job, copy.deepcopy(network), optimised=False)}
+    if optimised:
+        runs[OPTIMISED] = pipeline(job, copy.deepcopy(network), optimised=True)
+    other, betas = copy.deepcopy(network), torch.tensor(sampler.schedule.betas, dtype=torch.float32, device=device)
+
+    def paper(count: int) -> Tensor:
+        x = torch.randn(count, *job.data.shape, device=device)
+        return to_uint8(papers_loop(x, sampler, other, betas))
+
+    with job.runtime.applied():
+        engine, noise = job.runtime.wrap(copy.deepcopy(network), size), job.runtime.noise(job.config.seed)
+
+    def ours(count: int) -> Tensor:
+        with job.runtime.applied(), torch.inference_mode():
+            indices = torch.arange(count, device=device)
+            x_0 = sampler.sample(engine, start(job, indices), indices=indices, noise=noise)
+            return to_uint8(x_0).cpu()
+
+    return {**runs, PAPER: paper, OURS: ours}
+
+
+def pipeline(job: Job, network: Any, *, optimised: bool) -> Run:
+    """diffusers' DDIMPipeline on a U-Net, with our schedule: call it with a number of images."""
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    from ddim_lab.unet import scheduler_config
+
+    schedule = job.sampler.schedule
+    config = scheduler_config(schedule, {"name": "betas"})
+    network.to(dtype=torch.float32)
+    if optimised:
+        network.to(memory_format=torch.channels_last)
+        if job.runtime.torch_device.type == "cuda":
+            network.to(dtype=torch.bfloat16)
+            network.compile(fullgraph=True)
+    pipe = DDIMPipeline(unet=network, scheduler=DDIMScheduler.from_config(config))
+    pipe.set_progress_bar_config(disable=True)
+    return lambda count: pipe(batch_size=count, eta=job.sampler.eta, num_inference_steps=job.sampler.steps)
+
+
+@torch.no_grad()
+def papers_loop(x_T: Tensor, sampler: Sampler, network: Callable[[Tensor, Tensor], Any], betas: Tensor) -> Tensor:
+    """x_0 on the host, from x_T, as the paper's code walks: every quantity a tensor that is computed in every step.
+
+    Args:
+        x_T: [B, C, H, W] on the device.
+        sampler: names the timesteps and eta; posterior variance, no clipping.
+        network: (x_t, t) -> an object with eps as `.sample`.
+        betas: float32 [T] on the device.
+    """
+    states, predictions = [x_T.cpu()], []
+    for transition in sampler.transitions:
+        t, t_prev = (torch.full((len(x_T),), step, device=x_T.device) for step in (transition.t, transition.t_prev))
+        ab, ab_prev = _alpha_bar(betas, t), _alpha_bar(betas, t_prev)
+        x_t = states[-1].to(x_T.device)
+        eps = network(x_t, t.float()).sample
+        x_0 = (x_t - (1 - ab).sqrt() * eps) / ab.sqrt()
+        predictions.append(x_0.cpu())
+        std = sampler.eta * ((1 - ab / ab_prev) * (1 - ab_prev) / (1 - ab)).sqrt()
+        along = (1 - ab_prev - std**2).sqrt()
+        states.append((ab_prev.sqrt() * x_0 + std * torch.randn_like(x_t) + along * eps).cpu())
+    return states[-1]
+
+
+def _alpha_bar(betas: Tensor, t: Tensor) -> Tensor:
+    with_clean = torch.cat([torch.zeros(1, device=betas.device), betas])
+    return (1 - with_clean).cumprod(0).index_select(0, t + 1)[:, None, None, None]
+
+
+@final
+class _Ratio:
+    """How many times as long a peer took: median over rounds, with a 95 % interval by resampling the rounds."""
+
+    def __init__(self, ratios: list[float]) -> None:
+        from scipy.stats import bootstrap
+
+        self.median = float(np.median(ratios))
+        interval = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0), n_resamples=2000)
+        self.low, self.high = (float(value) for value in interval.confidence_interval)
+
+
+def _ratio(peer: list[float], ours: list[float]) -> _Ratio:
+    return _Ratio([a / b for a, b in zip(peer, ours, strict=True)])
+
+
+def _table(
+    size: int, seconds: dict[str, list[float]], found: dict[str, _Ratio], first: dict[str, float], rounds: int
+) -> dict[str, Any]:
+    rows = []
+    for name, values in seconds.items():
+        low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+        ratio = found.get(name)
+        rows.append(
+            [
+                name,
+                f"{size / median:,.4g}",
+                f"{median:.4g} ({low:.4g} – {high:.4g})",
+                "1" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} – {ratio.high:.2f})",
+                f"{first[name]:.3g}",
+            ]
+        )
+    return {
+        "title": f"{size:,} image{'s' if size > 1 else ''} at once, {rounds} rounds in turns",
+        "columns": ["who", "images/s", "seconds (quartiles)", "times ours (95 %)", "first call, s"],
+        "rows": rows,
+    }

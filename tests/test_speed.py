@@ -1,0 +1,179 @@
+"""Benchmark, peers and precision: what is timed is the same work, and the numbers are what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.datasets import without_images
+from ddim_lab.metrics.speed import device_seconds, forward_flops, product_ceiling
+from ddim_lab.models import obtain_model
+from ddim_lab.runtime import Runtime
+from ddim_lab.sampler import Sampler
+from ddim_lab.store import Store
+from ddim_lab.tasks import speed_peers
+from ddim_lab.tasks.job import Job
+
+SMALL = ("model.block_out_channels=[8,8]", "model.weights=random", "logger=csv", "steps=4")
+
+
+def configured(*overrides: str) -> Config:
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    config = configured("task=speed_peers", *SMALL)
+    store, runtime = Store(tmp_path_factory.mktemp("outputs")), Runtime.resolve(config.runtime)
+    data = without_images(config.data)
+    model = obtain_model(config, data, runtime, store, lambda: None)
+    return Job(config, data, model, runtime, store, "")
+
+
+def cell(outputs: Path) -> dict[str, Any]:
+    (file,) = (outputs / "cells").glob("*/result.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+# -- what an untrained network is for --------------------------------------------------------------------
+
+
+def test_an_untrained_network_is_the_same_one_every_time(job: Job) -> None:
+    one, two = job.model.load().state_dict(), job.model.load().state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert job.model.weights == "random"
+    assert job.model.parameters == sum(value.numel() for value in one.values())
+
+
+def test_an_untrained_network_is_not_measured_for_quality() -> None:
+    with pytest.raises(ConfigError, match="is an untrained network"):
+        configured("model.weights=random")
+
+
+def test_peers_are_given_a_walk_that_they_have() -> None:
+    with pytest.raises(ConfigError, match="walks that all peers have"):
+        configured("task=speed_peers", "sampler=ddpm_large")
+    with pytest.raises(ConfigError, match="needs a U-Net"):
+        configured("task=speed_peers", "model=gaussian")
+
+
+def test_a_line_needs_three_points() -> None:
+    with pytest.raises(ConfigError, match="3 different numbers"):
+        configured("task=benchmark", "task.fitted_steps=[2,2,3]")
+    with pytest.raises(ConfigError, match="fitted_steps"):
+        configured("task=benchmark", "task.fitted_steps=[2,3,1001]")
+
+
+@pytest.mark.parametrize("task", ["benchmark", "speed_peers"])
+def test_no_data_set_is_read(task: str, tmp_path: Path) -> None:
+    """data.root names an empty folder: any other task is refused there."""
+    (tmp_path / "none").mkdir()
+    arguments = ["data=cifar10", f"data.root={tmp_path / 'none'}", "model=cifar10", *SMALL, f"task={task}"]
+    arguments += ["model.attention=[false,false]", "model.norm_num_groups=8", "task.rounds=3", "batch_size=2"]
+    if task == "benchmark":
+        arguments += ["task.batch_sizes=[1,2]", "task.fitted_steps=[1,2,3]", "task.fitted_batches=3"]
+    assert tiny.run(tmp_path / "outputs", *arguments, settings=()) == 0
+    (row,) = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
+    assert row["status"] == "done"
+    assert row["weights"] == "random"
+    assert float(row["images_per_second"]) > 0
+    assert float(row["one_image_seconds"]) > 0
+
+
+# -- the peers do the same work --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_papers_loop_is_the_sampler(eta: float, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = job.sampler.schedule
+    sampler, network = Sampler(schedule, 4, eta=eta), job.model.load()
+    x_T = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(torch, "randn_like", lambda _: z)
+    found = speed_peers.papers_loop(x_T, sampler, network, torch.tensor(schedule.betas, dtype=torch.float32))
+    expected = sampler.sample(network, x_T, noise=lambda *_: z)
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+def test_diffusers_pipeline_walks_as_the_sampler_does(
+    optimised: bool, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x_T = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: x_T)
+    images = speed_peers.pipeline(job, job.model.load(), optimised=optimised)(3).images  # type: ignore[attr-defined]
+    expected = job.sampler.sample(job.model.load(), x_T).add(1).div(2).clamp(0, 1).mul(255).round()
+    found = torch.stack([torch.tensor(np.array(image)).view(1, 8, 8) for image in images])
+    assert (found - expected).abs().max() <= 1
+
+
+# -- the numbers -----------------------------------------------------------------------------------------
+
+
+def test_operations_are_counted() -> None:
+    class Known(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3, padding=1, bias=False)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> Any:
+            return SimpleNamespace(sample=self.conv(x))
+
+    assert forward_flops(Known(), (3, 8, 8), torch.device("cpu")) == 2 * 3 * 5 * 9 * 64
+
+
+def test_the_ceiling_is_above_what_a_network_gets(job: Job) -> None:
+    network, device = job.model.load(), torch.device("cpu")
+    x, t = torch.zeros(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64)
+    network(x, t)
+    rate = (
+        64
+        * forward_flops(network, (1, 8, 8), device)
+        / min(device_seconds(lambda: network(x, t), device) for _ in range(3))
+    )
+    assert 0 < rate < product_ceiling(torch.float32, device)
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    """A machine that slows down under everyone changes no ratio."""
+    ours = [1.0, 2.0, 4.0, 8.0, 16.0]
+    ratio = speed_peers._ratio([3.0 * value for value in ours], ours)
+    assert ratio.low == ratio.median == ratio.high == 3.0
+    assert speed_peers._ratio([2.0, 2.0, 8.0, 16.0, 48.0], ours).low < 2.0
+
+
+# -- precision -------------------------------------------------------------------------------------------
+
+
+def precision(outputs: Path, *more: str) -> dict[str, Any]:
+    arguments = ["task=precision", "metrics.features=pixels", "steps=3", "logger=csv", "seed=3", *more]
+    assert tiny.run(outputs, *arguments, settings=(*tiny.TINY, "num_samples=44")) == 0
+    return cell(outputs)["measurements"]  # type: ignore[no-any-return]
+
+
+def test_fp32_beside_itself_differs_by_nothing(tmp_path: Path) -> None:
+    found = precision(tmp_path, "runtime=reference")
+    for name in ("max_abs_diff", "mse", "fd_change", "fd_change_se", "fd_percent"):
+        assert found[f"precision_{name}"] == 0.0
+
+
+def test_16_bits_differ_and_the_difference_is_paired(tmp_path: Path) -> None:
+    found = precision(tmp_path, "runtime=fast")
+    assert 0.0 < found["precision_mse"] < 1e-2
+    assert found["precision_max_abs_diff"] > found["precision_mse"] ** 0.5
+    assert found["precision_fd_change_se"] < 0.5 * found["precision_fd_reference_se"], "the shared noise cancels"
+    assert found["precision_fd_percent"] == pytest.approx(
+        100 * found["precision_fd_change"] / found["precision_fd_reference"]
+    )
