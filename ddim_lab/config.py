@@ -11,7 +11,18 @@ from typing import Annotated, Any, Final, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from ddim_lab.diffusion import Prediction
 from ddim_lab.sampler import Clip, EncodeAt, Sampler, Variance
@@ -28,6 +39,17 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 StepsKey = Annotated[str, BeforeValidator(str), Field(pattern=r"^[1-9][0-9]*$")]
 Switch = StrictBool | Literal["auto"]
+
+AUTO: Final = 0
+"""What `batch_size=auto` is until the network is known; a job that runs has a number."""
+
+
+def _batch_size(given: Any) -> Any:
+    if given == "auto":
+        return AUTO
+    if isinstance(given, int) and given < 1:
+        raise PydanticCustomError("batch_size", "must be at least 1, or auto")
+    return given
 
 
 class ConfigError(ValueError):
@@ -429,7 +451,9 @@ class Config(_Group):
     study: StudyConfig
     steps: PositiveInt
     num_samples: Annotated[StrictInt, Field(ge=2)]
-    batch_size: PositiveInt
+    batch_size: Annotated[
+        StrictInt, BeforeValidator(_batch_size), PlainSerializer(lambda n: "auto" if n == AUTO else n)
+    ]
     checkpoint_seconds: Positive
     seed: Seed
     save_samples: StrictBool
@@ -615,7 +639,7 @@ class Config(_Group):
             "clip": self.sampler.clip,
             "steps": self.steps if self.sampler.timesteps is None else len(self.sampler.timesteps),
             "num_samples": self.num_samples,
-            "batch_size": self.batch_size,
+            "batch_size": "auto" if self.batch_size == AUTO else self.batch_size,
             "seed": self.seed,
             "training_seed": self.training.seed,
         }

@@ -43,7 +43,7 @@ class Engine(nn.Module):
         self.forwarded: Final = _Forward(network, channels_last)
         self._fixed: Final = compiled or graphs
         self._graphs: Final = graphs
-        self._size: Final = batch_size
+        self._size = batch_size
         self._recorded: _Recorded | None = None
         if channels_last:
             network.to(memory_format=torch.channels_last)
@@ -56,11 +56,20 @@ class Engine(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        try:
+            return self._in_batches(x, t)
+        except torch.OutOfMemoryError:  # `ddim_lab.memory.Halving` comes again with half of it
+            self._recorded, self._size = None, (self._size + 1) // 2
+            raise
+
+    def _in_batches(self, x: Tensor, t: Tensor) -> Tensor:
         count, size = len(x), self._size
         if not self._fixed or count == size:
             return self._call(x, t)
         if count > size:
-            return torch.cat([self(*part) for part in zip(torch.split(x, size), torch.split(t, size), strict=True)])
+            return torch.cat(
+                [self._in_batches(*part) for part in zip(torch.split(x, size), torch.split(t, size), strict=True)]
+            )
         filled = torch.cat([x, x[:1].expand(size - count, *x.shape[1:])])
         return self._call(filled, torch.cat([t, t[:1].expand(size - count)]))[:count]
 

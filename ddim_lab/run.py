@@ -22,7 +22,7 @@ from typing import Any, Final, final
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ddim_lab.config import Config, ConfigError
+from ddim_lab.config import AUTO, Config, ConfigError
 from ddim_lab.datasets import load_data, without_images
 from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import curves, static_charts, text_tables
@@ -147,6 +147,8 @@ def _run_on(
             model = obtain_model(config, data, runtime, store, training_mirror)
             if runs and model.fingerprint is not None:
                 _log_object(runs[-1], store, config.data.name, "models", model.fingerprint, "output")
+        if config.batch_size == AUTO:
+            config = config.model_copy(update={"batch_size": runtime.batch_size(model.load(), data.shape)})
         job = Job(config, data, model, runtime, store, f"{_progress(place)} {name}")
         with _phase(phases, "feature_network"):
             identity = _identity(job)

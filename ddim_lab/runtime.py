@@ -19,12 +19,19 @@ from torch import nn
 
 from ddim_lab.config import ConfigError, RuntimeConfig
 from ddim_lab.engine import Engine
+from ddim_lab.memory import forward_bytes
 from ddim_lab.noise import NamedNoise
 from ddim_lab.precision import Part, lower_precision
 
 __all__ = ["Precision", "Runtime"]
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+MEMORY_SHARE: Final = 0.5
+"""Of a device's memory, for a batch's activations: libraries' workspaces and the allocator's gaps need the rest."""
+
+MOST_AT_ONCE: Final = {"cpu": 256, "cuda": 2048}
+"""Measured: on a CPU an image takes the same time in batches of 64 to 256; an H100 gains 4 % from 1,024 to 2,048."""
 
 LOW: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -211,6 +218,25 @@ class Runtime:
         return Engine(
             network, batch_size, channels_last=self.channels_last, compiled=self.compile, graphs=self.cuda_graphs
         )
+
+    def batch_size(self, network: nn.Module, shape: tuple[int, int, int]) -> int:
+        """Images at once, a power of two: by the device's memory, and no more than makes it faster.
+
+        The whole memory counts, not what is free: the same device gives the same number every time.
+
+        Args:
+            network: the eps-model.
+            shape: (C, H, W) of an image.
+        """
+        if not any(True for _ in network.parameters()):
+            return MOST_AT_ONCE["cpu"]  # an exact model's memory is not in its layers
+        device = self.torch_device
+        if device.type == "cuda":
+            memory = int(torch.cuda.get_device_properties(device).total_memory)
+        else:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        fitting = int(MEMORY_SHARE * memory) // forward_bytes(network, shape)
+        return 1 << (max(1, min(fitting, MOST_AT_ONCE[device.type])).bit_length() - 1)
 
     def noise(self, seed: int) -> NamedNoise:
         """The noise of this seed, made the way that is fastest here."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim_lab.config import ConfigError, RuntimeConfig, UNetConfig
 from ddim_lab.engine import Engine
+from ddim_lab.memory import forward_bytes
 from ddim_lab.noise import NamedNoise
 from ddim_lab.precision import PARTS, Part, lower_precision
 from ddim_lab.runtime import Runtime
@@ -350,3 +354,48 @@ def test_a_compiled_network_is_compiled_once_and_near() -> None:
     assert {name for name, _ in engine.named_parameters()} == {
         f"forwarded.network.{name}" for name, _ in network.named_parameters()
     }
+
+
+# -- batch_size=auto -------------------------------------------------------------------------------------
+
+
+class Chain(nn.Module):
+    """Gives away each intermediate result as soon as the next one is there."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        wide = x.repeat(1, 4, 1, 1)
+        wide = wide + 1.0
+        return wide.sum(1, keepdim=True)
+
+
+def test_the_memory_of_a_forward_is_what_lives_at_once() -> None:
+    image = 3 * 8 * 8 * 4
+    assert 8 * image <= forward_bytes(Chain(), (3, 8, 8)) < 10 * image  # two of four images' size, never three
+
+
+def test_the_memory_of_a_forward_grows_with_the_batch(network: nn.Module) -> None:
+    one, four = (forward_bytes(network, (3, 8, 8), count) for count in (1, 4))
+    assert four == pytest.approx(4 * one, rel=0.05)
+    assert one > 2 * 16 * 8 * 8 * 4, "two activations of the first level at least"
+
+
+def test_a_batch_is_as_large_as_memory_allows(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runtime().batch_size(network, (3, 8, 8)) == 256
+    monkeypatch.setattr("ddim_lab.runtime.forward_bytes", lambda *_: os.sysconf("SC_PAGE_SIZE") * 1000)
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100_000}[name])
+    assert runtime().batch_size(network, (3, 8, 8)) == 32
+
+
+def test_an_automatic_batch_is_resolved_in_the_cell_and_changes_no_image(tmp_path: Path) -> None:
+    settings = ["model=gaussian", "metrics.features=pixels", "logger=csv", "steps=3", "num_samples=44"]
+    for size in ("auto", "256"):
+        assert tiny.run(tmp_path, *settings, f"batch_size={size}", settings=()) == 0
+    (auto,), (given,) = (tiny.results(sweep) for sweep in tiny.sweeps(tmp_path))
+    assert auto["cell"] == given["cell"], "the same resolved size is the same cell"
+    assert auto["batch_size"] == "256"
+
+
+@pytest.mark.parametrize("size", ["0", "-3"])
+def test_a_batch_without_images_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny.run(tmp_path, f"batch_size={size}", settings=()) == 2
+    assert f"batch_size={size}: must be at least 1, or auto" in capsys.readouterr().err

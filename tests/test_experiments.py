@@ -71,7 +71,7 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
     arguments += [*tiny.SMALL, "metrics.features=pixels", "metrics.noise_seeds=3", "metrics.speed_repeats=1"]
     if base.task.name in SPEED:  # no images are read, and the network is a U-Net that others can run, too
         arguments = [text for text in arguments if not text.startswith(("model=", "metrics.features"))]
-        arguments += ["model=digits", "model.block_out_channels=[8,8]", "task.rounds=3", "steps=3"]
+        arguments += ["model=digits", "model.block_out_channels=[8,8]", "task.rounds=3"]
     if base.task.name == "benchmark":
         arguments += ["task.batch_sizes=[1,4]", "task.fitted_steps=[1,2,3]", "task.fitted_batches=3"]
     if base.task.name == "consistency":
@@ -80,9 +80,7 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
         pytest.importorskip("optuna")
         arguments += ["task.trials=8", "task.search_samples=40"]
     if not any(text.startswith("steps=") for text in more):
-        arguments.append("steps=3" if name in SHORT else "steps=3,8")
-    if not any(text.startswith("steps=") for text in (*arguments, *more)):
-        arguments.append("steps=3,8")
+        arguments.append("steps=3" if name in SHORT or base.task.name in SPEED else "steps=3,8")
     assert tiny.run(outputs, *arguments, *more, settings=()) == 0
     return tiny.sweeps(outputs)[-1]
 

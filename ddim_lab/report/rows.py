@@ -49,6 +49,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         return row
     row.update(
         nfe=result.measurements.nfe,
+        batch_size=result.recipe_value("batch_size") or row["batch_size"],  # resolved, where the plan says "auto"
         weights=result.recipe_value("model", "weights"),
         precision=result.recipe_value("runtime", "precision"),
         device=result.recipe_value("runtime", "device"),

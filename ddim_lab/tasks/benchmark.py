@@ -34,8 +34,8 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     assert isinstance(task, BenchmarkConfig)
     sizes = sorted(set(task.batch_sizes))
     phases: dict[str, float] = {}
-    alone = job.store.lock(f"timed-{runtime.device.replace(':', '-')}", waiting_for=f"times on {runtime.device}")
-    with runtime.applied(), alone, job.store.presence(runtime.device) as others_busy, torch.inference_mode():
+    alone = job.store.lock(f"timed-{runtime.hardware}", waiting_for=f"times on {runtime.device}")
+    with runtime.applied(), alone, job.store.presence(runtime.hardware) as others_busy, torch.inference_mode():
         busy = others_busy()
         plain = job.model.load().to(device)
         flops = forward_flops(plain, job.data.shape, device)

@@ -56,8 +56,8 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     phases: dict[str, float] = {}
     seconds: dict[int, dict[str, list[float]]] = {}
     first: dict[int, dict[str, float]] = {}
-    alone = job.store.lock(f"timed-{runtime.device.replace(':', '-')}", waiting_for=f"times on {runtime.device}")
-    with alone, job.store.presence(runtime.device) as others_busy:
+    alone = job.store.lock(f"timed-{runtime.hardware}", waiting_for=f"times on {runtime.device}")
+    with alone, job.store.presence(runtime.hardware) as others_busy:
         busy = others_busy()
         network = job.model.load().to(device)
         for size in sorted({1, config.batch_size}):
