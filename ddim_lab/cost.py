@@ -6,13 +6,14 @@ An image-forward is the network evaluated once on one image: the unit that every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 import torch
 from torch import nn
 
 from ddim_lab.config import (
+    AUTO,
     BenchmarkConfig,
     Config,
     ConsistencyConfig,
@@ -79,21 +80,23 @@ def forward_time(config: Config, runtime: Runtime) -> ForwardTime | None:
     """Time one batch of the cell's network on its device; None for an exact model, which has no network.
 
     Batches double from one image until one takes LONG_ENOUGH or is as large as the cell's, so that this costs about a
-    second on any device. A network that is still to be trained is timed as it is initialised.
+    second on any device. A network that is still to be trained is timed as it is initialised, and none is compiled for
+    this: that would take longer than it tells.
     """
     network = _network(config)
     if network is None:
         return None
-    device = runtime.torch_device
+    device, runtime = runtime.torch_device, replace(runtime, compile=False, cuda_graphs=False)
+    at_once = config.num_samples if config.batch_size == AUTO else min(config.batch_size, config.num_samples)
     with runtime.applied(), torch.inference_mode():
-        network = runtime.wrap(network.to(device))
+        network = runtime.wrap(network.to(device), at_once)
         images = 1
         while True:
             x = torch.zeros(images, *config.data.shape, device=device)
             t = torch.zeros(images, dtype=torch.int64, device=device)
             network(x, t)  # chooses the kernels of this size
             _, seconds = timed(lambda x=x, t=t: network(x, t), device)  # type: ignore[misc]
-            if seconds >= LONG_ENOUGH or 2 * images > min(config.batch_size, config.num_samples):
+            if seconds >= LONG_ENOUGH or 2 * images > at_once:
                 return ForwardTime(seconds / images, images)
             images *= 2
 
@@ -117,7 +120,10 @@ def _network(config: Config) -> nn.Module | None:
 def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
     """One line for the user: a sweep's image-forwards and, from WORTH_MEASURING on, the time that they take here."""
     first, total = cells[0], image_forwards(cells)
-    text = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}, {total:,} image-forwards at most"
+    text = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
+    if total == 0:
+        return text
+    text += f", {total:,} image-forwards at most"
     if total < WORTH_MEASURING or (time := forward_time(first, runtime)) is None:
         return text
     text += (

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ddim_lab.data import to_uint8
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
-from ddim_lab.metrics.features import reference_key
+from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.speed import timed
 from ddim_lab.store import content_key
-from ddim_lab.tasks.generate import reference_sums
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.sampling import batches, finite, mean_and_se, network_in_place, squared_error, start
@@ -31,11 +30,10 @@ SHOWN: Final = 12
 
 def identity(job: Job) -> dict[str, Any]:
     """The images that are compared with, and what distances are taken of."""
-    metrics, images = job.config.metrics, job.data.split(job.config.metrics.reference)
     return {
         "yardstick": content_key(_yardstick(job)),
         "features": job.features.digest,
-        "reference": reference_key(job.features, job.data, metrics.reference, len(images)),
+        "reference": reference_of(job.config.metrics, job.features, job.data),
     }
 
 
@@ -49,7 +47,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     same = job.runtime.recipe() == job.runtime.yardstick().recipe()
     images, seconds = (plain, plain_seconds) if same else _sampled(job)
     sampled = time.perf_counter()
-    reference, _ = reference_sums(job.features, job.data, job.config.metrics.reference, None, job.store)
+    reference = obtain_reference(job.features, job.data, job.config.metrics.reference, job.store).moments
     features = job.features.load()
     distances = []
     for states in (plain, images):
