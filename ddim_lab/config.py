@@ -656,7 +656,8 @@ _BOUNDS: Final = {
 def _explain(error: ValidationError) -> str:
     """The first fault as `option=value: what it must be`."""
     fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"] if part not in _UNION_TAGS)
+    top, *inner = (str(part) for part in fault["loc"])
+    place = ".".join([top, *(inner[1:] if top in _UNIONS else inner)])
     kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
     if kind == "extra_forbidden":
         return f"{place}: no such option"
@@ -676,15 +677,8 @@ def _explain(error: ValidationError) -> str:
     return f"{place}={given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
-_UNION_TAGS: Final = frozenset(
-    {
-        *("digits", "fashion_mnist", "cifar10", "celeba", "lsun_bedroom", "lsun_church", "image_folder"),
-        *("unet", "pretrained", "gaussian", "empirical"),
-        *("linear", "scaled_linear", "sigmoid", "constant", "cosine", "file"),
-        *("generate", "reconstruct", "interpolate", "consistency", "trajectory", "cannot_skip"),
-        *("search_timesteps", "benchmark", "speed_peers", "precision"),
-    }
-)
+_UNIONS: Final = ("data", "model", "schedule", "task")
+"""Groups of which a choice has options of its own: pydantic names the choice after the group."""
 
 
 def _first_line(error: Exception) -> str:
