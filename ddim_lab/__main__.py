@@ -222,7 +222,9 @@ def _check(cell: Sequence[str]) -> Config:
 
     config = Config.from_hydra(_compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())
-    Runtime.resolve(config.runtime).check_training_devices(config.training.devices)
+    Runtime.resolve(config.runtime).check_devices(
+        {"training.devices": config.training.devices, "sampling_devices": config.sampling_devices}
+    )
     if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
     if not config.needs_images:

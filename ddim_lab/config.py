@@ -456,6 +456,7 @@ class Config(_Group):
     ]
     checkpoint_seconds: Positive
     seed: Seed
+    sampling_devices: PositiveInt
     save_samples: StrictBool
     force: StrictBool
     outputs_dir: StrictStr

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, final
 
@@ -149,10 +149,11 @@ class Runtime:
             return asked
         return "bf16" if self.torch_device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
-    def check_training_devices(self, count: int) -> None:
-        """Raise ConfigError where a training would need more GPUs than there are; a CPU takes any number of ranks."""
-        if self.torch_device.type == "cuda" and count > torch.cuda.device_count():
-            raise ConfigError(f"training.devices={count}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    def check_devices(self, counts: Mapping[str, int]) -> None:
+        """Raise ConfigError where an option asks for more GPUs than there are; a CPU takes any number of ranks."""
+        for option, count in counts.items():
+            if self.torch_device.type == "cuda" and count > torch.cuda.device_count():
+                raise ConfigError(f"{option}={count}: this machine has {torch.cuda.device_count()} CUDA device(s)")
 
     def recipe(self) -> dict[str, Any]:
         """All of it, for a cell's identity; a GPU goes by its kind: which of several it was makes no other cell."""

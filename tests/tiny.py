@@ -47,7 +47,7 @@ def results(sweep: Path) -> list[dict[str, str]]:
 
 TIMES = {
     *("images_per_second", "seconds_per_image", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds"),
-    *("job_seconds", "forward_share", "peak_memory", "contended"),
+    *("job_seconds", "forward_share", "peak_memory", "contended", "speed_repeats"),
 }
 """Columns of results.csv that no two runs share."""
 

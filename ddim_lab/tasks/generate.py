@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
@@ -18,15 +19,19 @@ from tqdm import tqdm
 from ddim_lab.chunks import Batch, SampleChunks
 from ddim_lab.config import Config
 from ddim_lab.data import ImageData, MemoryImages, from_uint8, to_uint8
+from ddim_lab.datasets import load_data
 from ddim_lab.memory import Halving
 from ddim_lab.metrics.determinism import max_abs_diff, noise_variance
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.references import obtain_reference, read_moments, reference_of
 from ddim_lab.metrics.speed import peak_memory_bytes, timed
 from ddim_lab.metrics.statistics import median_nearest_distance
+from ddim_lab.models import obtain_model
 from ddim_lab.noise import NamedNoise, NoiseSource
+from ddim_lab.ranks import on_ranks
+from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import EpsModel, Transition
-from ddim_lab.store import read_json
+from ddim_lab.store import Store, read_json
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview
 from ddim_lab.tasks.sampling import diverged
@@ -207,9 +212,13 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     phases["references"] = time.perf_counter() - clock
     chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
     missing = chunks.missing()
-    # One process samples on a device at a time, so that the times are of this sampler alone.
-    alone = store.lock(f"timed-{runtime.hardware}", waiting_for=f"images on {runtime.device}")
-    with runtime.applied(), alone, store.presence(runtime.hardware) as others_busy:
+    if missing and config.sampling_devices > 1:
+        clock = time.perf_counter()
+        _sample_on_ranks(job, work, missing, walk)
+        phases["ranks"] = time.perf_counter() - clock
+        chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
+        missing = chunks.missing()
+    with runtime.applied(), _alone(job), store.presence(runtime.hardware) as others_busy:
         network = Halving(runtime.wrap(model.load().to(device), min(config.batch_size, config.num_samples)))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -217,17 +226,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         with tqdm(
             total=config.num_samples, initial=there, desc=job.progress, unit="image", disable=None, leave=False
         ) as bar:
-            maker = _Maker(
-                sampler=sampler,
-                network=network,
-                features=features.load().to(device),
-                chunks=chunks,
-                shape=data.shape,
-                noise=runtime.noise(config.seed),
-                device=device,
-                others_busy=others_busy,
-                bar=bar,
-            )
+            maker = _maker(job, sampler, network, chunks, others_busy, bar)
             clock = time.perf_counter()
             if missing:
                 run_over_batches(maker, network, job.sampler.schedule, runtime, missing)
@@ -257,6 +256,66 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     headline = f"{quality['name']} {quality['fd']:.4g}{error}, {speed['images_per_second']:,.0f} images/s"
     measurements = {"nfe": sampler.nfe, "headline": headline, "quality": quality}
     return Measured({**measurements, "speed": speed, "determinism": determinism}, phases)
+
+
+def _alone(job: Job) -> contextlib.AbstractContextManager[None]:
+    """One process samples on a device at a time, so that the times are of this sampler alone."""
+    return job.store.lock(f"timed-{job.runtime.hardware}", waiting_for=f"images on {job.runtime.device}")
+
+
+def _maker(
+    job: Job, sampler: Walk, network: Halving, chunks: SampleChunks, others_busy: Callable[[], bool], bar: Any
+) -> _Maker:
+    device = job.runtime.torch_device
+    return _Maker(
+        sampler=sampler,
+        network=network,
+        features=job.features.load().to(device),
+        chunks=chunks,
+        shape=job.data.shape,
+        noise=job.runtime.noise(job.config.seed),
+        device=device,
+        others_busy=others_busy,
+        bar=bar,
+    )
+
+
+# -- a cell on several devices: each makes a share of the batches, and writes the chunks of its own -----
+
+
+def _sample_on_ranks(job: Job, work: Path, missing: Sequence[range], walk: Walk | None) -> None:
+    """Make the missing batches in as many processes as `sampling_devices`, each a run of whole batches of its own."""
+    count = job.config.sampling_devices
+    shares = [missing[len(missing) * rank // count : len(missing) * (rank + 1) // count] for rank in range(count)]
+    on_gpus = job.runtime.torch_device.type == "cuda"
+    devices = [f"cuda:{rank}" if on_gpus else job.runtime.device for rank in range(count)]
+    with contextlib.nullcontext() if on_gpus else _alone(job):  # ranks on GPUs lock each its own
+        on_ranks(count, _sample_share, job.config.model_dump(mode="json"), devices, work, shares, walk)
+
+
+def _sample_share(
+    rank: int, values: dict[str, Any], devices: list[str], work: Path, shares: list[list[range]], walk: Walk | None
+) -> None:
+    """One of several processes that sample together."""
+    from ddim_lab.evaluation import run_over_batches
+
+    config = Config.model_validate(values)
+    runtime = Runtime.resolve(config.runtime.model_copy(update={"device": devices[rank]}))
+    data, store = load_data(config.data), Store(Path(config.outputs_dir))
+    model = obtain_model(config, data, runtime, store, contextlib.nullcontext)  # it is there: the first process has it
+    job = Job(config, data, model, runtime, store, f"rank {rank}")
+    if not shares[rank]:
+        return
+    chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
+    alone = _alone(job) if runtime.torch_device.type == "cuda" else contextlib.nullcontext()
+    with runtime.applied(), alone, store.presence(runtime.hardware) as others_busy:
+        largest = min(config.batch_size, config.num_samples)
+        network = Halving(runtime.wrap(model.load().to(runtime.torch_device), largest))
+        with tqdm(total=sum(map(len, shares[rank])), desc=job.progress, unit="image", disable=None, leave=False) as bar:
+            sampler = job.sampler if walk is None else walk
+            maker = _maker(job, sampler, network, chunks, others_busy, bar)
+            run_over_batches(maker, network, job.sampler.schedule, runtime, shares[rank])
+            chunks.flush()
 
 
 def resample(job: Job, folder: Path, cell: Path) -> None:

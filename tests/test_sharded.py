@@ -1,0 +1,46 @@
+"""A cell that several processes sample together: each sample once, from the same x_T, the same numbers."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from ddim_lab.sampler import Sampler
+from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.tasks import generate
+from ddim_lab.tasks.cannot_skip import DDPMFormula
+
+LINE = ("sampler.eta=0.5", "steps=3", "model=gaussian", "metrics.features=pixels", "logger=csv", "batch_size=8")
+
+
+def test_one_two_and_three_processes_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, list[str]] = {}
+    original = generate._sample_on_ranks
+
+    def look(job: generate.Job, work: Path, missing: list[range], walk: generate.Walk | None) -> None:
+        original(job, work, missing, walk)
+        names = [name for file in sorted(work.glob("*.safetensors")) for name in load_file(file)]
+        seen[job.config.sampling_devices] = [name for name in names if ".images." in name]
+
+    monkeypatch.setattr(generate, "_sample_on_ranks", look)
+    rows = {}
+    for count in (1, 2, 3):
+        outputs = tmp_path / str(count)
+        assert tiny.run(outputs, *LINE, f"sampling_devices={count}", settings=("num_samples=44",)) == 0
+        rows[count] = tiny.numbers(tiny.sweeps(outputs)[0])
+    assert all(found == rows[1] for found in rows.values())
+    for names in seen.values():  # 44 samples in batches of 8: six, each once
+        assert sorted(int(name.split(".")[0]) for name in names) == [0, 8, 16, 24, 32, 40]
+    assert set(seen) == set(rows) - {1}
+
+
+def test_the_formula_of_a_lesson_goes_to_the_processes() -> None:
+    formula = DDPMFormula(Sampler(NoiseSchedule.linear(1000, 1e-4, 0.02), steps=3, eta=1.0), "per_step")
+    x_T, models = torch.randn(2, 1, 4, 4), lambda x, t: 0.1 * x
+    there = pickle.loads(pickle.dumps(formula))
+    assert torch.equal(there.sample(models, x_T), formula.sample(models, x_T))
