@@ -280,7 +280,8 @@ def test_a_cell_refers_to_a_file_of_statistics(tmp_path: Path, capsys: pytest.Ca
     assert str(tmp_path) not in str(read_json(result)["identity"])
     (row,) = tiny.results(*tiny.sweeps(tmp_path / "o"))
     assert re.fullmatch(r"s\.npz, SHA-256 [0-9a-f]{12}, n unknown", row["fd_reference"])
-    assert (row["kid"], row["precision"]) == ("", "")
+    assert (row["kid"], row["improved_precision"]) == ("", "")
+    assert row["precision"] == "fp32"
     assert float(row["fd_held_out_at_equal_n"]) > 0
     assert tiny.run(tmp_path / "o", *line, "task=consistency", settings=tiny.SMALL) == 2
     assert "metrics.reference_statistics is for task=generate" in capsys.readouterr().err

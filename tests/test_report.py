@@ -353,6 +353,7 @@ def test_pareto_front_by_hand() -> None:
 
 
 def test_csv_has_the_contract_columns_first_and_reads_back_exactly(tmp_path: Path) -> None:
+    assert len(set(COLUMNS)) == len(COLUMNS)
     sweep = nine(tmp_path).done()
     build(sweep)
     table = read_csv(sweep)
@@ -854,6 +855,8 @@ def test_what_stands_beside_the_frechet_distance(tmp_path: Path) -> None:
     sweep.add(change=extend)
     page = Page(build(sweep.done()))
     assert page.values[("kid", 0)] == {"0.0123"}
+    assert page.values[("improved_precision", 0)] == {"0.71"}
+    assert page.values[("precision", 0)] == {"fp32"}
     assert re.search(r"KID\s*precision\s*recall", page.text)
     assert "± 0.002" in page.text
     assert "Inception Score" not in page.text

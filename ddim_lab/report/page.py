@@ -425,8 +425,8 @@ def _difference_grid(table: PaperTable) -> Grid | None:
 OTHERS: tuple[tuple[str, str, str | None], ...] = (
     ("kid", "KID", "kid_spread"),
     ("inception_score", "Inception Score", "inception_score_spread"),
-    ("precision", "precision", None),
-    ("recall", "recall", None),
+    ("improved_precision", "precision", None),
+    ("improved_recall", "recall", None),
 )
 """What is measured beside the Fréchet distance on the same features: column of results.csv, heading, its spread."""
 
