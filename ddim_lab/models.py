@@ -73,6 +73,9 @@ def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[s
     """The allow-list of what makes trained weights what they are, resolved."""
     assert isinstance(config.model, UNetConfig)
     training = config.training.model_dump(exclude={"checkpoint_every", "precision", "devices"})
+    precision = runtime.training_precision(config.training.precision)
+    if precision == "bf16":
+        training["fp32"] = ["conv_in", "conv_out"]
     if config.training.devices > 1:  # other dropout, other rounding
         training["devices"] = config.training.devices
     return {
@@ -80,7 +83,7 @@ def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[s
         "data": data.digest,
         "model": config.model.model_dump(exclude={"weights"}),
         "schedule": config.schedule.model_dump(),
-        "training": {**training, "precision": runtime.training_precision(config.training.precision)},
+        "training": {**training, "precision": precision},
     }
 
 

@@ -27,6 +27,7 @@ from ddim_lab.data import ImageData, from_uint8
 from ddim_lab.diffusion import eps_loss, per_sample
 from ddim_lab.lightning import interruptible
 from ddim_lab.loaders import TrainingBatches, rank_part
+from ddim_lab.precision import ends_without_autocast
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.unet import build_unet
 
@@ -255,6 +256,8 @@ def train(
     network = build_unet(model, data.shape)
     if accelerator == "gpu":
         network = network.to(memory_format=torch.channels_last)
+    if precision == "bf16":
+        ends_without_autocast(network)
     curve, raw = _Curve(training.max_steps, mirror), _LastRaw()
     average = WeightAveraging(
         device="cuda" if accelerator == "gpu" else "cpu",

@@ -19,7 +19,7 @@ from ddim_lab.config import ConfigError, RuntimeConfig, UNetConfig
 from ddim_lab.engine import Engine
 from ddim_lab.memory import forward_bytes
 from ddim_lab.noise import NamedNoise
-from ddim_lab.precision import PARTS, Part, lower_precision
+from ddim_lab.precision import PARTS, Part, ends_without_autocast, lower_precision
 from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
@@ -399,3 +399,22 @@ def test_an_automatic_batch_is_resolved_in_the_cell_and_changes_no_image(tmp_pat
 def test_a_batch_without_images_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny.run(tmp_path, f"batch_size={size}", settings=()) == 2
     assert f"batch_size={size}: must be at least 1, or auto" in capsys.readouterr().err
+
+
+def test_under_autocast_the_ends_see_what_bf16_can_not_show() -> None:
+    """Noise below bf16's resolution moves the output only if the first convolution is out of autocast."""
+    x, t = torch.full((2, 3, 8, 8), 1.0), torch.zeros(2, dtype=torch.int64)
+    moved = x + 0.003 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(x.bfloat16(), moved.bfloat16())
+    plain, ends = small_unet(), small_unet()
+    ends_without_autocast(ends)
+    again = copy.deepcopy(ends)
+    again.conv_out.bias.data += 1.0  # a copy computes with its own weights
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain(x, t).sample, plain(moved, t).sample)
+        output = ends(moved, t).sample
+        assert output.dtype == torch.float32
+        assert not torch.equal(ends(x, t).sample, output)
+        assert torch.allclose(again(moved, t).sample, output + 1.0)
+    assert torch.equal(ends(x, t).sample, plain(x, t).sample)
+    assert ends.state_dict().keys() == plain.state_dict().keys()
