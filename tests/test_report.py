@@ -30,7 +30,7 @@ from ddim_lab.report.page import script_json
 from ddim_lab.report.rows import COLUMNS
 from ddim_lab.report.series import name_series, neighbours, paper_tables
 from ddim_lab.report.sweep import read_sweep
-from ddim_lab.report.text import decimals, md, paper_text, tex
+from ddim_lab.report.text import DASH, decimals, md, over_training_seeds, paper_text, tex
 from ddim_lab.report.timing import timing_fits
 from ddim_lab.store import write_record
 from ddim_lab.store.objects import seal
@@ -252,6 +252,34 @@ class Outputs:
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def test_training_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path)
+    given = {(0.0, 10): (8.0, 10.0, 12.0), (0.0, 50): (2.0, 3.0, 7.0), (1.0, 10): (20.0, 21.0, 25.0)}
+    for (eta, steps), values in given.items():
+        for seed, fd in enumerate(values):
+            overrides = [f"sampler.eta={eta:g}", f"steps={steps}", f"training.seed={seed}"]
+            outputs.add(eta, steps, fd=fd, training_seed=seed, overrides=overrides)
+    sweep = read_sweep(outputs.done())
+    (table,) = paper_tables(sweep)
+    assert [row.series.label for row in table.rows] == [
+        f"η {eta} · training seed {k}" for eta in (0, 1) for k in range(3)
+    ]
+    found = over_training_seeds(table)
+    assert found is not None
+    assert found.heading == "FD (digits classifier) over 3 training seeds"
+    shown = {label: [entry and entry.text for entry in entries] for label, entries in found.rows}
+    assert shown == {"η 0": ["10.00 ± 2.00", "4.00 ± 2.65"], "η 1": ["22.00 ± 2.65", DASH]}
+    build(sweep.folder)
+    page = (sweep.folder / "report.html").read_text(encoding="utf-8")
+    assert "over 3 training seeds" in page
+    assert "4.00 ± 2.65" in (sweep.folder / "table.md").read_text(encoding="utf-8")
+
+
+def test_one_training_seed_has_no_such_table(tmp_path: Path) -> None:
+    (table,) = paper_tables(read_sweep(nine(tmp_path).done()))
+    assert over_training_seeds(table) is None
 
 
 def nine(root: Path, **plan: Any) -> Outputs:

@@ -34,6 +34,7 @@ from ddim_lab.report.text import (
     metric_facts,
     number,
     one_line,
+    over_training_seeds,
     paper_text,
     steps_text,
 )
@@ -309,6 +310,8 @@ def results_section(content: Content) -> Section | None:
             blocks.append(_text_grid(paper_text(content.sweep, table), table, field=table.measure))
         if (beside := equal_n_text(table)) is not None:
             blocks.append(_text_grid(beside, table, field="fd_at_equal_n"))
+        if (seeds := over_training_seeds(table)) is not None:
+            blocks.append(_text_grid(seeds, replace(table, rows=()), field="fd"))
         if table.metric is not None:
             blocks += content.charts_of("fd_against", table=table)
         if (differences := _difference_grid(table)) is not None:

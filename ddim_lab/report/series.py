@@ -20,10 +20,14 @@ SIGMA_HAT = "σ̂"
 
 @dataclass(frozen=True)
 class Series:
-    """Cells that differ in the number of steps. `index` orders the series and picks their colour."""
+    """Cells that differ in the number of steps. `index` orders the series and picks their colour.
+
+    `family` is the label without the training seed: series of one family differ in nothing else.
+    """
 
     index: int
     label: str
+    family: str
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,17 @@ def noise_label(labels: dict[str, Any]) -> str:
     return str(labels.get("sampler") or "cell") if eta is None else f"η {eta:g}"
 
 
+def _training_seed(value: Any) -> str:
+    return f"training seed {value}"
+
+
 _NAMED: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("sweep", str),
     ("spacing", str),
     ("clip", lambda value: f"clip {value}"),
     ("data", str),
     ("model", lambda value: f"model {value}"),
-    ("training_seed", lambda value: f"training seed {value}"),
+    ("training_seed", _training_seed),
     ("seed", lambda value: f"seed {value}"),
     ("batch_size", lambda value: f"batch {value}"),
 )
@@ -134,13 +142,17 @@ def name_series(cells: Sequence[Cell]) -> dict[int, Series]:
         }
         _tell_apart(names, own, _clusters(names.items()))
 
+    seeds = {cell.number: _training_seed(cell.plan.labels.get("training_seed")) for cell in cells}
     first = {cell.number: position for position, cell in enumerate(cells)}
     noise = {cell.number: _noise_order(cell.plan.labels) for cell in cells}
     order = sorted(names, key=lambda n: (noise[n], first[n]))
     series: dict[tuple[str, ...], Series] = {}
     for number in order:
         name = names[number]
-        series.setdefault(name, Series(len(series), " · ".join(part for part in name if part)))
+        seed = seeds[number]
+        parts = [part for part in name if part]
+        family = " · ".join(part for part in parts if part != seed)
+        series.setdefault(name, Series(len(series), " · ".join(parts), family))
     return {number: series[names[number]] for number in names}
 
 

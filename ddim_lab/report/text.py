@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ddim_lab.report.measures import NOISE_VARIANCE, Measure, has_noise_variance, measures_of
-from ddim_lab.report.series import PaperTable, held_out_levels, published
+from ddim_lab.report.series import PaperTable, Row, held_out_levels, published
 from ddim_lab.report.sweep import Cell, Reference, Sweep, finite
 
 DASH = "—"
@@ -263,6 +264,8 @@ def table_texts(sweep: Sweep, table: PaperTable) -> list[tuple[str, TextTable]]:
         texts.append((table.measure, paper_text(sweep, table)))
     if (beside := equal_n_text(table)) is not None:
         texts.append(("fd_at_equal_n", beside))
+    if (seeds := over_training_seeds(table)) is not None:
+        texts.append(("fd", seeds))
     texts += [(measure.field, measure_text(sweep, table, measure)) for measure in measures]
     if has_noise_variance(table.cells):
         texts.append((NOISE_VARIANCE.field, measure_text(sweep, table, NOISE_VARIANCE)))
@@ -305,6 +308,50 @@ def equal_n_text(table: PaperTable) -> TextTable | None:
         tuple(steps_text(s) for s in table.columns),
         tuple(rows),
         ("The last row is real images that were not trained on: samples as good as real would score about that.",),
+    )
+
+
+def over_training_seeds(table: PaperTable) -> TextTable | None:
+    """The mean of the table's values over the training seeds of each row, ± their standard deviation.
+
+    None where no row was trained more than once, or a row has other cells than its twins.
+    """
+    families: dict[str, list[Row]] = {}
+    for row in table.rows:
+        families.setdefault(row.series.family, []).append(row)
+    if table.metric is None or max(map(len, families.values())) < 2:
+        return None
+
+    def values(rows: list[Row], steps: int | None) -> list[float]:
+        return [value for row in rows if steps in row.cells and (value := row.cells[steps].fd) is not None]
+
+    found = {(name, steps): values(rows, steps) for name, rows in families.items() for steps in table.columns}
+    spreads = {place: statistics.stdev(of) for place, of in found.items() if len(of) > 1}
+    places = decimals([statistics.fmean(of) for of in found.values() if of], spreads.values())
+
+    def entry(place: tuple[str, int | None], seeds: int) -> Entry:
+        of = found[place]
+        if place not in spreads:
+            return Entry(DASH)
+        mean = statistics.fmean(of)
+        text = f"{number(mean, places)} ± {number(spreads[place], places)}"
+        return Entry(text if len(of) == seeds else f"{text} ({len(of)} of {seeds})", mean)
+
+    rows = tuple(
+        (name, tuple(entry((name, steps), len(rows)) for steps in table.columns))
+        for name, rows in families.items()
+        if len(rows) > 1
+    )
+    counts = " or ".join(str(count) for count in sorted({len(rows) for rows in families.values() if len(rows) > 1}))
+    return TextTable(
+        f"{table.metric.name} over {counts} training seeds",
+        table.metric.facts,
+        tuple(steps_text(steps) for steps in table.columns),
+        rows,
+        (
+            "Mean ± standard deviation over networks that were trained from other seeds. The deviation holds the "
+            "sampling error of each value, too; it is of one network's FD, not of the mean.",
+        ),
     )
 
 
