@@ -656,7 +656,8 @@ _BOUNDS: Final = {
 
 def _explain(error: ValidationError) -> str:
     """The first fault as `option=value: what it must be`."""
-    fault = error.errors()[0]
+    # A misspelt option before what is missing because of it.
+    fault = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
     top, *inner = (str(part) for part in fault["loc"])
     place = ".".join([top, *(inner[1:] if top in _UNIONS else inner)])
     kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
