@@ -243,7 +243,7 @@ def checked_config(overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: with one line for the user.
     """
-    with _composer(argparse.Namespace(config_dir=None)):
+    with _composer(argparse.Namespace(config_dir=None, overrides=list(overrides))):
         return _check(overrides)
 
 
