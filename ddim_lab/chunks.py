@@ -127,10 +127,9 @@ class SampleChunks:
         expected = 0
         for chunk in sorted(self._paths, key=lambda chunk: chunk.start):
             for batch in _read(self._paths[chunk]):
-                if batch.start != expected:
-                    break
-                yield batch
-                expected = batch.start + len(batch)
+                if batch.start == expected:  # what two processes made is taken once
+                    yield batch
+                    expected = batch.start + len(batch)
         if expected != self._num_samples:
             raise RuntimeError(f"{self._num_samples} samples were asked for, {expected} are there")
 

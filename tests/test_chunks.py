@@ -58,6 +58,22 @@ def test_two_makers_share_a_cell(tmp_path: Path) -> None:
     assert [index for one in reader for index in one.tensors["features"].flatten().tolist()] == list(range(100))
 
 
+def test_samples_that_were_made_twice_are_taken_once(tmp_path: Path) -> None:
+    """As where a process of a killed evaluation wrote a last chunk while the next evaluation had begun."""
+    for stops in ((8, 16, 20), (4, 12, 20)):
+        maker, start = SampleChunks(tmp_path / str(stops[0]), 20, 4, every_seconds=1e9), 0
+        for stop in stops:
+            for first in range(start, stop, 4):
+                maker.add(batch(range(first, first + 4)))
+            maker.flush()
+            start = stop
+    for path in (tmp_path / "4").iterdir():
+        path.rename(tmp_path / "8" / path.name)
+    reader = SampleChunks(tmp_path / "8", 20, 4, every_seconds=1e9)
+    assert reader.missing() == []
+    assert [index for one in reader for index in one.tensors["features"].flatten().tolist()] == list(range(20))
+
+
 def test_a_chunk_has_no_gap(tmp_path: Path) -> None:
     chunks = SampleChunks(tmp_path, 12, 4, every_seconds=1e9)
     chunks.add(batch(range(0, 4)))
