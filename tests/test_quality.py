@@ -284,6 +284,9 @@ def test_a_cell_refers_to_a_file_of_statistics(tmp_path: Path, capsys: pytest.Ca
     assert (row["kid"], row["improved_precision"]) == ("", "")
     assert row["precision"] == "fp32"
     assert float(row["fd_held_out_at_equal_n"]) > 0
+    assert tiny.run(tmp_path / "o", *line, "metrics.reference=all", settings=tiny.SMALL) == 0
+    (row,) = tiny.results(tiny.sweeps(tmp_path / "o")[-1])
+    assert (row["cached"], row["fd_held_out_at_equal_n"]) == ("False", "")  # no images are left out: another cell
     assert tiny.run(tmp_path / "o", *line, "task=consistency", settings=tiny.SMALL) == 2
     assert "metrics.reference_statistics is for task=generate" in capsys.readouterr().err
 

@@ -176,10 +176,13 @@ def sample_uint8(
 def identity(job: Job) -> dict[str, Any]:
     """What of the task's settings names a cell: those of the metrics, with the digests of what they compare with."""
     metrics = job.config.metrics
+    # A file of statistics says nothing of the images whose nearest neighbours and equal-N distance are measured, too.
+    images = {} if metrics.reference_statistics is None else {"data": job.data.digest, "split": metrics.reference}
     return {
         **metrics.identity(),
         "features": job.features.digest,
         "reference": reference_of(metrics, job.features, job.data),
+        **images,
     }
 
 
