@@ -76,6 +76,11 @@ def test_a_line_needs_three_points() -> None:
         configured("task=benchmark", "task.fitted_steps=[2,3,1001]")
 
 
+def test_an_exact_model_on_a_short_schedule_is_timed(tmp_path: Path) -> None:
+    line = ("model=gaussian", "schedule.num_timesteps=20", "steps=3", "task.fitted_steps=[1,2,3]", "logger=csv")
+    assert tiny.run(tmp_path, "task=benchmark", "task.batch_sizes=[1,2]", "task.rounds=3", *line, settings=()) == 0
+
+
 @pytest.mark.parametrize("task", ["benchmark", "speed_peers"])
 def test_no_data_set_is_read(task: str, tmp_path: Path) -> None:
     """data.root names an empty folder: any other task is refused there."""

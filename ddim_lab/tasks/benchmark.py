@@ -118,7 +118,7 @@ class _Timing:
         self._noise = job.runtime.noise(job.config.seed)
         self._indices = torch.arange(size, device=self._device)
         self._x_T: Tensor = start(job, self._indices)
-        self._t = torch.full((size,), 500, dtype=torch.int64, device=self._device)
+        self._t = torch.full((size,), job.sampler.transitions[0].t, dtype=torch.int64, device=self._device)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self.first_seconds = timed(lambda: network(self._x_T, self._t), self._device)[1]
