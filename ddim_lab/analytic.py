@@ -45,15 +45,16 @@ class GaussianEps:
 
     def __init__(self, schedule: NoiseSchedule, mean: Tensor | float = 0.0, variance: Tensor | float = 1.0) -> None:
         self.schedule: Final = schedule
-        self.mean: Final = torch.as_tensor(mean, dtype=torch.float64)
-        self.variance: Final = torch.as_tensor(variance, dtype=torch.float64)
+        self.mean = torch.as_tensor(mean, dtype=torch.float64)
+        self.variance = torch.as_tensor(variance, dtype=torch.float64)
         if not bool((self.variance > 0).all()):
             raise ValueError("variance must be positive")
         self._alpha_bars = _AlphaBars(schedule)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        ab = self._alpha_bars(t, x_t.ndim)
-        mean, variance = self.mean.to(x_t.device), self.variance.to(x_t.device)
+        if self.mean.device != x_t.device:  # once: a copy in every step makes the host wait, and can't be recorded
+            self.mean, self.variance = self.mean.to(x_t.device), self.variance.to(x_t.device)
+        ab, mean, variance = self._alpha_bars(t, x_t.ndim), self.mean, self.variance
         eps = (1.0 - ab).sqrt() * (x_t.double() - ab.sqrt() * mean) / (ab * variance + 1.0 - ab)
         return eps.to(x_t.dtype)
 

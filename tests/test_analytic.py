@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from official import one_thread as one_thread
 from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps, GaussianMixtureEps
 from ddim_lab.sampler import Sampler
@@ -103,6 +105,32 @@ def test_each_sample_has_its_own_timestep_and_dtype_is_kept() -> None:
         assert torch.allclose(together, apart, atol=1e-13)
         assert model(x.float(), t).dtype == torch.float32
         assert model(x.float(), t).shape == x.shape
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from one device to another."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ == "_to_copy":
+            self.found += result.device != args[0].device
+        return result
+
+
+@pytest.mark.parametrize(
+    "model", [GaussianEps(SCHEDULE, MEAN, VARIANCE), EmpiricalEps(SCHEDULE, normal(3, 6, seed=1))], ids=["one", "many"]
+)
+def test_what_a_model_knows_moves_to_the_device_once(model: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """A copy from the host in every step makes the host wait, and ends the recording of a CUDA graph."""
+    x, t = torch.empty(4, 6, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    with Copies() as copies:
+        model(x, t)
+        assert copies.found > 0, "the test sees what it looks for"
+        copies.found = 0
+        model(x, t)
+    assert copies.found == 0
 
 
 def test_a_posterior_mean_is_the_best_eps() -> None:
