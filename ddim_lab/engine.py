@@ -115,7 +115,8 @@ class _Recorded:
                     network(self._x, self._t)
             torch.cuda.current_stream(x.device).wait_stream(aside)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Without its stream it is one of the device that was current when the process first recorded anything.
+            with torch.cuda.graph(self._graph, stream=aside):
                 self._output = network(self._x, self._t)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddim_lab.config import ConfigError, RuntimeConfig, UNetConfig
 from ddim_lab.engine import Engine
 from ddim_lab.memory import forward_bytes
+from ddim_lab.metrics.speed import device_seconds
 from ddim_lab.noise import NamedNoise
 from ddim_lab.precision import PARTS, Part, ends_without_autocast, lower_precision
 from ddim_lab.runtime import Runtime
@@ -230,6 +231,19 @@ def test_a_recorded_network_follows_its_weights_and_keeps_no_output() -> None:
     assert torch.equal(first, kept), "a later forward wrote into an output that was handed out"
     engine.cpu().cuda()
     torch.testing.assert_close(engine(x, t), kept)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_networks_are_recorded_and_timed_on_the_device_they_are_on() -> None:
+    for device in map(torch.device, ("cuda:0", "cuda:1")):  # the current device is the first all the time
+        x, t = (tensor.to(device) for tensor in inputs(4))
+        network = small_unet().to(device)
+        engine = Engine(network, 4, channels_last=False, compiled=False, graphs=True)
+        engine(x, t)
+        torch.testing.assert_close(engine(-x, t), network(-x, t).sample, rtol=1e-3, atol=1e-3)
+        one, ten = (device_seconds(lambda n=n: [network(x, t) for _ in range(n)], device) for n in (1, 10))  # type: ignore[misc]
+        assert one < ten < 100 * one
 
 
 # -- 16 bits ---------------------------------------------------------------------------------------------

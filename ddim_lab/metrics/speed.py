@@ -38,10 +38,11 @@ def device_seconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type != "cuda":
         return timed(run, device)[1]
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    stream = torch.cuda.current_stream(device)  # an event's default is the current device's, which may be another
     synchronize(device)
-    start.record()
+    start.record(stream)
     run()
-    stop.record()
+    stop.record(stream)
     stop.synchronize()
     return float(start.elapsed_time(stop)) / 1000.0
 
