@@ -152,7 +152,7 @@ class Evil:
 
 
 BETAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "empty": ("betas.txt", lambda path: path.write_text(""), r"betas\.txt is not a list of betas .* it is empty"),
+    "empty": ("betas.txt", lambda path: path.write_text(""), r"betas\.txt is not a list of betas.* it is empty"),
     "words": ("betas.txt", lambda path: path.write_text("one\ntwo\n"), r"betas\.txt"),
     "binary": ("betas.txt", lambda path: path.write_bytes(bytes(range(256))), r"betas\.txt|betas"),
     "NaN": ("betas.txt", lambda path: path.write_text("0.1\nnan\n"), r"betas? .*between 0 and 1|finite|nan"),
