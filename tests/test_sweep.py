@@ -159,11 +159,14 @@ def test_an_unreachable_wandb_fails_no_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A key, and nobody at the server's address: one warning a sweep, results and offline runs are there."""
+    import wandb
+
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", address)
+    wandb.teardown()  # else what an earlier test set up stays
     arguments = ("model=gaussian", "metrics.features=pixels", "steps=3,5", "-m")
     assert tiny.run(tmp_path, *arguments, settings=tiny.SMALL) == 0
     sweep = tiny.sweeps(tmp_path)[0]
