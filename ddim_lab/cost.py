@@ -18,6 +18,7 @@ from ddim_lab.config import (
     Config,
     ConsistencyConfig,
     InterpolateConfig,
+    PrecisionConfig,
     PretrainedConfig,
     ReconstructConfig,
     SearchTimestepsConfig,
@@ -43,7 +44,7 @@ TRAINING_FORWARDS: Final = 3
 def image_forwards(cells: Sequence[Config]) -> int:
     """Image-forwards that the cells' samples cost if none is stored; what measures speed and determinism comes on top.
 
-    A consistency reference counts once for all cells that share it.
+    A reference (of task consistency, or precision) counts once for all cells that share it.
     """
     references: dict[tuple[object, ...], int] = {}
     total = 0
@@ -59,9 +60,13 @@ def image_forwards(cells: Sequence[Config]) -> int:
             total += (task.trials * task.search_samples + (len(SPACINGS) + 1) * count) * config.steps
         else:
             total += count * nfe
+            model = config.data, config.model, config.schedule, config.training
+            if isinstance(task, PrecisionConfig):
+                references[*model, config.sampler, config.seed, count, config.batch_size, config.steps] = count * nfe
             if isinstance(task, ConsistencyConfig):
                 reference = config.build_sampler(steps=task.reference_steps)
-                references[config.sampler, config.seed, count, task.reference_steps] = count * reference.nfe
+                own = *model, config.sampler, config.seed, count, config.batch_size, config.runtime
+                references[*own, task.reference_steps] = count * reference.nfe
                 if reference.transitions == config.build_sampler().transitions:
                     total -= count * nfe
     return total + sum(references.values())

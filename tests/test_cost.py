@@ -49,6 +49,13 @@ def test_tasks_spend_what_was_said(name: str, more: list[str], tmp_path: Path, m
     assert spent == image_forwards(composed(name, *arguments))
 
 
+def test_references_are_shared_by_the_cells_of_one_model_alone() -> None:
+    one, two = (composed("consistency", *EXACT, "steps=3,5", f"training.seed={seed}") for seed in (0, 1))
+    assert image_forwards([*one, *two]) == image_forwards(one) + image_forwards(two)
+    precision = composed("precision", *EXACT, "steps=3")
+    assert image_forwards(precision) == (len(precision) + 1) * 44 * 3  # each runtime, and fp32 once
+
+
 def test_samples_spend_what_was_said_and_the_checks_come_on_top(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
