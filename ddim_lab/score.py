@@ -34,6 +34,7 @@ from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import Reference, obtain_reference, obtain_statistics, read_moments
 from ddim_lab.runtime import Runtime
 from ddim_lab.store import Store, content_key, write_json
+from ddim_lab.store.housekeeping import working
 
 __all__ = ["Samples", "main", "read_samples", "score"]
 
@@ -303,10 +304,6 @@ def _table(samples: Samples, quality: dict[str, Any]) -> str:
     return "\n".join([*head, "", *shown, *reasons])
 
 
-def _pair(quality: dict[str, Any], name: str) -> tuple[float | None, float | None]:
-    return quality.get(name), quality.get(f"{name}_spread")
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see python -m ddim_lab.score --help")
@@ -334,9 +331,10 @@ def _main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise ConfigError(f"outputs_dir={config.outputs_dir} can't be written: {error}; set outputs_dir") from None
     data, metrics = load_data(config.data), config.metrics
-    features = obtain_features(metrics.features, data, store, metrics.inception_weights)
-    with runtime.applied():
-        quality = score(samples, against, metrics, data, features, store, runtime.torch_device)
+    with working(store):
+        features = obtain_features(metrics.features, data, store, metrics.inception_weights)
+        with runtime.applied():
+            quality = score(samples, against, metrics, data, features, store, runtime.torch_device)
     print(_table(samples, quality))
     if asked.json is not None:
         described = {"path": str(asked.path), "num_samples": len(samples.images), "sha256": samples.digest}

@@ -14,8 +14,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from ddim_lab.score import main
-from ddim_lab.store import read_json
+from ddim_lab.score import main, score
+from ddim_lab.store import Store, read_json
+from ddim_lab.store.housekeeping import PruneError, prunable
 
 PIXELS = ("metrics.features=pixels", "metrics.kid_subset_size=20")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -69,6 +70,20 @@ def test_a_cells_samples_score_what_the_cell_says(tmp_path: Path, capsys: pytest
         again = run(tmp_path, str(path))[1]
         assert again["fd"] == pytest.approx(quality["fd"], rel=1e-9)
         assert again["recall"] == quality["recall"]
+
+
+def test_nothing_is_pruned_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+
+    def prune_meanwhile(*arguments: Any) -> dict[str, Any]:
+        with pytest.raises(PruneError) as error:
+            prunable(Store(tmp_path / "outputs"))
+        refused.append(str(error.value))
+        return score(*arguments)
+
+    monkeypatch.setattr("ddim_lab.score.score", prune_meanwhile)
+    assert run(tmp_path, str(folder_of(tmp_path / "images", images())))[0] == 0
+    assert refused == ["a job is running in this outputs folder: prune when it has ended"]
 
 
 def test_two_sets_of_samples_and_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
