@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
 from wandb_offline import read_run
 
 from ddim_lab.report import rows
 from ddim_lab.sampler import Sampler
+from ddim_lab.store import Store
 
 NINE = ("sampler.eta=0,0.5,1", "steps=3,5,9", "-m")
 
@@ -215,14 +218,20 @@ def test_a_cell_that_can_not_be_reproduced_is_refused_not_replaced(
 ) -> None:
     from ddim_lab.tasks import generate as task
 
-    original = task.sample_uint8
+    original, busy = task.sample_uint8, []
+
+    def others(*arguments: Any) -> torch.Tensor:
+        busy.append(Store(outputs).busy(f"{platform.node()}-cpu"))
+        return original(*arguments) ^ 1
+
     assert tiny.run(outputs, "steps=7") == 0
     cell = tiny.results(tiny.sweeps(outputs)[-1])[0]["cell"]
     before = (outputs / "cells" / cell / "result.json").read_bytes()
-    monkeypatch.setattr(task, "sample_uint8", lambda *arguments: original(*arguments) ^ 1)
+    monkeypatch.setattr(task, "sample_uint8", others)
     assert tiny.run(outputs, "steps=7", "save_samples=true") == 1
     assert "sampling again gave other images" in tiny.results(tiny.sweeps(outputs)[-1])[0]["error"]
     assert (outputs / "cells" / cell / "result.json").read_bytes() == before
+    assert busy == [True] * 3  # who is timed meanwhile knows
 
 
 def test_two_names_of_one_sampler_are_one_cell(outputs: Path) -> None:

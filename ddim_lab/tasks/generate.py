@@ -34,7 +34,7 @@ from ddim_lab.sampler import EpsModel, Transition
 from ddim_lab.store import Store, read_json
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview
-from ddim_lab.tasks.sampling import diverged
+from ddim_lab.tasks.sampling import batches, diverged, network_in_place
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
@@ -327,20 +327,17 @@ def resample(job: Job, folder: Path, cell: Path) -> None:
     Raises:
         RuntimeError: their SHA-256 is not the one that the cell holds.
     """
-    config, data, model, runtime, sampler = job.config, job.data, job.model, job.runtime, job.sampler
+    config, runtime, sampler = job.config, job.runtime, job.sampler
     expected = read_json(cell / "result.json")["measurements"]["determinism"]["sha256"]
-    device = runtime.torch_device
     noise = runtime.noise(config.seed)
     sha256 = hashlib.sha256()
 
     def again() -> Iterator[Tensor]:
-        with runtime.applied(), tqdm(total=config.num_samples, desc=job.progress, unit="image", disable=None) as bar:
-            network = Halving(runtime.wrap(model.load().to(device), min(config.batch_size, config.num_samples)))
-            for indices in torch.split(torch.arange(config.num_samples), config.batch_size):
-                images = sample_uint8(sampler, network, indices, data.shape, noise, device).cpu()
+        with network_in_place(job) as network:
+            for indices in batches(job, config.num_samples):
+                images = sample_uint8(sampler, network, indices, job.data.shape, noise, runtime.torch_device).cpu()
                 sha256.update(_nhwc(images).tobytes())
                 yield images
-                bar.update(len(indices))
 
     write_samples(folder / "samples.npz", config.num_samples, again())
     if sha256.hexdigest() != expected:
