@@ -552,6 +552,8 @@ class Config(_Group):
                 raise ConfigError(f"task.fitted_steps: {error}") from None
             if len(set(task.fitted_steps)) < 3:
                 raise ConfigError("task.fitted_steps needs 3 different numbers of steps for a line")
+        if isinstance(task, PrecisionConfig) and self.num_samples < 3:
+            raise ConfigError(f"task=precision needs 3 samples for a standard error, got {self.num_samples}")
         if isinstance(task, SpeedPeersConfig):
             self._check_peers()
         untrained = isinstance(self.model, UNetConfig) and self.model.weights == "random"

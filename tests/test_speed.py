@@ -21,6 +21,7 @@ from ddim_lab.models import obtain_model
 from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store
+from ddim_lab.store.objects import is_locked
 from ddim_lab.tasks import speed_peers
 from ddim_lab.tasks.job import Job
 
@@ -160,6 +161,24 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 
 
 # -- precision -------------------------------------------------------------------------------------------
+
+
+def test_a_standard_error_needs_three_samples() -> None:
+    with pytest.raises(ConfigError, match="task=precision needs 3 samples for a standard error, got 2"):
+        configured("task=precision", "num_samples=2")
+
+
+def test_both_runtimes_are_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, held = Sampler.sample, []
+
+    def look(self: Sampler, *arguments: Any, **named: Any) -> torch.Tensor:
+        (lock,) = (tmp_path / "locks").glob("timed-*.lock")
+        held.append(is_locked(lock))
+        return sample(self, *arguments, **named)
+
+    monkeypatch.setattr(Sampler, "sample", look)
+    precision(tmp_path)
+    assert held == [True] * 8  # fp32 and the default: a batch to warm up, and three
 
 
 def precision(outputs: Path, *more: str) -> dict[str, Any]:

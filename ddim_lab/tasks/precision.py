@@ -96,7 +96,8 @@ def _sampled(job: Job) -> tuple[Tensor, float]:
     """The job's x_0, float32 [N, C, H, W] on the CPU, and the median seconds of a full batch after the first."""
     parts, seconds = [], []
     noise, sampler, device = job.runtime.noise(job.config.seed), job.sampler, job.runtime.torch_device
-    with network_in_place(job) as network:
+    alone = job.store.lock(f"timed-{job.runtime.hardware}", waiting_for=f"times on {job.runtime.device}")
+    with alone, network_in_place(job) as network:
         full = min(job.config.batch_size, job.config.num_samples)
         sampler.sample(network, start(job, torch.arange(full, device=device)), noise=noise)
         for indices in batches(job, job.config.num_samples):
