@@ -338,7 +338,10 @@ def _main(arguments: Sequence[str]) -> int:
     print(_table(samples, quality))
     if asked.json is not None:
         described = {"path": str(asked.path), "num_samples": len(samples.images), "sha256": samples.digest}
-        write_json(asked.json, {"samples": described, "metrics": metrics.model_dump(), "quality": quality})
+        try:
+            write_json(asked.json, {"samples": described, "metrics": metrics.model_dump(), "quality": quality})
+        except OSError as error:
+            raise ConfigError(f"--json={asked.json} can't be written: {error.strerror or error}") from None
     return 0
 
 

@@ -72,6 +72,18 @@ def test_a_cells_samples_score_what_the_cell_says(tmp_path: Path, capsys: pytest
         assert again["recall"] == quality["recall"]
 
 
+def test_a_place_that_can_not_be_written_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    line = [str(folder_of(tmp_path / "images", images())), "--json", str(tmp_path / "file" / "score.json")]
+    monkeypatch.setattr(sys, "argv", ["score", *line, *PIXELS, f"outputs_dir={tmp_path}/outputs"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert re.fullmatch(r"ddim_lab: --json=.*score\.json can't be written: .*\n", capsys.readouterr().err)
+
+
 def test_nothing_is_pruned_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused: list[str] = []
 
