@@ -39,7 +39,7 @@ from yaml import YAMLError
 from ddim_lab.config import Config, ConfigError, config_folder
 from ddim_lab.trust import check_hydra, check_secrets
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "checked_config", "main"]
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "checked_config", "main"]
 
 FAILED: Final = 1
 BAD_INPUT: Final = 2

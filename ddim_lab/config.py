@@ -511,6 +511,10 @@ class Config(_Group):
             raise ConfigError(
                 f"training.devices={self.training.devices} must divide training.batch_size={self.training.batch_size}"
             )
+        if self.sampling_devices > 1 and not isinstance(self.task, GenerateConfig | CannotSkipConfig):
+            raise ConfigError(
+                f"sampling_devices={self.sampling_devices} needs task=generate, or cannot_skip, not {self.task.name}"
+            )
         if self.training.warmup_steps > self.training.max_steps:
             raise ConfigError(
                 f"training.warmup_steps={self.training.warmup_steps} exceeds"

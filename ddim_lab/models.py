@@ -240,7 +240,11 @@ def _train(
 def _train_rank(rank: int, values: dict[str, Any], runtime: Runtime, work: Path, folder: Path) -> None:
     """One of several processes that train together."""
     config = Config.model_validate(values)
-    _train(config, load_data(config.data), runtime, work, folder, lambda values, step: None, rank)
+    mine = runtime
+    if runtime.torch_device.type == "cuda":
+        mine = Runtime.resolve(config.runtime.model_copy(update={"device": f"cuda:{rank}"}))
+    with Store(Path(config.outputs_dir)).presence(mine.hardware):
+        _train(config, load_data(config.data), runtime, work, folder, lambda values, step: None, rank)
 
 
 def _untrained(config: Config, unet: UNetConfig, data: ImageData) -> Model:

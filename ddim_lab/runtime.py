@@ -45,7 +45,7 @@ class Runtime:
         device: as torch names it, as "cpu" or "cuda:0".
         device_name: the hardware's name.
         precision: fp32; tf32 (matrix products and convolutions on tensor cores); bf16 or fp16 (a U-Net's layers but for
-            `keep_fp32`). The state is fp32 in all of them.
+            `keep_fp32`, whose products are tf32 on a GPU). The state is fp32 in all of them.
         keep_fp32: parts that stay fp32 in 16 bits, see `ddim_lab.precision`; empty in fp32 and tf32.
         channels_last: the network's memory layout is [B, H, W, C].
         compile: the network and the noise go through torch.compile.

@@ -26,12 +26,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_lab.__main__ import BAD_INPUT, INTERRUPTED, checked_config
+from ddim_lab.__main__ import BAD_INPUT, FAILED, INTERRUPTED, checked_config
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import DiskImages, ImageData, ImageSet, MemoryImages
 from ddim_lab.datasets import load_data
 from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import Reference, obtain_reference, obtain_statistics, read_moments
+from ddim_lab.run import one_line
 from ddim_lab.runtime import Runtime
 from ddim_lab.store import Store, content_key, write_json
 from ddim_lab.store.housekeeping import working
@@ -355,7 +356,7 @@ def _is_statistics(path: Path) -> bool:
 
 
 def main() -> None:
-    """Entry point. Exit status: 0, 2 wrong input (one line says what), 130 interrupted."""
+    """Entry point. Exit status: 0, 1 failed, 2 wrong input (one line says what), 130 interrupted."""
     try:
         sys.exit(_main(sys.argv[1:]))
     except ConfigError as error:
@@ -363,6 +364,11 @@ def main() -> None:
             raise
         print(f"ddim_lab: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+    except (OSError, RuntimeError, ValueError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"ddim_lab: {one_line(error)}", file=sys.stderr)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         print("ddim_lab: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

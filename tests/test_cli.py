@@ -58,6 +58,7 @@ WRONG = {
     "metrics.features=inseption": r"metrics.features=inseption: must be ",
     "training.learning_rate=0": r"training.learning_rate=0: must be above 0",
     "training.ema_decay=1": r"training.ema_decay=1: must be below 1",
+    "sampling_devices=2 task=trajectory": r"sampling_devices=2 needs task=generate, or cannot_skip, not trajectory",
     "training.devices=3": r"training.devices=3 must divide training.batch_size=128",
     "training.warmup_steps=2000": r"training.warmup_steps=2000 exceeds training.max_steps=1500",
     "model.attention=[true]": r"model.attention needs one true or false a level: 2, got 1",

@@ -40,12 +40,15 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
         plain = job.model.load().to(device)
         flops = forward_flops(plain, job.data.shape, device)
         ceiling = product_ceiling(runtime.product_dtype, device)
-        rows = []
+        rows: list[dict[str, Any]] = []
+        timing: _Timing | None = None
         for size in sizes:
             clock = time.perf_counter()
+            timing = None  # its network would count as memory of the next size
             timing = _Timing(job, runtime.wrap(copy.deepcopy(plain), size), size)
             rows.append(timing.measured(task.rounds))
             phases[f"batch {size}"] = time.perf_counter() - clock
+        assert timing is not None
         clock = time.perf_counter()
         samplers = [
             job.config.build_sampler(job.model.prediction, steps=steps) for steps in sorted(set(task.fitted_steps))

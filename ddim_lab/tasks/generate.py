@@ -7,7 +7,7 @@ import hashlib
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
@@ -91,7 +91,7 @@ class _Maker:
     others_busy: Callable[[], bool]
     bar: Any
     warm: bool = False
-    seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "features": 0.0})
 
     def start(self, indices: Tensor) -> Tensor:
         """x_T of the samples."""
@@ -118,7 +118,8 @@ class _Maker:
         seconds = {"sampling": sampling, "features": extracting}
         self.chunks.add(Batch(first, images.cpu(), tensors, seconds, self.warm, self.others_busy()))
         self.warm = True
-        self.seconds += sampling + extracting
+        for name, took in seconds.items():
+            self.phases[name] += took
         self.bar.update(len(images))
 
 
@@ -133,7 +134,6 @@ class _Samples:
 
     def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
         self.full_batch_seconds: list[float] = []
-        self.phases = {"sampling": 0.0, "features": 0.0}
         self.contended = False
         sha256 = hashlib.sha256()
         images = []
@@ -148,8 +148,6 @@ class _Samples:
                 images.append(batch.images[: NEAREST_AT_MOST - count])
             if batch.warm and len(batch) == self.size:
                 self.full_batch_seconds.append(batch.seconds["sampling"])
-            for name, seconds in batch.seconds.items():
-                self.phases[name] += seconds
             self.contended |= batch.contended
             count += len(batch)
         self.sha256 = sha256.hexdigest()
@@ -234,7 +232,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
             if missing:
                 run_over_batches(maker, network, job.sampler.schedule, runtime, missing)
                 chunks.flush()
-            loop = time.perf_counter() - clock - maker.seconds
+            loop = time.perf_counter() - clock - sum(maker.phases.values())
         network.to(device)  # where Lightning's teardown took it from
         clock = time.perf_counter()
         measured = Quality(
@@ -242,7 +240,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         )
         samples = _Samples(chunks, measured)
         read = time.perf_counter() - clock
-        phases |= {**samples.phases, "loop": loop}
+        phases |= {**maker.phases, "loop": loop}  # of this process, now: what others made is in "ranks", or was before
         clock = time.perf_counter()
         with torch.inference_mode():
             speed = _speed(config, maker, samples)
