@@ -290,8 +290,9 @@ def _table(samples: Samples, quality: dict[str, Any]) -> str:
         at = f"at N = {equal['num_samples']:,}"
         rows.append((f"{quality['name']} {at}", equal["fd_samples"], None, ""))
         rows.append((f"{quality['name']} of held-out real images {at}", equal["fd_held_out"], None, ""))
+    width = max(len(name) for name, *_ in rows)
     shown = [
-        f"{name:<48} {value:>10.5g}" + (f" ± {error:.2g}  ({note[2:]})" if error is not None else "")
+        f"{name:<{width}} {value:>10.5g}" + (f" ± {error:.2g}  ({note[2:]})" if error is not None else "")
         for name, value, error, note in rows
         if value is not None
     ]
