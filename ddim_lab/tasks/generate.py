@@ -411,23 +411,27 @@ def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
 
 
 def _determinism(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
-    """The first samples again, in a batch of their own: twice the same, once more with each other seed of the noise."""
-    count = len(samples.first)
-    indices = torch.arange(count, device=maker.device)
-    x_T = maker.start(indices)
+    """The first samples again, in a batch of their own: twice the same, once more with each other seed of the noise.
 
-    def run(seed: int) -> Tensor:
+    Where the cell's batches are no larger than that, two batch sizes are compared on half of them; None of one image.
+    """
+    count = len(samples.first)
+
+    def run(seed: int, count: int = count) -> Tensor:
+        indices = torch.arange(count, device=maker.device)
         noise = NamedNoise(seed, compiled=maker.noise.compiled)
-        return maker.sampler.sample(maker.network, x_T, indices=indices, noise=noise).cpu()
+        return maker.sampler.sample(maker.network, maker.start(indices), indices=indices, noise=noise).cpu()
 
     one, same = run(config.seed), run(config.seed)
+    split = count if count < samples.size else count // 2
+    part = one if split == count else run(config.seed, split) if split else None
     others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]
     return {
         "images": count,
         "repeat_max_abs_diff": max_abs_diff([one, same]),
         "repeat_identical": torch.equal(one, same),
-        "batch_max_abs_diff": max_abs_diff([samples.first, one]),
-        "batch_sizes": [samples.size, count],
+        "batch_max_abs_diff": None if part is None else max_abs_diff([samples.first[:split], part]),
+        "batch_sizes": None if part is None else [samples.size, split],
         "noise_seeds": config.metrics.noise_seeds,
         "noise_images": count,
         "noise_variance": noise_variance([one, *others]),
