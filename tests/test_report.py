@@ -885,7 +885,7 @@ def test_what_stands_beside_the_frechet_distance(tmp_path: Path) -> None:
     assert page.values[("kid", 0)] == {"0.0123"}
     assert page.values[("improved_precision", 0)] == {"0.71"}
     assert page.values[("precision", 0)] == {"fp32"}
-    assert re.search(r"KID\s*precision\s*recall", page.text)
+    assert re.search(r"kernel distance\s*precision\s*recall", page.text)
     assert "± 0.002" in page.text
     assert "Inception Score" not in page.text
 

@@ -138,17 +138,18 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path: Path) -> None:
 
 
 def _busy(root: Path, ready: Path, stop: Path) -> None:
-    with Store(root).presence("cpu"):
+    with Store(root).presence(f"cpu of {root.parent}".replace("/", "-")):
         ready.touch()
         while not stop.exists():
             time.sleep(0.01)
 
 
 def test_presence_tells_of_another_process_on_the_device(tmp_path: Path) -> None:
+    """Whatever outputs folder that one has."""
     ready, stop = tmp_path / "ready", tmp_path / "stop"
-    with Store(tmp_path / "o").presence("cpu") as others_busy:
+    with Store(tmp_path / "o").presence(f"cpu of {tmp_path}".replace("/", "-")) as others_busy:
         assert not others_busy()
-        other = multiprocessing.get_context("fork").Process(target=_busy, args=(tmp_path / "o", ready, stop))
+        other = multiprocessing.get_context("fork").Process(target=_busy, args=(tmp_path / "another", ready, stop))
         other.start()
         while not ready.exists():
             time.sleep(0.01)

@@ -426,7 +426,7 @@ def _difference_grid(table: PaperTable) -> Grid | None:
 
 
 OTHERS: tuple[tuple[str, str, str | None], ...] = (
-    ("kid", "KID", "kid_spread"),
+    ("kid", "kernel distance", "kid_spread"),
     ("inception_score", "Inception Score", "inception_score_spread"),
     ("improved_precision", "precision", None),
     ("improved_recall", "recall", None),
@@ -452,7 +452,11 @@ def _others_grid(content: Content, table: PaperTable) -> Grid | None:
     )
     facts = metric_facts(table)[1]
     note = "On the features of the Fréchet distance. ± is the spread over subsets of the samples, no standard error."
-    columns = ("", *(heading for _, heading, _ in found))
+    subsets = {(q.kid_subsets, q.kid_subset_size) for cell, _ in rows if (q := cell.quality) and q.kid is not None}
+    for count, size in sorted(pair for pair in subsets if None not in pair):
+        note += f" Kernel distance: mean over {count} subsets of {size} images."
+    is_fid = table.metric is not None and table.metric.name == "FID"  # KID, too, is of Inception's features alone
+    columns = ("", *("KID" if is_fid and name == "kid" else heading for name, heading, _ in found))
     return Grid("Beside the Fréchet distance", columns, lines, facts=facts, notes=(note,))
 
 

@@ -7,6 +7,7 @@ in any of these can't be compared, so they never share a table.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -277,9 +278,14 @@ class Comparison:
 
 
 def neighbours(table: PaperTable) -> list[Comparison]:
-    """Each series of the table against the next, where at least one number of steps can be paired."""
+    """Each series of the table against the next, and the next of its sweep, where a number of steps can be paired."""
     comparisons = []
-    for first, second in zip(table.rows, table.rows[1:], strict=False):
+    of_sweep: dict[Any, list[int]] = {}
+    for position, row in enumerate(table.rows):
+        of_sweep.setdefault(next(iter(row.cells.values())).plan.labels.get("sweep"), []).append(position)
+    pairs = {pair for positions in of_sweep.values() for pair in itertools.pairwise(positions)}
+    pairs |= set(itertools.pairwise(range(len(table.rows))))
+    for first, second in ((table.rows[i], table.rows[j]) for i, j in sorted(pairs)):
         differences = {
             steps: difference
             for steps in table.columns

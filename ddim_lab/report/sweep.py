@@ -107,6 +107,8 @@ class Quality(_Record):
     num_samples: int | None = None
     kid: float | None = None
     kid_spread: float | None = None
+    kid_subsets: int | None = None
+    kid_subset_size: int | None = None
     inception_score: float | None = None
     inception_score_spread: float | None = None
     precision: float | None = None

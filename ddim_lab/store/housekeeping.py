@@ -121,7 +121,7 @@ def working(store: Store) -> Iterator[None]:
     """Mark a job as running, from before its first object until it has left its pointer: nothing is pruned then."""
     with contextlib.ExitStack() as stack:
         with no_new_jobs(store):
-            stack.enter_context(store.presence(RUNNING))
+            stack.enter_context(store.presence(RUNNING, anywhere=True))
         yield
 
 

@@ -169,20 +169,25 @@ class Store:
             time.sleep(0.2)
 
     @contextlib.contextmanager
-    def presence(self, what: str) -> Iterator[Callable[[], bool]]:
-        """Mark this process as busy with something, as a device; yields a function: is another process here, too?"""
-        mine = self._marks(what) / f"{os.uname().nodename}-{os.getpid()}.lock"
+    def presence(self, what: str, *, anywhere: bool = False) -> Iterator[Callable[[], bool]]:
+        """Mark this process as busy with something; yields a function: is another process busy with it, too?
+
+        Args:
+            what: as a device of this machine, or the work on this store.
+            anywhere: of this store, on any machine; else of this machine, whatever store its processes use.
+        """
+        mine = self._marks(what, anywhere) / f"{os.uname().nodename}-{os.getpid()}.lock"
         mine.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(mine):
-                yield lambda: self.busy(what, but=mine)
+                yield lambda: self.busy(what, but=mine, anywhere=anywhere)
         finally:
             mine.unlink(missing_ok=True)
 
     def busy(self, what: str, *, but: Path | None = None, anywhere: bool = False) -> bool:
-        """Whether a living process marks itself as busy with something, on this machine (or `anywhere`)."""
+        """Whether a living process marks itself as busy with something; arguments as `presence`."""
         found = False
-        for mark in self._marks(what).glob("*.lock" if anywhere else f"{os.uname().nodename}-*.lock"):
+        for mark in self._marks(what, anywhere).glob("*.lock"):
             if mark == but:
                 continue
             if is_locked(mark):
@@ -191,8 +196,11 @@ class Store:
                 mark.unlink(missing_ok=True)
         return found
 
-    def _marks(self, what: str) -> Path:
-        return self.root / "locks" / f"busy-{what.replace(':', '-')}"
+    def _marks(self, what: str, anywhere: bool) -> Path:
+        if anywhere:
+            return self.root / "locks" / f"busy-{what}"
+        ours = Path(tempfile.gettempdir()) / f"ddim_lab-{os.getuid()}"
+        return ours / f"busy-{what.replace(':', '-')}"
 
 
 def is_locked(path: Path) -> bool:
