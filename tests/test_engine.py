@@ -420,6 +420,20 @@ def test_a_batch_without_images_is_refused(size: str, tmp_path: Path, capsys: py
     assert f"batch_size={size}: must be at least 1, or auto" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
+def test_images_in_16_bits_stay_near_those_in_fp32(
+    network: nn.Module, eta: float, dtype: torch.dtype, bound: float
+) -> None:
+    """The bounds that README promises: rms of the difference over that of the images, S = 10, from the same x_T."""
+    x_T = inputs(8)[0]
+    sampler = Sampler(NoiseSchedule.linear(1000, 1e-4, 0.02), steps=10, eta=eta)
+    expected = sampler.sample(network, x_T)
+    found = sampler.sample(lowered(network, dtype, ("edges",)), x_T)
+    error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert 1e-5 < error < bound
+
+
 def test_under_autocast_the_ends_see_what_bf16_can_not_show() -> None:
     """Noise below bf16's resolution moves the output only if the first convolution is out of autocast."""
     x, t = torch.full((2, 3, 8, 8), 1.0), torch.zeros(2, dtype=torch.int64)
