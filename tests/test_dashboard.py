@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import tiny
+import wandb
 from wandb_offline import read_run
 
 pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed")
@@ -156,6 +157,7 @@ def test_what_is_sent_holds_every_panel(server: _Server) -> None:
 def test_without_an_account_it_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+    wandb.teardown()  # what an earlier test was logged in as
     assert main(["somebody/ddim_lab"]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -186,6 +186,7 @@ def test_an_unreachable_wandb_fails_no_cell(
     assert err.count("W&B did not take the run") == 1
     assert sorted(run.job_type for run in _wandb_runs(sweep)) == ["cell", "cell", "report"]
     assert f"wandb sync {sweep}/wandb/offline-run-*" in out
+    wandb.teardown()
 
 
 def test_logger_csv_writes_no_wandb(tmp_path: Path) -> None:
