@@ -6,7 +6,6 @@ reference is this very sampler with more steps; what differs is S alone.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from ddim_lab.sampler import Sampler
 from ddim_lab.store import content_key
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
-from ddim_lab.tasks.sampling import mean_and_se, network_in_place, sample_states, squared_error
+from ddim_lab.tasks.sampling import mean_and_se, network_in_place, sample_states, squared_error, states_identity
 
 __all__ = ["identity", "measure"]
 
@@ -98,18 +97,7 @@ def _reference_sampler(job: Job) -> Sampler:
 
 
 def _reference_identity(job: Job, sampler: Sampler) -> dict[str, Any]:
-    return {
-        "kind": "states",
-        "version": REFERENCE_VERSION,
-        "model": job.model.recipe(),
-        "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
-        "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in sampler.transitions],
-        "clip": sampler.clip,
-        "seed": job.config.seed,
-        "num_samples": job.config.num_samples,
-        "batch_size": job.config.batch_size,
-        "runtime": job.runtime.recipe(),
-    }
+    return {"kind": "states", "version": REFERENCE_VERSION, **states_identity(job, sampler, job.runtime)}
 
 
 def _reference(job: Job, sampler: Sampler, network: nn.Module) -> Tensor:

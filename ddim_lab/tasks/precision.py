@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from dataclasses import replace
@@ -20,7 +19,15 @@ from ddim_lab.metrics.speed import timed
 from ddim_lab.store import content_key
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
-from ddim_lab.tasks.sampling import batches, finite, mean_and_se, network_in_place, squared_error, start
+from ddim_lab.tasks.sampling import (
+    batches,
+    finite,
+    mean_and_se,
+    network_in_place,
+    squared_error,
+    start,
+    states_identity,
+)
 
 __all__ = ["identity", "measure"]
 
@@ -110,18 +117,10 @@ def _sampled(job: Job) -> tuple[Tensor, float]:
 
 
 def _yardstick(job: Job) -> dict[str, Any]:
-    sampler = job.sampler
     return {
         "kind": "yardstick",
         "version": REFERENCE_VERSION,
-        "model": job.model.recipe(),
-        "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
-        "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in sampler.transitions],
-        "clip": sampler.clip,
-        "seed": job.config.seed,
-        "num_samples": job.config.num_samples,
-        "batch_size": job.config.batch_size,
-        "runtime": job.runtime.yardstick().recipe(),
+        **states_identity(job, job.sampler, job.runtime.yardstick()),
     }
 
 

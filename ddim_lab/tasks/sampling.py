@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from ddim_lab.memory import Halving
 from ddim_lab.noise import NamedNoise
+from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.tasks.job import Job
 
@@ -24,6 +26,7 @@ __all__ = [
     "sample_states",
     "squared_error",
     "start",
+    "states_identity",
 ]
 
 
@@ -49,6 +52,20 @@ def start(job: Job, indices: Tensor) -> Tensor:
     return NamedNoise(job.config.seed).initial(
         indices, torch.empty(len(indices), *job.data.shape, device=indices.device)
     )
+
+
+def states_identity(job: Job, sampler: Sampler, runtime: Runtime) -> dict[str, Any]:
+    """What the job's x_0 are a function of, by this sampler under this runtime."""
+    return {
+        "model": job.model.recipe(),
+        "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
+        "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in sampler.transitions],
+        "clip": sampler.clip,
+        "seed": job.config.seed,
+        "num_samples": job.config.num_samples,
+        "batch_size": job.config.batch_size,
+        "runtime": runtime.recipe(),
+    }
 
 
 def sample_states(job: Job, sampler: Sampler, network: nn.Module, count: int) -> Tensor:
