@@ -333,7 +333,7 @@ class BenchmarkConfig(_Group):
     """conf/task/benchmark: speed alone."""
 
     name: Literal["benchmark"]
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    batch_sizes: tuple[PositiveInt, ...]
     fitted_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=3)]
     fitted_batches: Annotated[StrictInt, Field(ge=3)]
     rounds: Annotated[StrictInt, Field(ge=3)]
@@ -393,6 +393,7 @@ class RuntimeConfig(_Group):
     """conf/runtime: where and in what precision."""
 
     device: StrictStr
+    aim: Literal["faithful", "speed"]
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
     keep_fp32: tuple[Literal["edges", "norms", "stream"], ...]
     channels_last: Switch

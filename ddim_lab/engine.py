@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 __all__ = ["Engine"]
 
+COMPILATIONS: Final = 64
+"""Networks and batch sizes that one process may compile."""
+
 WARM_UP: Final = 3
 """Forwards before a recording: libraries choose algorithms and reserve memory in the first ones."""
 
@@ -48,7 +51,10 @@ class Engine(nn.Module):
         if channels_last:
             network.to(memory_format=torch.channels_last)
         if compiled:
-            self.forwarded.compile(dynamic=False)
+            # All networks and batch sizes of a process count against one limit. Past it, as at a graph break, torch
+            # would go on uncompiled with a warning: a whole graph is asked for, so that it is an error.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+            self.forwarded.compile(dynamic=False, fullgraph=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._recorded = None  # it points at weights that are about to move

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from ddim_lab.unet import build_unet
 
 DEFAULTS = {
     "device": "auto",
+    "aim": "faithful",
     "precision": "auto",
     "keep_fp32": ("edges",),
     "channels_last": "auto",
@@ -78,8 +81,18 @@ def test_the_default_on_a_cpu_leaves_the_network_alone(network: nn.Module) -> No
     assert not settled.noise(0).compiled
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_for_speed_a_cpu_compiles_and_stays_in_fp32() -> None:
+    settled = runtime(aim="speed")
+    assert (settled.precision, settled.compile, settled.channels_last) == ("fp32", True, True)
+    assert not settled.noise(0).compiled
+    assert settled.recipe() == runtime(compile=True).recipe(), "what it aims at is no part of what it is"
+    assert not runtime(aim="speed", deterministic=True).compile
+
+
 def test_nothing_that_is_resolved_says_auto() -> None:
-    assert "auto" not in runtime().recipe().values()
+    for aim in ("faithful", "speed"):
+        assert "auto" not in runtime(aim=aim).recipe().values()
 
 
 @pytest.mark.parametrize("switch", ["channels_last", "compile", "cudnn_benchmark"])
@@ -113,8 +126,16 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
-    assert not runtime().compile
+    assert not runtime(aim="speed").compile
     with pytest.raises(ConfigError, match=r"C\+\+ compiler"):
+        runtime(compile=True)
+
+
+def test_compiling_needs_pythons_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", sys.executable)  # anything that is there
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert not runtime(aim="speed").compile
+    with pytest.raises(ConfigError, match="needs Python's headers"):
         runtime(compile=True)
 
 
@@ -151,6 +172,22 @@ def test_a_fixed_batch_size_gives_every_image_its_own(
     t = torch.arange(count) * 10
     torch.testing.assert_close(engine(x, t), network(x, t).sample, rtol=1e-4, atol=1e-5)
     assert set(seen) == {8}
+
+
+def test_a_cpu_compiles_for_batches_of_a_size_that_wastes_little(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Noted(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Any:
+            seen.append(len(x))
+            return network(x, t)
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
+    monkeypatch.setenv("CXX", sys.executable)
+    runtime(compile=True).wrap(Noted(), 256)(*inputs(256))
+    assert seen == [128, 128]
 
 
 class Waits(TorchDispatchMode):
@@ -373,6 +410,22 @@ def test_a_compiled_network_is_compiled_once_and_near() -> None:
     assert {name for name, _ in engine.named_parameters()} == {
         f"forwarded.network.{name}" for name, _ in network.named_parameters()
     }
+
+
+def test_what_is_compiled_is_never_run_uncompiled_in_silence() -> None:
+    """Past torch's limit of compilations a network would go on in Python, with a warning."""
+    import torch._dynamo
+
+    engine = Engine(Tiny(), 3, channels_last=False, compiled=True, graphs=False)
+    assert torch._dynamo.config.recompile_limit >= 64
+    with torch._dynamo.config.patch(recompile_limit=1):
+        torch._dynamo.reset()
+        engine(*inputs(3))
+        other = Engine(Tiny(), 2, channels_last=False, compiled=True, graphs=False)
+        torch._dynamo.config.recompile_limit = 1
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            other(*inputs(2))
+    torch._dynamo.reset()
 
 
 # -- batch_size=auto -------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
         arguments = [text for text in arguments if not text.startswith(("model=", "metrics.features"))]
         arguments += ["model=digits", "model.block_out_channels=[8,8]", "task.rounds=3"]
     if base.task.name == "benchmark":
-        arguments += ["task.batch_sizes=[1,4]", "task.fitted_steps=[1,2,3]", "task.fitted_batches=3"]
+        arguments += ["task.fitted_steps=[1,2,3]", "task.fitted_batches=3"]
     if base.task.name == "consistency":
         arguments.append("task.reference_steps=8")
     if base.task.name == "search_timesteps":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import numpy as np
@@ -22,7 +22,7 @@ from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store
 from ddim_lab.store.objects import is_locked
-from ddim_lab.tasks import speed_peers
+from ddim_lab.tasks import benchmark, speed_peers
 from ddim_lab.tasks.job import Job
 
 SMALL = ("model.block_out_channels=[8,8]", "model.weights=random", "logger=csv", "steps=4")
@@ -79,7 +79,7 @@ def test_a_line_needs_three_points() -> None:
 
 def test_an_exact_model_on_a_short_schedule_is_timed(tmp_path: Path) -> None:
     line = ("model=gaussian", "schedule.num_timesteps=20", "steps=3", "task.fitted_steps=[1,2,3]", "logger=csv")
-    assert tiny.run(tmp_path, "task=benchmark", "task.batch_sizes=[1,2]", "task.rounds=3", *line, settings=()) == 0
+    assert tiny.run(tmp_path, "task=benchmark", "batch_size=2", "task.rounds=3", *line, settings=()) == 0
 
 
 @pytest.mark.parametrize("task", ["benchmark", "speed_peers"])
@@ -89,7 +89,7 @@ def test_no_data_set_is_read(task: str, tmp_path: Path) -> None:
     arguments = ["data=cifar10", f"data.root={tmp_path / 'none'}", "model=cifar10", *SMALL, f"task={task}"]
     arguments += ["model.attention=[false,false]", "model.norm_num_groups=8", "task.rounds=3", "batch_size=2"]
     if task == "benchmark":
-        arguments += ["task.batch_sizes=[1,2]", "task.fitted_steps=[1,2,3]", "task.fitted_batches=3"]
+        arguments += ["task.fitted_steps=[1,2,3]", "task.fitted_batches=3"]
     assert tiny.run(tmp_path / "outputs", *arguments, settings=()) == 0
     (row,) = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
     assert row["status"] == "done"
@@ -152,6 +152,22 @@ def test_the_ceiling_is_above_what_a_network_gets(job: Job) -> None:
     assert 0 < rate < product_ceiling(torch.float32, device)
 
 
+def test_the_walk_with_noise_is_the_same_walk_at_eta_1() -> None:
+    for overrides, eta, variance in (
+        (("sampler.spacing=quadratic",), 1.0, "posterior"),
+        (("sampler.eta=0.3",), 0.3, "posterior"),
+        (("sampler=ddpm_large",), 1.0, "large"),
+    ):
+        config = configured("task=benchmark", *SMALL, *overrides)
+        job = cast(
+            "Job",
+            SimpleNamespace(config=config, sampler=config.build_sampler(), model=SimpleNamespace(prediction="eps")),
+        )
+        noisy = benchmark._with_noise(job)
+        assert (noisy.eta, noisy.variance) == (eta, variance)
+        assert [step.t for step in noisy.transitions] == [step.t for step in job.sampler.transitions]
+
+
 def test_a_ratio_is_taken_round_by_round() -> None:
     """A machine that slows down under everyone changes no ratio."""
     ours = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -194,7 +210,7 @@ def test_fp32_beside_itself_differs_by_nothing(tmp_path: Path) -> None:
 
 
 def test_16_bits_differ_and_the_difference_is_paired(tmp_path: Path) -> None:
-    found = precision(tmp_path, "runtime=fast")
+    found = precision(tmp_path, "runtime.precision=bf16")
     assert 0.0 < found["precision_mse"] < 1e-2
     assert found["precision_max_abs_diff"] > found["precision_mse"] ** 0.5
     assert found["precision_fd_change_se"] < 0.5 * found["precision_fd_reference_se"], "the shared noise cancels"

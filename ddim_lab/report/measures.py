@@ -125,8 +125,12 @@ MEASURES = (
         "Times diffusers' pipeline",
         "how many times as long diffusers' DDIMPipeline took for the same weights, steps and batch, in one process; "
         "median over rounds in turns, the cell's table has the intervals and the other peers",
-        level="one_image_times_diffusers",
-        level_says="For one image alone",
+        ranked=False,
+    ),
+    Measure(
+        "one_image_times_diffusers",
+        "Times diffusers' pipeline, one image",
+        "the same for one image alone: how much sooner it is there",
         ranked=False,
     ),
     Measure(
@@ -140,6 +144,11 @@ MEASURES = (
         "loop_overhead",
         "Loop over forwards alone",
         "time of the walk, its noise included, over that of as many forwards in a row, less 1; median over rounds",
+    ),
+    Measure(
+        "noisy_loop_overhead",
+        "Loop with noise over forwards alone",
+        "the same of the walk with noise in every step: at η 1 where the cell draws none",
     ),
     Measure(
         "precision_fd_percent",

@@ -201,6 +201,7 @@ class Measurements(_Record):
     # task benchmark, and of speed_peers one_image_seconds: of one image alone; the rest at the largest batch
     one_image_seconds: float | None = None
     loop_overhead: float | None = None
+    noisy_loop_overhead: float | None = None
     flops_per_forward: int | None = None
     teraflops: float | None = None
     ceiling_teraflops: float | None = None

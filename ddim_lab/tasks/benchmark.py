@@ -32,7 +32,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     """
     task, runtime, device = job.config.task, job.runtime, job.runtime.torch_device
     assert isinstance(task, BenchmarkConfig)
-    sizes = sorted(set(task.batch_sizes))
+    sizes = sorted({*task.batch_sizes, job.config.batch_size})
     phases: dict[str, float] = {}
     alone = job.store.lock(f"timed-{runtime.hardware}", waiting_for=f"times on {runtime.device}")
     with runtime.applied(), alone, job.store.presence(runtime.hardware) as others_busy, torch.inference_mode():
@@ -71,10 +71,12 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
         measurements={
             "nfe": nfe,
             "headline": f"{largest['images_per_second']:,.1f} images/s, {rate / 1e12:.3g} TFLOP/s"
-            f" ({rate / ceiling:.0%} of a matrix product), loop {largest['loop_overhead']:+.1%}",
+            f" ({rate / ceiling:.0%} of a matrix product), loop {largest['loop_overhead']:+.1%}"
+            f" ({largest['noisy_loop_overhead']:+.1%} with noise)",
             "speed": {**largest, "contended": busy},
             "one_image_seconds": one,
             "loop_overhead": largest["loop_overhead"],
+            "noisy_loop_overhead": largest["noisy_loop_overhead"],
             "flops_per_forward": flops,
             "teraflops": rate / 1e12,
             "ceiling_teraflops": ceiling / 1e12,
@@ -89,7 +91,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             {
                 "title": f"S = {job.sampler.steps}: median (quartiles) of {task.rounds} rounds",
                 "columns": [
-                    *("images at once", "images/s", "ms a step", "ms a forward", "loop over forwards"),
+                    *("images at once", "images/s", "ms a step", "ms a forward", "loop over forwards", "with noise"),
                     *("TFLOP/s", "of the ceiling", "first forward, s", "peak memory, MB"),
                 ],
                 "rows": [_row(row, nfe, flops, ceiling) for row in rows],
@@ -104,6 +106,14 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             },
         ],
     )
+
+
+def _with_noise(job: Job) -> Sampler:
+    """The job's walk with noise in every step: at eta = 1, if it draws none."""
+    if job.sampler.eta > 0.0:
+        return job.sampler
+    sampler = job.config.sampler.model_copy(update={"eta": 1.0})
+    return job.config.model_copy(update={"sampler": sampler}).build_sampler(job.model.prediction)
 
 
 class _Timing:
@@ -135,13 +145,18 @@ class _Timing:
             sampler.sample(self._network, self._x_T, indices=self._indices, noise=self._noise)
 
     def measured(self, rounds: int) -> dict[str, Any]:
-        """Forwards in a row and the walk, in turns after one of each: medians, quartiles, and the loop's own share."""
-        sampler, device = self._job.sampler, self._device
+        """Forwards in a row, the walk and the walk with noise, in turns after one of each.
+
+        Medians and quartiles of the walk; the loop's own share of both walks.
+        """
+        sampler, noisy, device = self._job.sampler, _with_noise(self._job), self._device
         self._walk(sampler)
-        alone, walks = [], []
+        self._walk(noisy)
+        alone, walks, noisy_walks = [], [], []
         for _ in range(rounds):
             alone.append(device_seconds(lambda: self._forwards(sampler.nfe), device))
             walks.append(device_seconds(lambda: self._walk(sampler), device))
+            noisy_walks.append(device_seconds(lambda: self._walk(noisy), device))
         first, median, third = np.quantile(walks, (0.25, 0.5, 0.75)).tolist()
         return {
             "images": self._size,
@@ -155,6 +170,7 @@ class _Timing:
             "forward_seconds": float(np.median(alone)) / sampler.nfe,
             "forward_share": float(np.median(np.divide(alone, walks))),
             "loop_overhead": float(np.median(np.divide(walks, alone))) - 1.0,
+            "noisy_loop_overhead": float(np.median(np.divide(noisy_walks, alone))) - 1.0,
             "warmup_seconds": self.first_seconds,
             "peak_memory_bytes": peak_memory_bytes(device),
         }
@@ -183,6 +199,7 @@ def _row(row: dict[str, Any], nfe: int, flops: int, ceiling: float) -> list[str]
         f"{step:.4g} ({low:.4g} – {high:.4g})",
         f"{1e3 * row['forward_seconds']:.4g}",
         f"{row['loop_overhead']:+.2%}",
+        f"{row['noisy_loop_overhead']:+.2%}",
         f"{rate / 1e12:.3g}",
         f"{rate / ceiling:.1%}",
         f"{row['warmup_seconds']:.3g}",
