@@ -222,9 +222,10 @@ def _check(cell: Sequence[str]) -> Config:
 
     config = Config.from_hydra(_compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())
-    Runtime.resolve(config.runtime).check_devices(
-        {"training.devices": config.training.devices, "sampling_devices": config.sampling_devices}
-    )
+    runtime = Runtime.resolve(config.runtime)
+    runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
+    if config.metrics.inception_tf32 and runtime.accelerator != "gpu":
+        raise ConfigError("metrics.inception_tf32=true needs a CUDA device; leave it false here")
     if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
     if not config.needs_images:

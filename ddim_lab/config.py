@@ -372,6 +372,7 @@ class MetricsConfig(_Group):
 
     features: Literal["classifier", "inception", "pixels"]
     inception_weights: Annotated[StrictStr, Field(min_length=1)] | None
+    inception_tf32: StrictBool
     reference: Literal["train", "held_out", "all"]
     reference_statistics: Annotated[StrictStr, Field(min_length=1)] | None
     kid: StrictBool
@@ -386,7 +387,8 @@ class MetricsConfig(_Group):
 
     def identity(self) -> dict[str, Any]:
         """What of it names a cell: not files and networks, which are named by the digests of their content."""
-        return self.model_dump(exclude={"features", "inception_weights", "reference", "reference_statistics"})
+        by_content = {"features", "inception_weights", "inception_tf32", "reference", "reference_statistics"}
+        return self.model_dump(exclude=by_content)
 
 
 class RuntimeConfig(_Group):
@@ -495,6 +497,8 @@ class Config(_Group):
             raise ConfigError(
                 f"metrics.inception_weights is for metrics.features=inception, not {self.metrics.features}"
             )
+        if self.metrics.inception_tf32 and self.metrics.features != "inception":
+            raise ConfigError(f"metrics.inception_tf32 is for metrics.features=inception, not {self.metrics.features}")
         if isinstance(self.model, UNetConfig):
             widths, groups = self.model.block_out_channels, self.model.norm_num_groups
             if len(self.model.attention) != len(widths):

@@ -334,7 +334,7 @@ def _main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"outputs_dir={config.outputs_dir} can't be written: {error}; set outputs_dir") from None
     data, metrics = load_data(config.data), config.metrics
     with working(store):
-        features = obtain_features(metrics.features, data, store, metrics.inception_weights)
+        features = obtain_features(metrics.features, data, store, metrics.inception_weights, metrics.inception_tf32)
         with runtime.applied():
             quality = score(samples, against, metrics, data, features, store, runtime.torch_device)
     print(_table(samples, quality))

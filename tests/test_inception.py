@@ -97,6 +97,32 @@ def test_fid_is_torch_fidelitys_on_the_same_images_and_weights(weights: Path) ->
         torch.testing.assert_close(logits[:4], unbiased(fake[:4])[0], rtol=1e-4, atol=1e-4)
 
 
+def test_tf32_is_a_network_of_its_own_and_off_unless_asked_for(weights: Path, tmp_path: Path) -> None:
+    data, store = load_data(DigitsConfig(name="digits", root=None, num_samples=10)), Store(tmp_path)
+    exact, rounded = (obtain_features("inception", data, store, str(weights), tf32) for tf32 in (False, True))
+    assert exact.digest != rounded.digest
+    assert rounded.name == exact.name.replace(")", ", TF32)")
+    for features, allowed in ((exact, False), (rounded, True)):
+        network, seen = features.load(), []
+        network.register_module("body", Switches(seen))
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        network(random_images(1, 2, 256))
+        assert seen == [(allowed, allowed)]
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+class Switches(torch.nn.Module):
+    """Notes what torch may round to TF32 where the network would run."""
+
+    def __init__(self, seen: list[tuple[bool, bool]]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return images.flatten(1).float()
+
+
 def test_a_grey_image_is_seen_as_three_equal_channels(weights: Path) -> None:
     network, grey = Inception(weights), random_images(3, 2, 256)[:, :1]
     with torch.inference_mode():
@@ -170,7 +196,9 @@ def test_the_command_line_says_it_before_any_work(tmp_path: Path, capsys: pytest
     for line, words in (
         (["metrics.features=inception", "metrics.inception_weights=/nowhere.pth"], "there is no such file"),
         (["metrics.inception_weights=/nowhere.pth"], "is for metrics.features=inception, not classifier"),
+        (["metrics.features=inception", "metrics.inception_tf32=true", "runtime.device=cpu"], "needs a CUDA device"),
+        (["metrics.inception_tf32=true"], "is for metrics.features=inception, not classifier"),
     ):
         assert tiny.run(tmp_path / "o", *line) == 2
-        assert re.fullmatch(rf"ddim_lab: metrics\.inception_weights.*{words}.*\n", capsys.readouterr().err)
+        assert re.fullmatch(rf"ddim_lab: metrics\.inception_\w+.*{words}.*\n", capsys.readouterr().err)
     assert not (tmp_path / "o").exists()

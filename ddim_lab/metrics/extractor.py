@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddim_lab.data import from_uint8
 
-__all__ = ["Extractor", "Pixels", "exact_float32"]
+__all__ = ["Extractor", "Pixels", "exact_float32", "tf32_products"]
 
 
 class Extractor(nn.Module, ABC):
@@ -33,9 +33,22 @@ class Extractor(nn.Module, ABC):
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """Without TF32, whatever the sampler's precision: a distance must not depend on what a device takes for float32."""
+    with _allow_tf32(False):
+        yield
+
+
+@contextlib.contextmanager
+def tf32_products() -> Iterator[None]:
+    """With TF32 in matrix products and convolutions on a GPU, whatever the sampler's precision."""
+    with _allow_tf32(True):
+        yield
+
+
+@contextlib.contextmanager
+def _allow_tf32(allowed: bool) -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
     try:
         yield
     finally:

@@ -79,7 +79,9 @@ def num_features(config: Config) -> int:
     return int(recipe_for(config.data.shape)["num_features"])
 
 
-def obtain_features(kind: str, data: ImageData, store: Store, inception_weights: str | None = None) -> Features:
+def obtain_features(
+    kind: str, data: ImageData, store: Store, inception_weights: str | None = None, inception_tf32: bool = False
+) -> Features:
     """The extractor that `metrics.features` names; the classifier is trained if the store has none for these data.
 
     Args:
@@ -87,12 +89,13 @@ def obtain_features(kind: str, data: ImageData, store: Store, inception_weights:
         data: the data set; the classifier is trained on its training split and labels.
         store: where the classifier is kept.
         inception_weights: file of Inception's weights; None for torch's cache or the download.
+        inception_tf32: whether Inception may compute in TF32 on a GPU; its features then are those of another network.
 
     Raises:
         ConfigError: Inception's weights are missing or damaged.
     """
     if kind == "inception":
-        return _inception(inception_weights)
+        return _inception(inception_weights, inception_tf32)
     if kind == "pixels":
         channels, height, width = data.shape
         return Features(
@@ -104,15 +107,18 @@ def obtain_features(kind: str, data: ImageData, store: Store, inception_weights:
     return _classifier(data, store)
 
 
-def _inception(asked: str | None) -> Features:
+def _inception(asked: str | None, tf32: bool) -> Features:
     path = find_weights(asked)
     weights = weights_digest(path)
     recipe = {"kind": "inception", "weights": weights, "layer": INCEPTION_FEATURES, "resize": "299x299 TF1 bilinear"}
+    said = [] if weights == PUBLISHED_SHA256 else [f"weights {weights[:8]}"]
+    if tf32:
+        recipe["tf32"], said = True, [*said, "TF32"]
     return Features(
-        name="FID" if weights == PUBLISHED_SHA256 else f"FD (Inception, weights {weights[:8]})",
+        name=f"FD (Inception, {', '.join(said)})" if said else "FID",
         digest=content_key(recipe),
         num_features=INCEPTION_FEATURES,
-        load=lambda: Inception(path).eval(),
+        load=lambda: Inception(path, tf32).eval(),
     )
 
 

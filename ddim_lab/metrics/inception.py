@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.config import ConfigError
-from ddim_lab.metrics.extractor import Extractor, exact_float32
+from ddim_lab.metrics.extractor import Extractor, exact_float32, tf32_products
 
 __all__ = ["INCEPTION_FEATURES", "PUBLISHED_SHA256", "Inception", "check_weights", "find_weights", "weights_digest"]
 
@@ -39,13 +39,15 @@ class Inception(Extractor):
 
     Args:
         weights: the file.
+        tf32: let a GPU round what it multiplies to TF32, as torch's own setting lets convolutions; else exact float32.
 
     Raises:
         ConfigError: the file does not hold the network's weights.
     """
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, tf32: bool = False) -> None:
         super().__init__()
+        self._precision: Final = tf32_products if tf32 else exact_float32
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         state = _read(weights)
@@ -67,7 +69,7 @@ class Inception(Extractor):
 
     def forward(self, images: Tensor) -> Tensor:
         colour = images.expand(-1, 3, -1, -1)
-        with exact_float32():
+        with self._precision():
             return torch.cat([self.body(part) for part in torch.split(colour, AT_ONCE)])
 
 

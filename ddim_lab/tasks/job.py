@@ -43,7 +43,9 @@ class Job:
     def features(self) -> Features:
         """The feature network that conf/metrics names; trained at first use if need be."""
         metrics = self.config.metrics
-        return obtain_features(metrics.features, self.data, self.store, metrics.inception_weights)
+        return obtain_features(
+            metrics.features, self.data, self.store, metrics.inception_weights, metrics.inception_tf32
+        )
 
 
 @final
