@@ -1,4 +1,4 @@
-"""Lightning's Trainer as this project wants it: it says little, and Ctrl-C stays Ctrl-C."""
+"""Lightning's Trainer as this project wants it: it says little, Ctrl-C stays Ctrl-C, and torch's switches stay put."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Iterator
 
 import pytorch_lightning  # noqa: F401
+import torch
 
-__all__ = ["interruptible"]
+__all__ = ["interruptible", "switches_kept"]
 
 # Lightning announces devices, tips and its own reasons for stopping, and sets its level when it is imported: after
 # that import it is turned down to warnings.
@@ -35,3 +36,19 @@ def interruptible() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def switches_kept() -> Iterator[None]:
+    """Round a Trainer from its making to its end: what it sets for a training is not left on for what comes after it.
+
+    With cuDNN's search for the fastest algorithms still on, features of the same images would differ between a process
+    that has trained and one that found its model stored.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before[:2]
+        torch.use_deterministic_algorithms(before[2])

@@ -25,7 +25,7 @@ from ddim_lab.checkpoints import VerifiedCheckpoints, usable
 from ddim_lab.config import ConfigError, TrainingConfig, UNetConfig
 from ddim_lab.data import ImageData, from_uint8
 from ddim_lab.diffusion import eps_loss, per_sample
-from ddim_lab.lightning import interruptible
+from ddim_lab.lightning import interruptible, switches_kept
 from ddim_lab.loaders import TrainingBatches, rank_part
 from ddim_lab.precision import ends_without_autocast
 from ddim_lab.schedule import NoiseSchedule
@@ -217,6 +217,7 @@ class _LastRaw(Callback):
         self.state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
 
 
+@switches_kept()
 def train(
     data: ImageData,
     model: UNetConfig,

@@ -258,6 +258,15 @@ def _no_mirror() -> Any:
     return contextlib.nullcontext(lambda values, step: None)
 
 
+def test_a_training_leaves_torchs_switches_as_they_were(data: ImageData, tmp_path: Path) -> None:
+    """Left on, cuDNN's search for fast algorithms would change what is measured after a training, and only then."""
+    cudnn = torch.backends.cudnn
+    assert not cudnn.benchmark
+    fit(settings("training.max_steps=1"), data, tmp_path)
+    assert not cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_another_seed_is_another_training(data: ImageData, undisturbed: Any, tmp_path: Path) -> None:
     _, raw, seen, _ = undisturbed
     with pytest.MonkeyPatch.context() as patch:
