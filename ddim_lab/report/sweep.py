@@ -229,6 +229,7 @@ class Measurements(_Record):
     precision_mse_se: float | None = None
     precision_mean_diff: float | None = None
     precision_speedup: float | None = None
+    precision_speedup_contended: bool | None = None
     spacings_beaten: int | None = None
 
 

@@ -34,8 +34,8 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     assert isinstance(task, BenchmarkConfig)
     sizes = sorted({*task.batch_sizes, job.config.batch_size})
     phases: dict[str, float] = {}
-    alone = job.store.lock(f"timed-{runtime.hardware}", waiting_for=f"times on {runtime.device}")
-    with runtime.applied(), alone, job.store.presence(runtime.hardware) as others_busy, torch.inference_mode():
+    alone, presence = job.alone("times"), job.store.presence(runtime.hardware)
+    with runtime.applied(), alone, presence as others_busy, torch.inference_mode():
         busy = others_busy()
         plain = job.model.load().to(device)
         flops = forward_flops(plain, job.data.shape, device)

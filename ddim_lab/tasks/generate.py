@@ -219,7 +219,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         phases["ranks"] = time.perf_counter() - clock
         chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
         missing = chunks.missing()
-    with runtime.applied(), _alone(job), store.presence(runtime.hardware) as others_busy:
+    with runtime.applied(), job.alone("images"), store.presence(runtime.hardware) as others_busy:
         network = Halving(runtime.wrap(model.load().to(device), min(config.batch_size, config.num_samples)))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -259,11 +259,6 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     return Measured({**measurements, "speed": speed, "determinism": determinism}, phases)
 
 
-def _alone(job: Job) -> contextlib.AbstractContextManager[None]:
-    """One process samples on a device at a time, so that the times are of this sampler alone."""
-    return job.store.lock(f"timed-{job.runtime.hardware}", waiting_for=f"images on {job.runtime.device}")
-
-
 def _maker(
     job: Job, sampler: Walk, network: Halving, chunks: SampleChunks, others_busy: Callable[[], bool], bar: Any
 ) -> _Maker:
@@ -290,7 +285,7 @@ def _sample_on_ranks(job: Job, work: Path, missing: Sequence[range], walk: Walk 
     shares = [missing[len(missing) * rank // count : len(missing) * (rank + 1) // count] for rank in range(count)]
     on_gpus = job.runtime.torch_device.type == "cuda"
     devices = [f"cuda:{rank}" if on_gpus else job.runtime.device for rank in range(count)]
-    with contextlib.nullcontext() if on_gpus else _alone(job):  # ranks on GPUs lock each its own
+    with contextlib.nullcontext() if on_gpus else job.alone("images"):  # ranks on GPUs lock each its own
         on_ranks(count, _sample_share, job.config.model_dump(mode="json"), devices, work, shares, walk)
 
 
@@ -308,7 +303,7 @@ def _sample_share(
     if not shares[rank]:
         return
     chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
-    alone = _alone(job) if runtime.torch_device.type == "cuda" else contextlib.nullcontext()
+    alone = job.alone("images") if runtime.torch_device.type == "cuda" else contextlib.nullcontext()
     with runtime.applied(), alone, store.presence(runtime.hardware) as others_busy:
         largest = min(config.batch_size, config.num_samples)
         network = Halving(runtime.wrap(model.load().to(runtime.torch_device), largest))

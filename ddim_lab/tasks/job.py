@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, final
@@ -46,6 +47,11 @@ class Job:
         return obtain_features(
             metrics.features, self.data, self.store, metrics.inception_weights, metrics.inception_tf32
         )
+
+    def alone(self, waiting_for: str) -> AbstractContextManager[None]:
+        """One process at a time on this hardware, so that times are of it alone; says what it waits for."""
+        runtime = self.runtime
+        return self.store.lock(f"timed-{runtime.hardware}", waiting_for=f"{waiting_for} on {runtime.device}")
 
 
 @final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddim_lab.data import to_uint8
+from ddim_lab.memory import Halving
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.speed import timed
@@ -20,10 +22,9 @@ from ddim_lab.store import content_key
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.sampling import (
-    batches,
-    finite,
     mean_and_se,
     network_in_place,
+    sample_states,
     squared_error,
     start,
     states_identity,
@@ -49,11 +50,13 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     from ddim_lab.metrics.frechet import FrechetDistance
 
     clock = time.perf_counter()
-    plain, plain_seconds = _of_yardstick(job)
+    plain = _of_yardstick(job)
     referred = time.perf_counter()
     same = job.runtime.recipe() == job.runtime.yardstick().recipe()
-    images, seconds = (plain, plain_seconds) if same else _sampled(job)
+    images = plain if same else _sampled(job)
     sampled = time.perf_counter()
+    speedup, contended = (1.0, False) if same else _speedup(job)
+    in_turns = time.perf_counter()
     reference = obtain_reference(job.features, job.data, job.config.metrics.reference, job.store).moments
     features = job.features.load()
     distances = []
@@ -69,7 +72,6 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     mse, mse_se = mean_and_se(squared_error(images, plain))
     preview(folder, images)
     sheet(folder / "against_fp32.png", torch.stack([images[:SHOWN], plain[:SHOWN]]))
-    speedup = plain_seconds / seconds
     return Measured(
         measurements={
             "nfe": job.sampler.nfe,
@@ -86,12 +88,14 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             "precision_mse_se": mse_se,
             "precision_mean_diff": float((images - plain).double().mean()),
             "precision_speedup": speedup,
+            "precision_speedup_contended": contended,
             "compared_images": len(images),
         },
         phases={
             "reference": referred - clock,
             "sampling": sampled - referred,
-            "metrics": time.perf_counter() - sampled,
+            "speed": in_turns - sampled,
+            "metrics": time.perf_counter() - in_turns,
         },
         pictures=[
             {"title": "Each runtime over fp32 from the same x_T", "file": "against_fp32.png", "caption": ""},
@@ -99,21 +103,42 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     )
 
 
-def _sampled(job: Job) -> tuple[Tensor, float]:
-    """The job's x_0, float32 [N, C, H, W] on the CPU, and the median seconds of a full batch after the first."""
-    parts, seconds = [], []
-    noise, sampler, device = job.runtime.noise(job.config.seed), job.sampler, job.runtime.torch_device
-    alone = job.store.lock(f"timed-{job.runtime.hardware}", waiting_for=f"times on {job.runtime.device}")
-    with alone, network_in_place(job) as network:
-        full = min(job.config.batch_size, job.config.num_samples)
-        sampler.sample(network, start(job, torch.arange(full, device=device)), noise=noise)
-        for indices in batches(job, job.config.num_samples):
-            x_T = start(job, indices)
-            x_0, spent = timed(lambda: sampler.sample(network, x_T, indices=indices, noise=noise), device)  # noqa: B023
-            parts.append(x_0.cpu())
-            if len(indices) == full:
-                seconds.append(spent)
-    return finite(torch.cat(parts), sampler), float(np.median(seconds))
+def _sampled(job: Job) -> Tensor:
+    """The job's x_0, float32 [N, C, H, W] on the CPU."""
+    with network_in_place(job) as network:
+        return sample_states(job, job.sampler, network, job.config.num_samples)
+
+
+def _speedup(job: Job) -> tuple[float, bool]:
+    """How many times as fast a full batch is as in fp32, both timed in turns, the median of the rounds.
+
+    And whether another process was on the device meanwhile.
+    """
+    ratios = []
+    with job.alone("times"), job.store.presence(job.runtime.hardware) as others_busy:
+        contended = others_busy()
+        plain, own = _walk(replace(job, runtime=job.runtime.yardstick())), _walk(job)
+        for _ in range(job.config.metrics.speed_repeats):
+            ratios.append(plain() / own())
+        contended = contended or others_busy()
+    return float(np.median(ratios)), contended
+
+
+def _walk(job: Job) -> Callable[[], float]:
+    """Gives the seconds of a full batch under the job's runtime, again and again; warmed up."""
+    runtime, sampler, device = job.runtime, job.sampler, job.runtime.torch_device
+    count = min(job.config.batch_size, job.config.num_samples)
+    with runtime.applied():
+        network = Halving(runtime.wrap(job.model.load().to(device), count))
+    indices, noise = torch.arange(count, device=device), runtime.noise(job.config.seed)
+    x_T = start(job, indices)
+
+    def seconds() -> float:
+        with runtime.applied(), torch.inference_mode():
+            return timed(lambda: sampler.sample(network, x_T, indices=indices, noise=noise), device)[1]
+
+    seconds()
+    return seconds
 
 
 def _yardstick(job: Job) -> dict[str, Any]:
@@ -124,13 +149,12 @@ def _yardstick(job: Job) -> dict[str, Any]:
     }
 
 
-def _of_yardstick(job: Job) -> tuple[Tensor, float]:
-    """The fp32 images and the seconds of a batch: from the store, or sampled and kept there."""
+def _of_yardstick(job: Job) -> Tensor:
+    """The fp32 images: from the store, or sampled and kept there."""
 
     def build(folder: Path) -> None:
-        images, seconds = _sampled(replace(job, runtime=job.runtime.yardstick()))
-        np.savez(folder / "states.npz", states=images.numpy(), seconds=seconds)
+        np.savez(folder / "states.npz", states=_sampled(replace(job, runtime=job.runtime.yardstick())).numpy())
 
     folder, _ = job.store.obtain("references", content_key(_yardstick(job)), build)
     with np.load(io.BytesIO((folder / "states.npz").read_bytes()), allow_pickle=False) as file:
-        return torch.from_numpy(file["states"]), float(file["seconds"])
+        return torch.from_numpy(file["states"])

@@ -56,8 +56,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     phases: dict[str, float] = {}
     seconds: dict[int, dict[str, list[float]]] = {}
     first: dict[int, dict[str, float]] = {}
-    alone = job.store.lock(f"timed-{runtime.hardware}", waiting_for=f"times on {runtime.device}")
-    with alone, job.store.presence(runtime.hardware) as others_busy:
+    with job.alone("times"), job.store.presence(runtime.hardware) as others_busy:
         busy = others_busy()
         network = job.model.load().to(device)
         for size in sorted({1, config.batch_size}):
