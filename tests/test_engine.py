@@ -150,6 +150,19 @@ def test_channels_last_is_the_same_network_up_to_rounding(network: nn.Module) ->
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+class Noted(nn.Module):
+    """A network that notes the sizes of its batches."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        self.sizes.append(len(x))
+        return self.network(x, t)
+
+
 def compiled_without_compiling(monkeypatch: pytest.MonkeyPatch, network: nn.Module, size: int) -> Engine:
     """An engine with the compiler taken out of it: its batches are those of a compiled one."""
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
@@ -160,34 +173,22 @@ def compiled_without_compiling(monkeypatch: pytest.MonkeyPatch, network: nn.Modu
 def test_a_fixed_batch_size_gives_every_image_its_own(
     count: int, network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
-
-    class Noted(nn.Module):
-        def forward(self, x: Tensor, t: Tensor) -> Any:
-            seen.append(len(x))
-            return network(x, t)
-
-    engine = compiled_without_compiling(monkeypatch, Noted(), 8)
+    noted = Noted(network)
+    engine = compiled_without_compiling(monkeypatch, noted, 8)
     x, _ = inputs(count)
     t = torch.arange(count) * 10
     torch.testing.assert_close(engine(x, t), network(x, t).sample, rtol=1e-4, atol=1e-5)
-    assert set(seen) == {8}
+    assert set(noted.sizes) == {8}
 
 
 def test_a_cpu_compiles_for_batches_of_a_size_that_wastes_little(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
-
-    class Noted(nn.Module):
-        def forward(self, x: Tensor, t: Tensor) -> Any:
-            seen.append(len(x))
-            return network(x, t)
-
+    noted = Noted(network)
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
     monkeypatch.setenv("CXX", sys.executable)
-    runtime(compile=True).wrap(Noted(), 256)(*inputs(256))
-    assert seen == [128, 128]
+    runtime(compile=True).wrap(noted, 256)(*inputs(256))
+    assert noted.sizes == [128, 128]
 
 
 class Waits(TorchDispatchMode):
