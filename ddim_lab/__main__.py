@@ -224,8 +224,8 @@ def _check(cell: Sequence[str]) -> Config:
     check_secrets(config.model_dump())
     runtime = Runtime.resolve(config.runtime)
     runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
-    if config.metrics.inception_tf32 and runtime.accelerator != "gpu":
-        raise ConfigError("metrics.inception_tf32=true needs a CUDA device; leave it false here")
+    if config.metrics.inception_tf32 and not runtime.has_tf32:
+        raise ConfigError("metrics.inception_tf32=true needs a CUDA device with TF32 (compute capability 8.0 or above)")
     if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
     if not config.needs_images:

@@ -60,6 +60,11 @@ class Engine(nn.Module):
         self._recorded = None  # it points at weights that are about to move
         return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
 
+    @property
+    def at_most(self) -> int | None:
+        """Images of one forward, where that is fixed."""
+        return self._size if self._fixed else None
+
     @torch.no_grad()
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         try:
@@ -84,7 +89,13 @@ class Engine(nn.Module):
             if self._recorded is None:
                 self._recorded = _Recorded(self.forwarded, x, t)
             return self._recorded(x, t)
-        output = self.forwarded(x, t)
+        try:
+            output = self.forwarded(x, t)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            raise RuntimeError(
+                f"more than {COMPILATIONS} networks and batch sizes were compiled in this process: run the same command"
+                " again, it goes on from what is done; or set runtime.compile=false"
+            ) from None
         assert isinstance(output, Tensor)
         return output
 

@@ -46,9 +46,10 @@ def switches_kept() -> Iterator[None]:
     that has trained and one that found its model stored.
     """
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    only, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.deterministic = before[:2]
-        torch.use_deterministic_algorithms(before[2])
+        cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+        torch.use_deterministic_algorithms(only, warn_only=warn)

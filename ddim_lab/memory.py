@@ -34,6 +34,11 @@ class Halving(nn.Module):
         self.network = network
         self.at_most: int | None = None
 
+    def at_once(self, count: int) -> int:
+        """Images of the largest forward that a batch of `count` takes, by this network and the one in it."""
+        limits = (self.at_most, getattr(self.network, "at_most", None))
+        return min([count, *(limit for limit in limits if limit is not None)])
+
     def forward(self, x: Tensor, t: Tensor) -> Any:
         while True:
             size = len(x) if self.at_most is None else min(len(x), self.at_most)

@@ -37,7 +37,7 @@ MOST_AT_ONCE: Final = {"cpu": 256, "cuda": 2048}
 """Measured: on a CPU an image takes the same time in batches of 64 to 256; an H100 gains 4 % from 1,024 to 2,048."""
 
 MOST_COMPILED: Final = 128
-"""Images of a forward that is compiled for a CPU: measured as fast as 256, with less to fill up in a partial batch."""
+"""Images of a forward that is compiled for a CPU: as fast as 256 there, with less to fill up in a partial batch."""
 
 LOW: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -100,7 +100,7 @@ class Runtime:
         on_gpu = device.type == "cuda"
         precision = config.precision
         if precision == "auto":
-            # On a CPU with AVX-512 BF16, U-Nets in bf16 were measured at 0.65 to 1.03 of their speed in fp32.
+            # On a CPU with AVX-512 BF16, U-Nets in bf16 were measured at 0.6 to 1.03 of their speed in fp32.
             precision = ("bf16" if config.aim == "speed" else "tf32") if on_gpu else "fp32"
         if precision == "tf32" and not on_gpu:
             raise ConfigError("runtime.precision=tf32 needs a CUDA device; use fp32 here")
@@ -139,6 +139,11 @@ class Runtime:
     @property
     def _on_gpu(self) -> bool:
         return self.torch_device.type == "cuda"
+
+    @property
+    def has_tf32(self) -> bool:
+        """Whether the device can round what it multiplies to TF32."""
+        return self._on_gpu and torch.cuda.get_device_capability(self.torch_device) >= (8, 0)
 
     @property
     def hardware(self) -> str:
@@ -229,7 +234,8 @@ class Runtime:
             lower_precision(network, LOW[self.precision], self.keep_fp32)
         if not (self.precision in LOW or self.channels_last or self.compile or self.cuda_graphs):
             return network
-        at_once = min(batch_size, MOST_COMPILED) if self.compile and not self._on_gpu else batch_size
+        parts = -(-batch_size // MOST_COMPILED) if self.compile and not self._on_gpu else 1
+        at_once = -(-batch_size // parts)  # equal parts: none is filled up but in the last, partial batch
         return Engine(
             network, at_once, channels_last=self.channels_last, compiled=self.compile, graphs=self.cuda_graphs
         )
@@ -267,7 +273,8 @@ def _missing_for_compiling(on_gpu: bool) -> str | None:
     names = [name for name in (os.environ.get("CXX"), os.environ.get("CC"), "g++", "clang++", "gcc", "clang") if name]
     if not any(map(shutil.which, names)):
         return "a C++ compiler"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+    headers = {sysconfig.get_path("include"), sysconfig.get_path("include", scheme="posix_prefix")}
+    if not any((Path(folder) / "Python.h").is_file() for folder in headers):
         return "Python's headers (Debian: python3-dev)"
     return "Triton" if on_gpu and importlib.util.find_spec("triton") is None else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,7 +174,37 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     ours = [1.0, 2.0, 4.0, 8.0, 16.0]
     ratio = speed_peers._ratio([3.0 * value for value in ours], ours)
     assert ratio.low == ratio.median == ratio.high == 3.0
-    assert speed_peers._ratio([2.0, 2.0, 8.0, 16.0, 48.0], ours).low < 2.0
+
+
+def test_the_interval_of_a_ratio_covers_its_median_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0).exponential(size=(4000, 9))
+    found = [speed_peers._Ratio(list(row)) for row in draws]
+    assert found[0].coverage == pytest.approx(1 - 2 * 10 / 2**9)  # all but the lowest and the highest of nine
+    covered = np.mean([ratio.low <= np.log(2) <= ratio.high for ratio in found])
+    assert covered == pytest.approx(found[0].coverage, abs=4 * (0.04 * 0.96 / 4000) ** 0.5)
+    assert speed_peers._Ratio([1.0, 2.0, 3.0]).coverage == 0.75
+
+
+@pytest.mark.parametrize("task", ["precision", "search_timesteps"])
+def test_references_are_taken_on_the_device_of_the_samples(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of one and of the other device are not the same, least of all in TF32."""
+    module = importlib.import_module(f"ddim_lab.tasks.{task}")
+    if task == "search_timesteps":
+        pytest.importorskip("optuna")
+    real, devices = module.obtain_reference, []
+
+    def noted(*arguments: Any, device: torch.device | None = None, **named: Any) -> Any:
+        devices.append(device)
+        return real(*arguments, device=device, **named)
+
+    monkeypatch.setattr(module, "obtain_reference", noted)
+    more = ("task.trials=8", "task.search_samples=40") if task == "search_timesteps" else ()
+    line = (f"task={task}", "model=gaussian", "metrics.features=pixels", "steps=3", "logger=csv", *more)
+    assert tiny.run(tmp_path, *line, settings=tiny.SMALL) == 0
+    assert devices
+    assert set(devices) == {torch.device("cpu")}
 
 
 # -- precision -------------------------------------------------------------------------------------------

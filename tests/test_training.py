@@ -261,10 +261,17 @@ def _no_mirror() -> Any:
 def test_a_training_leaves_torchs_switches_as_they_were(data: ImageData, tmp_path: Path) -> None:
     """Left on, cuDNN's search for fast algorithms would change what is measured after a training, and only then."""
     cudnn = torch.backends.cudnn
-    assert not cudnn.benchmark
-    fit(settings("training.max_steps=1"), data, tmp_path)
-    assert not cudnn.benchmark
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert (cudnn.benchmark, cudnn.deterministic) == (False, False)
+    cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        fit(settings("training.max_steps=1"), data, tmp_path)
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        cudnn.deterministic = False
+        torch.use_deterministic_algorithms(False)
 
 
 def test_another_seed_is_another_training(data: ImageData, undisturbed: Any, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ MEASURES = (
     Measure(
         "noisy_loop_overhead",
         "Loop with noise over forwards alone",
-        "the same of the walk with noise in every step: at η 1 where the cell draws none",
+        "the same of the walk with noise in every step but the last: at η 1 where the cell draws none",
     ),
     Measure(
         "precision_fd_percent",

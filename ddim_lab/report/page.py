@@ -243,7 +243,10 @@ def summary(content: Content) -> str:
             text += ": sample i starts from the same noise x_T in every cell of a seed"
         parts.append(text)
     if devices := recipe("runtime", "device_name") or recipe("runtime", "device"):
-        parts.append(f"On {_listed(map(str, devices))}, {_listed(map(str, recipe('runtime', 'precision')))}")
+        compiled = [", compiled" if c.result and c.result.recipe_value("runtime", "compile") else "" for c in done]
+        arithmetic = (c.result.recipe_value("runtime", "precision") if c.result else None for c in done)
+        said = dict.fromkeys(f"{name}{how}" for name, how in zip(arithmetic, compiled, strict=True) if name)
+        parts.append(f"On {_listed(map(str, devices))}, {_listed(said)}")
     cached = sum(1 for c in done if c.pointer and c.pointer.cached)
     outcome = f"{len(done)} of {len(cells)} done"
     if cached:

@@ -24,7 +24,7 @@ COLUMNS = (
     "speed_images", "forward_images", "speed_repeats", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds",
     "contended", "determinism_images", "batch_max_abs_diff", "noise_seeds", "noise_images", "noise_mse",
     *TASK_FIELDS,
-    "device_name", "task", "number", "cached", "job_seconds", "error", "overrides", "sweep",
+    "device_name", "compile", "task", "number", "cached", "job_seconds", "error", "overrides", "sweep",
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         precision=result.recipe_value("runtime", "precision"),
         device=result.recipe_value("runtime", "device"),
         device_name=result.recipe_value("runtime", "device_name"),
+        compile=result.recipe_value("runtime", "compile"),
         **{name: getattr(result.measurements, name) for name in TASK_FIELDS},
     )
     if quality := cell.quality:

@@ -214,6 +214,7 @@ class Measurements(_Record):
     times_diffusers: float | None = None
     times_diffusers_low: float | None = None
     times_diffusers_high: float | None = None
+    times_diffusers_coverage: float | None = None
     times_diffusers_optimised: float | None = None
     times_papers_code: float | None = None
     one_image_times_diffusers: float | None = None
@@ -229,7 +230,6 @@ class Measurements(_Record):
     precision_mse_se: float | None = None
     precision_mean_diff: float | None = None
     precision_speedup: float | None = None
-    precision_speedup_contended: bool | None = None
     spacings_beaten: int | None = None
 
 

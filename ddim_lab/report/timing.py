@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,11 +42,10 @@ def contended(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def conditions(cell: Cell) -> tuple[Any, ...]:
-    """What must be equal for times to compare: device, precision, images a batch, network."""
+    """What must be equal for times to compare: the runtime as resolved, images a batch, network."""
     result = cell.result
     return (
-        *(result.recipe_value("runtime", name) if result else None for name in ("device_name", "device")),
-        result.recipe_value("runtime", "precision") if result else None,
+        json.dumps(result.recipe_value("runtime"), sort_keys=True) if result else None,
         cell.speed.images if cell.speed else None,
         result.recipe_value("model", "parameters") if result else None,
     )

@@ -197,7 +197,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     from ddim_lab.evaluation import run_over_batches
     from ddim_lab.metrics.quality import Quality
 
-    config, data, model, features, store = job.config, job.data, job.model, job.features, job.store
+    config, data, features, store = job.config, job.data, job.features, job.store
     runtime, sampler, metrics = job.runtime, job.sampler if walk is None else walk, job.config.metrics
     device = runtime.torch_device
     phases: dict[str, float] = {}
@@ -220,7 +220,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
         missing = chunks.missing()
     with runtime.applied(), job.alone("images"), store.presence(runtime.hardware) as others_busy:
-        network = Halving(runtime.wrap(model.load().to(device), min(config.batch_size, config.num_samples)))
+        network = Halving(job.network(min(config.batch_size, config.num_samples)))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         there = config.num_samples - sum(map(len, missing))
@@ -305,8 +305,7 @@ def _sample_share(
     chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
     alone = job.alone("images") if runtime.torch_device.type == "cuda" else contextlib.nullcontext()
     with runtime.applied(), alone, store.presence(runtime.hardware) as others_busy:
-        largest = min(config.batch_size, config.num_samples)
-        network = Halving(runtime.wrap(model.load().to(runtime.torch_device), largest))
+        network = Halving(job.network(min(config.batch_size, config.num_samples)))
         with tqdm(total=sum(map(len, shares[rank])), desc=job.progress, unit="image", disable=None, leave=False) as bar:
             sampler = job.sampler if walk is None else walk
             maker = _maker(job, sampler, network, chunks, others_busy, bar)
@@ -391,7 +390,7 @@ def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
     first, median, third = (float(np.quantile(seconds, q)) for q in (0.25, 0.5, 0.75))
     return {
         "images": count,
-        "forward_images": min(count, maker.network.at_most or count),
+        "forward_images": maker.network.at_once(count),
         "repeats": len(seconds),
         "seconds": seconds,
         "seconds_median": median,

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, final
 
+import torch
+from torch import nn
+
 from ddim_lab.config import Config
 from ddim_lab.data import ImageData
 from ddim_lab.metrics.features import Features, obtain_features
@@ -47,6 +50,15 @@ class Job:
         return obtain_features(
             metrics.features, self.data, self.store, metrics.inception_weights, metrics.inception_tf32
         )
+
+    def network(self, batch_size: int) -> nn.Module:
+        """The network on its device under the runtime's settings.
+
+        Its weights are ordinary tensors in inference mode, too: to torch.compile they are others than those of
+        inference mode, and what one task compiled would be compiled again for the next.
+        """
+        with torch.inference_mode(False):
+            return self.runtime.wrap(self.model.load().to(self.runtime.torch_device), batch_size)
 
     def alone(self, waiting_for: str) -> AbstractContextManager[None]:
         """One process at a time on this hardware, so that times are of it alone; says what it waits for."""

@@ -33,12 +33,17 @@ from ddim_lab.tasks.sampling import (
 __all__ = ["identity", "measure"]
 
 REFERENCE_VERSION: Final = 1
+
+MEASURED_VERSION: Final = 2
+"""Raised whenever the same cell would be measured otherwise."""
+
 SHOWN: Final = 12
 
 
 def identity(job: Job) -> dict[str, Any]:
     """The images that are compared with, and what distances are taken of."""
     return {
+        "version": MEASURED_VERSION,
         "yardstick": content_key(_yardstick(job)),
         "features": job.features.digest,
         "reference": reference_of(job.config.metrics, job.features, job.data),
@@ -55,16 +60,17 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     same = job.runtime.recipe() == job.runtime.yardstick().recipe()
     images = plain if same else _sampled(job)
     sampled = time.perf_counter()
-    speedup, contended = (1.0, False) if same else _speedup(job)
+    speedup = 1.0 if same else _speedup(job)
     in_turns = time.perf_counter()
-    reference = obtain_reference(job.features, job.data, job.config.metrics.reference, job.store).moments
-    features = job.features.load()
+    device, split = job.runtime.torch_device, job.config.metrics.reference
+    reference = obtain_reference(job.features, job.data, split, job.store, device=device).moments
+    features = job.features.load().to(device)
     distances = []
     for states in (plain, images):
-        distance = FrechetDistance(reference)
+        distance = FrechetDistance(reference).to(device)
         with torch.inference_mode():
             for indices in torch.split(torch.arange(len(states)), 512):
-                distance.update(features(to_uint8(states[indices])), indices)
+                distance.update(features(to_uint8(states[indices].to(device))), indices)
         distances.append(distance)
     fp32, own = (float(distance.compute()) for distance in distances)
     left_out = [distance.leave_one_out() for distance in distances]
@@ -76,7 +82,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
         measurements={
             "nfe": job.sampler.nfe,
             "headline": f"FD {change / fp32:+.3%} ± {change_se / fp32:.3%} of fp32's {fp32:.4g}, MSE {mse:.2g},"
-            f" {speedup:.2f} × as fast",
+            + (" not timed: another process was on the device" if speedup is None else f" {speedup:.2f} × as fast"),
             "precision_fd_change": change,
             "precision_fd_change_se": change_se,
             "precision_fd_percent": 100.0 * change / fp32,
@@ -88,7 +94,6 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             "precision_mse_se": mse_se,
             "precision_mean_diff": float((images - plain).double().mean()),
             "precision_speedup": speedup,
-            "precision_speedup_contended": contended,
             "compared_images": len(images),
         },
         phases={
@@ -109,10 +114,10 @@ def _sampled(job: Job) -> Tensor:
         return sample_states(job, job.sampler, network, job.config.num_samples)
 
 
-def _speedup(job: Job) -> tuple[float, bool]:
+def _speedup(job: Job) -> float | None:
     """How many times as fast a full batch is as in fp32, both timed in turns, the median of the rounds.
 
-    And whether another process was on the device meanwhile.
+    None where another process was on the device meanwhile.
     """
     ratios = []
     with job.alone("times"), job.store.presence(job.runtime.hardware) as others_busy:
@@ -121,15 +126,14 @@ def _speedup(job: Job) -> tuple[float, bool]:
         for _ in range(job.config.metrics.speed_repeats):
             ratios.append(plain() / own())
         contended = contended or others_busy()
-    return float(np.median(ratios)), contended
+    return None if contended else float(np.median(ratios))
 
 
 def _walk(job: Job) -> Callable[[], float]:
     """Gives the seconds of a full batch under the job's runtime, again and again; warmed up."""
     runtime, sampler, device = job.runtime, job.sampler, job.runtime.torch_device
     count = min(job.config.batch_size, job.config.num_samples)
-    with runtime.applied():
-        network = Halving(runtime.wrap(job.model.load().to(device), count))
+    network = Halving(job.network(count))
     indices, noise = torch.arange(count, device=device), runtime.noise(job.config.seed)
     x_T = start(job, indices)
 

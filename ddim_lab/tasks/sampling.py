@@ -36,7 +36,7 @@ def network_in_place(job: Job) -> Iterator[nn.Module]:
     runtime = job.runtime
     with runtime.applied(), job.store.presence(runtime.hardware), torch.inference_mode():
         at_once = min(job.config.batch_size, job.config.num_samples)
-        yield Halving(runtime.wrap(job.model.load().to(runtime.torch_device), at_once))
+        yield Halving(job.network(at_once))
 
 
 def batches(job: Job, count: int) -> Iterator[Tensor]:

@@ -291,7 +291,8 @@ def _search_features(job: Job) -> Features:
 
 
 def _yardstick(job: Job, features: Features) -> _Yardstick:
-    return _Yardstick(features, obtain_reference(features, job.data, job.config.metrics.reference, job.store).moments)
+    split, device = job.config.metrics.reference, job.runtime.torch_device
+    return _Yardstick(features, obtain_reference(features, job.data, split, job.store, device=device).moments)
 
 
 def _search_identity(job: Job) -> dict[str, Any]:
