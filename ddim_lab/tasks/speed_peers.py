@@ -58,8 +58,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     first: dict[int, dict[str, float]] = {}
     with job.alone("times"), job.store.presence(runtime.hardware) as others_busy:
         busy = others_busy()
-        with torch.inference_mode(False):
-            network = job.model.load().to(device)
+        network = job.model.load().to(device)
         for size in sorted({1, config.batch_size}):
             clock = time.perf_counter()
             # Without the optimised pipeline for one image: it would be compiled once more, for a minute on a GPU.
