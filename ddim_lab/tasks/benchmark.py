@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,13 +56,12 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
         samplers = [
             job.config.build_sampler(job.model.prediction, steps=steps) for steps in sorted(set(task.fitted_steps))
         ]
-        of_steps = [(sampler.nfe, timing.walks(sampler, 1, task.rounds)) for sampler in samplers]
-        of_samples, memory = [], []
-        for batches in range(1, task.fitted_batches + 1):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            of_samples.append((batches * size, timing.walks(samplers[0], batches, task.rounds)))
-            memory.append(peak_memory_bytes(device))
+        batches = range(1, task.fitted_batches + 1)
+        seconds = timing.in_turns([(sampler, 1) for sampler in samplers], task.rounds)
+        of_steps = [(sampler.nfe, value) for sampler, value in zip(samplers, seconds, strict=True)]
+        seconds = timing.in_turns([(samplers[0], count) for count in batches], task.rounds)
+        of_samples = [(count * size, value) for count, value in zip(batches, seconds, strict=True)]
+        memory = [timing.peak_memory(samplers[0], count) for count in batches]
         phases["lines"] = time.perf_counter() - clock
         busy = busy or others_busy()
     steps_line, samples_line = _line(of_steps), _line(of_samples)
@@ -177,11 +178,20 @@ class _Timing:
             "peak_memory_bytes": memory,
         }
 
-    def walks(self, sampler: Sampler, batches: int, rounds: int) -> float:
-        """Median seconds of so many batches."""
-        return float(
-            np.median([device_seconds(lambda: self._walk(sampler, batches), self._device) for _ in range(rounds)])
-        )
+    def in_turns(self, walks: Sequence[tuple[Sampler, int]], rounds: int) -> list[float]:
+        """Median seconds of each walk over so many batches; in turns, so that a device that drifts bends no line."""
+        seconds = [
+            [device_seconds(partial(self._walk, sampler, batches), self._device) for sampler, batches in walks]
+            for _ in range(rounds)
+        ]
+        return [float(value) for value in np.median(seconds, axis=0)]
+
+    def peak_memory(self, sampler: Sampler, batches: int) -> int | None:
+        """Bytes at most during so many batches (on a CPU of the process so far)."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._walk(sampler, batches)
+        return peak_memory_bytes(self._device)
 
 
 def _line(points: list[tuple[int, float]]) -> dict[str, float]:
