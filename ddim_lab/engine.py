@@ -72,6 +72,11 @@ class Engine(nn.Module):
         except torch.OutOfMemoryError:  # `ddim_lab.memory.Halving` comes again with half of it
             self._recorded, self._size = None, (self._size + 1) // 2
             raise
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            raise RuntimeError(
+                f"more than {COMPILATIONS} networks and batch sizes were compiled in this process: run the same command"
+                " again, it goes on from what is done; or set runtime.compile=false"
+            ) from None
 
     def _in_batches(self, x: Tensor, t: Tensor) -> Tensor:
         count, size = len(x), self._size
@@ -89,13 +94,7 @@ class Engine(nn.Module):
             if self._recorded is None:
                 self._recorded = _Recorded(self.forwarded, x, t)
             return self._recorded(x, t)
-        try:
-            output = self.forwarded(x, t)
-        except torch._dynamo.exc.FailOnRecompileLimitHit:
-            raise RuntimeError(
-                f"more than {COMPILATIONS} networks and batch sizes were compiled in this process: run the same command"
-                " again, it goes on from what is done; or set runtime.compile=false"
-            ) from None
+        output = self.forwarded(x, t)
         assert isinstance(output, Tensor)
         return output
 

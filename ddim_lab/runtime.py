@@ -261,7 +261,7 @@ class Runtime:
 
     def noise(self, seed: int) -> NamedNoise:
         """The noise of this seed, made the way that is fastest here."""
-        return NamedNoise(seed, compiled=self.compile and self._on_gpu)  # on a CPU it is a hundredth of a step
+        return NamedNoise(seed, compiled=self.compile and self._on_gpu)  # on a CPU: a fortieth of a compiled step
 
 
 def _settle(asked: bool | Literal["auto"], here: bool) -> bool:
