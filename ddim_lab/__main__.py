@@ -223,6 +223,7 @@ def _check(cell: Sequence[str]) -> Config:
     config = Config.from_hydra(_compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())
     runtime = Runtime.resolve(config.runtime)
+    runtime.training_compiled(config.training.compile)
     runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
     if config.metrics.inception_tf32 and not runtime.has_tf32:
         raise ConfigError("metrics.inception_tf32=true needs a CUDA device with TF32 (compute capability 8.0 or above)")
@@ -272,6 +273,8 @@ def _run(
     outputs = (sweep / plan["outputs_dir"]).resolve()
     try:
         Store(outputs).check_writable()
+        for record in sweep.glob("jobs/*/pointer.json"):  # of an earlier sweep in the folder that the user named
+            record.unlink()
         plan = {**plan, "environment": environment()}
         write_record(sweep / "plan.json", plan)
         for cell in plan["cells"]:  # Hydra makes them, too, but ends the sweep where it can't

@@ -261,6 +261,7 @@ class TrainingConfig(_Group):
     gradient_clip: Positive
     random_flip: StrictBool
     precision: Literal["auto", "fp32", "bf16"]
+    compile: Switch
     devices: PositiveInt
     checkpoint_every: PositiveInt
 

@@ -8,19 +8,41 @@ for the device once a batch size has been seen.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Final, Self, final
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "compile_whole", "too_many_compilations"]
 
 COMPILATIONS: Final = 64
 """Networks and batch sizes that one process may compile."""
 
+# diffusers asks for torch's version through a cached function; torch warns of whatever cached function it compiles.
+warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+
 WARM_UP: Final = 3
 """Forwards before a recording: libraries choose algorithms and reserve memory in the first ones."""
+
+
+def compile_whole(network: nn.Module) -> None:
+    """torch.compile in place, for batches of a fixed size: the state dict keeps its keys.
+
+    All networks and batch sizes of a process count against one limit. Past it, as at a graph break, torch would go on
+    uncompiled with a warning: a whole graph is asked for, so that it is an error.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+    network.compile(dynamic=False, fullgraph=True)
+
+
+def too_many_compilations(option: str) -> RuntimeError:
+    """What to raise for torch's FailOnRecompileLimitHit; `option` is the one that had networks compiled."""
+    return RuntimeError(
+        f"more than {COMPILATIONS} networks and batch sizes were compiled in this process: run the same command again,"
+        f" it goes on from what is done; or set {option}=false"
+    )
 
 
 @final
@@ -51,10 +73,7 @@ class Engine(nn.Module):
         if channels_last:
             network.to(memory_format=torch.channels_last)
         if compiled:
-            # All networks and batch sizes of a process count against one limit. Past it, as at a graph break, torch
-            # would go on uncompiled with a warning: a whole graph is asked for, so that it is an error.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
-            self.forwarded.compile(dynamic=False, fullgraph=True)
+            compile_whole(self.forwarded)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._recorded = None  # it points at weights that are about to move
@@ -73,10 +92,7 @@ class Engine(nn.Module):
             self._recorded, self._size = None, (self._size + 1) // 2
             raise
         except torch._dynamo.exc.FailOnRecompileLimitHit:
-            raise RuntimeError(
-                f"more than {COMPILATIONS} networks and batch sizes were compiled in this process: run the same command"
-                " again, it goes on from what is done; or set runtime.compile=false"
-            ) from None
+            raise too_many_compilations("runtime.compile") from None
 
     def _in_batches(self, x: Tensor, t: Tensor) -> Tensor:
         count, size = len(x), self._size

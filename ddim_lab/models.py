@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_fingerprint"]
+__all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_recipe"]
 
-CURVE = "training_curve.csv"
+CURVE: Final = "training_curve.csv"
 
-TRAINING_VERSION = 1
+TRAINING_VERSION: Final = 2
+"""Raised whenever the same recipe would be trained otherwise."""
 """Raised whenever the same configuration would train to other weights."""
 
 Mirror = Callable[[dict[str, float], int], None]
@@ -72,24 +73,21 @@ class Model:
 def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[str, Any]:
     """The allow-list of what makes trained weights what they are, resolved."""
     assert isinstance(config.model, UNetConfig)
-    training = config.training.model_dump(exclude={"checkpoint_every", "precision", "devices"})
+    training = config.training.model_dump(exclude={"checkpoint_every", "precision", "compile", "devices"})
     precision = runtime.training_precision(config.training.precision)
     if precision == "bf16":
         training["fp32"] = ["conv_in", "conv_out"]
+    if runtime.training_compiled(config.training.compile):  # other rounding, and dropout from the compiler's generator
+        training["compile"] = True
     if config.training.devices > 1:  # other dropout, other rounding
         training["devices"] = config.training.devices
     return {
         "version": TRAINING_VERSION,
         "data": data.digest,
         "model": config.model.model_dump(exclude={"weights"}),
-        "schedule": config.schedule.model_dump(),
+        "schedule": config.build_schedule().digest,
         "training": {**training, "precision": precision},
     }
-
-
-def training_fingerprint(config: Config, data: ImageData, runtime: Runtime) -> str:
-    """SHA-256 of `training_recipe`: the name of the model under outputs/models/."""
-    return content_key(training_recipe(config, data, runtime))
 
 
 def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store, mirror: Callable[[], Any]) -> Model:
@@ -108,7 +106,7 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
             _say_once(found.note)
         return _loadable(found)
     kind = config.model.kind
-    digest = content_key({"kind": kind, "data": data.digest, "schedule": config.schedule.model_dump()})
+    digest = content_key({"kind": kind, "data": data.digest, "schedule": schedule.digest})
 
     def load() -> nn.Module:
         if not isinstance(data.train, MemoryImages):
@@ -227,6 +225,7 @@ def _train(
         accelerator=runtime.accelerator,
         device_index=runtime.torch_device.index,
         precision=runtime.training_precision(config.training.precision),
+        compiled=runtime.training_compiled(config.training.compile),
         deterministic=runtime.deterministic,
         work=work,
         mirror=send,

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from ddim_lab.checkpoints import VerifiedCheckpoints, usable
 from ddim_lab.config import ConfigError, TrainingConfig, UNetConfig
 from ddim_lab.data import ImageData, from_uint8
-from ddim_lab.diffusion import eps_loss, per_sample
+from ddim_lab.diffusion import eps_loss, q_sample
+from ddim_lab.engine import compile_whole, too_many_compilations
 from ddim_lab.lightning import interruptible, switches_kept
 from ddim_lab.loaders import TrainingBatches, rank_part
 from ddim_lab.precision import ends_without_autocast
@@ -51,6 +52,7 @@ class DiffusionModule(pl.LightningModule):
         training: how to train; None for a module that only evaluates.
         evaluate: called with a batch of sample indices in `test_step`; see `ddim_lab.tasks`.
         ranks: processes that train together; each is given its part of a batch.
+        channels_last: give the network its x_t as [B, H, W, C] in memory, as its weights are then.
     """
 
     def __init__(
@@ -60,20 +62,21 @@ class DiffusionModule(pl.LightningModule):
         training: TrainingConfig | None = None,
         evaluate: Callable[[Tensor], None] | None = None,
         ranks: int = 1,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self._ranks = ranks
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network
         self.schedule = schedule
         self.training_config = training
         self._evaluate = evaluate
-        # Plain attributes, not buffers: they are derived from the schedule and belong in no checkpoint.
-        alpha_bars = torch.tensor(schedule.alpha_bars)
-        self._signal, self._noise = alpha_bars.sqrt().float(), (1.0 - alpha_bars).sqrt().float()
+        # A plain attribute, not a buffer: it is derived from the schedule and belongs in no checkpoint.
+        self._alpha_bars = torch.tensor(schedule.alpha_bars)
 
     def on_train_start(self) -> None:
         """Put the schedule where the steps are: a copy in every step would make the host wait for the device."""
-        self._signal, self._noise = self._signal.to(self.device), self._noise.to(self.device)
+        self._alpha_bars = self._alpha_bars.to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         assert self.training_config is not None
@@ -90,10 +93,8 @@ class DiffusionModule(pl.LightningModule):
         eps = torch.randn(total, *x_0.shape[1:], device=x_0.device)[mine]
         if rank > 0:  # dropout has no rows to take: each rank has its own
             torch.manual_seed(_step_seed(seed, step, rank))
-        x_t = per_sample(self._signal[t], x_0) * x_0 + per_sample(self._noise[t], x_0) * eps
-        if x_t.is_cuda:
-            x_t = x_t.contiguous(memory_format=torch.channels_last)
-        output = self.network(x_t, t)
+        x_t = q_sample(x_0, eps, self._alpha_bars[t, None, None, None])
+        output = self.network(x_t.contiguous(memory_format=self._layout), t)
         return eps_loss(output if isinstance(output, Tensor) else output.sample, eps)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -227,6 +228,7 @@ def train(
     accelerator: str,
     device_index: int | None = None,
     precision: str,
+    compiled: bool,
     deterministic: bool,
     work: Path,
     mirror: Callable[[dict[str, float], int], None],
@@ -240,6 +242,8 @@ def train(
         accelerator: Lightning's name of the device: "cpu" or "gpu".
         device_index: which of the GPUs, where one trains alone.
         precision: "fp32" or "bf16" (mixed).
+        compiled: torch.compile the network, in channels-last layout; uncompiled, a GPU's group norm would turn each of
+            its inputs and outputs over.
         deterministic: only deterministic kernels, for weights that are bitwise the same on a GPU too; else the
             fastest ones found there.
         work: durable folder for checkpoints.
@@ -252,13 +256,15 @@ def train(
     Raises:
         FloatingPointError: the loss is NaN or infinite; names the step.
         ConfigError: an image can't be read; names it.
+        RuntimeError: this process has compiled too many networks.
     """
     torch.manual_seed(_step_seed(training.seed, -1, 0))
     network = build_unet(model, data.shape)
-    if accelerator == "gpu":
-        network = network.to(memory_format=torch.channels_last)
     if precision == "bf16":
         ends_without_autocast(network)
+    if compiled:
+        network.to(memory_format=torch.channels_last)
+        compile_whole(network)
     curve, raw = _Curve(training.max_steps, mirror), _LastRaw()
     average = WeightAveraging(
         device="cuda" if accelerator == "gpu" else "cpu",
@@ -285,7 +291,7 @@ def train(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    module = DiffusionModule(network, schedule, training, ranks=training.devices)
+    module = DiffusionModule(network, schedule, training, ranks=training.devices, channels_last=compiled)
     try:
         with interruptible():
             trainer.fit(
@@ -296,10 +302,12 @@ def train(
             )
     except ConfigError as error:  # from a process that decodes images, with the traceback there in front
         raise ConfigError(str(error).strip().splitlines()[-1].removeprefix("ddim_lab.config.ConfigError: ")) from None
+    except torch._dynamo.exc.FailOnRecompileLimitHit:
+        raise too_many_compilations("training.compile") from None
     if not raw.state:  # it was killed after its last checkpoint: where no step is left, Lightning leaves its hooks out
         raw.on_train_end(trainer, module)
         average.on_train_end(trainer, module)
-    averaged = network.to("cpu", memory_format=torch.contiguous_format).eval()
+    averaged = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # a copy is not compiled
     last_raw = copy.deepcopy(averaged)
     last_raw.load_state_dict(raw.state)
     return averaged, last_raw, curve.write

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import logging
@@ -221,16 +220,12 @@ def _task(name: str) -> Any:
 
 def _identity(job: Job) -> dict[str, Any]:
     """What a cell is: content digests and resolved values, never paths, names or "auto"."""
-    config, sampler = job.config, job.sampler
+    config = job.config
     return {
         "version": CELL_VERSION,
         "task": config.task.model_dump(),
         "model": job.model.recipe(),
-        "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
-        "sampler": {
-            "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in sampler.transitions],
-            "clip": sampler.clip,
-        },
+        "sampler": job.sampler.recipe(),
         "seed": config.seed,
         "num_samples": config.num_samples,
         "batch_size": config.batch_size,

@@ -114,10 +114,7 @@ class Runtime:
         free = on_gpu and not config.deterministic
         # On a CPU compiling takes longer than it saves in a sweep of minutes.
         worth_compiling = not config.deterministic and (on_gpu or config.aim == "speed")
-        missing = _missing_for_compiling(on_gpu) if config.compile else None
-        if config.compile is True and missing is not None:
-            raise ConfigError(f"runtime.compile=true needs {missing}; install it, or set runtime.compile=false")
-        compiled = _settle(config.compile, worth_compiling and missing is None)
+        compiled = _compiled("runtime.compile", config.compile, worth_compiling, on_gpu)
         return cls(
             device=str(device),
             device_name=hardware,
@@ -166,6 +163,14 @@ class Runtime:
         if asked != "auto":
             return asked
         return "bf16" if self._on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+
+    def training_compiled(self, asked: bool | Literal["auto"]) -> bool:
+        """Whether the network is compiled for `training.compile`: auto is on a GPU, where kernels need not repeat.
+
+        Raises:
+            ConfigError: it is asked for, and this machine can't compile.
+        """
+        return _compiled("training.compile", asked, self._on_gpu and not self.deterministic, self._on_gpu)
 
     def check_devices(self, counts: Mapping[str, int]) -> None:
         """Raise ConfigError where an option asks for more GPUs than there are; a CPU takes any number of ranks."""
@@ -266,6 +271,14 @@ class Runtime:
 
 def _settle(asked: bool | Literal["auto"], here: bool) -> bool:
     return here if asked == "auto" else asked
+
+
+def _compiled(option: str, asked: bool | Literal["auto"], worth_it: bool, on_gpu: bool) -> bool:
+    """Settle a switch of torch.compile; ConfigError where it is asked for and can't be had."""
+    missing = _missing_for_compiling(on_gpu) if asked else None
+    if asked is True and missing is not None:
+        raise ConfigError(f"{option}=true needs {missing}; install it, or set {option}=false")
+    return _settle(asked, worth_it and missing is None)
 
 
 def _missing_for_compiling(on_gpu: bool) -> str | None:

@@ -99,7 +99,7 @@ def step(transition: Transition, x_t: Tensor, eps: Tensor, noise: Tensor | None 
 class Moment:
     """One moment of a trajectory: the state x at timestep t (-1: the image), and the x_0 predicted on the way there.
 
-    `x0` is None at the start, where nothing has been predicted yet.
+    `x0` is what the step used, clamped where it clips; None at the start, where nothing has been predicted yet.
     """
 
     t: int
@@ -181,6 +181,14 @@ class Sampler:
         """Whether any step adds noise."""
         return any(transition.noise_std > 0.0 for transition in self.transitions)
 
+    def recipe(self) -> dict[str, Any]:
+        """What its samples are a function of, beside model and noise; for keys."""
+        return {
+            "schedule": self.schedule.digest,
+            "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in self.transitions],
+            "clip": self.clip,
+        }
+
     @torch.no_grad()
     def sample(
         self,
@@ -234,7 +242,8 @@ class Sampler:
         yield Moment(self.transitions[0].t, x, None)
         for transition in self.transitions:
             x_prev, eps = self._advance(model, transition, x, indices, noise)
-            yield Moment(transition.t_prev, x_prev, x0_from_eps(x, eps, transition.alpha_bar))
+            x0 = x0_from_eps(x, eps, transition.alpha_bar)
+            yield Moment(transition.t_prev, x_prev, x0 if self.clip == "none" else x0.clamp(-1.0, 1.0))
             x = x_prev
 
     @torch.no_grad()

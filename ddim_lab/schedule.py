@@ -11,7 +11,9 @@ DDIM's alpha is DDPM's alpha_bar; only alpha_bar is written here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -38,7 +40,7 @@ class NoiseSchedule:
 
     Raises:
         ValueError: betas are not one finite list inside (0, 1); or so small that alpha_bar stands still, or so many
-            and large that alpha_bar falls below 1.2e-38, where 1 / sqrt(alpha_bar) means nothing in float32.
+            and large that alpha_bar falls below 1.2e-38, float32's smallest normal number: no signal is left.
     """
 
     def __init__(self, betas: npt.ArrayLike) -> None:
@@ -67,7 +69,7 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """beta evenly spaced from beta_start to beta_end (Ho et al. 2020, section 4; the paper's choice)."""
-        _check_range(num_timesteps, beta_start, beta_end)
+        _check(num_timesteps, beta_start=beta_start, beta_end=beta_end)
         return cls(np.linspace(beta_start, beta_end, num_timesteps))
 
     @classmethod
@@ -75,20 +77,20 @@ class NoiseSchedule:
         cls, num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> NoiseSchedule:
         """sqrt(beta) evenly spaced: the official DDIM code's "quad", diffusers' "scaled_linear"."""
-        _check_range(num_timesteps, beta_start, beta_end)
+        _check(num_timesteps, beta_start=beta_start, beta_end=beta_end)
         return cls(np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), num_timesteps) ** 2)
 
     @classmethod
     def sigmoid(cls, num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """beta = beta_start + (beta_end - beta_start) * sigmoid(u), u evenly spaced in [-6, 6]."""
-        _check_range(num_timesteps, beta_start, beta_end)
+        _check(num_timesteps, beta_start=beta_start, beta_end=beta_end)
         weight = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps)))
         return cls(beta_start + (beta_end - beta_start) * weight)
 
     @classmethod
     def constant(cls, num_timesteps: int = 1000, beta_end: float = 0.02) -> NoiseSchedule:
         """The same beta at every step."""
-        _check_range(num_timesteps, beta_end, beta_end)
+        _check(num_timesteps, beta_end=beta_end)
         return cls(np.full(num_timesteps, beta_end))
 
     @classmethod
@@ -100,7 +102,7 @@ class NoiseSchedule:
             offset: s, keeps the first betas from vanishing.
             max_beta: cap on beta, below 1, that keeps the last alpha_bar above 0.
         """
-        _check_range(num_timesteps, max_beta, max_beta)
+        _check(num_timesteps, max_beta=max_beta)
         u = np.arange(num_timesteps + 1) / num_timesteps
         f = np.cos(0.5 * np.pi * (u + offset) / (1.0 + offset)) ** 2
         return cls(np.minimum(1.0 - f[1:] / f[:-1], max_beta))
@@ -136,6 +138,11 @@ class NoiseSchedule:
         """alpha_bar(0), ..., alpha_bar(T-1), float64, read-only, shape [T]."""
         return self._alpha_bars[1:]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the betas: what names this schedule in keys, whatever it was made of."""
+        return hashlib.sha256(self._betas.tobytes()).hexdigest()
+
     def alpha_bar(self, t: int) -> float:
         """alpha_bar(t) for t in {-1, 0, ..., T-1}; exactly 1 at t = -1."""
         if not CLEAN <= t < self.num_timesteps:
@@ -146,17 +153,16 @@ class NoiseSchedule:
         return f"NoiseSchedule(num_timesteps={self.num_timesteps}, alpha_bar_last={self.alpha_bars[-1]:.6g})"
 
 
-def _check_range(num_timesteps: int, beta_start: float, beta_end: float) -> None:
+def _check(num_timesteps: int, **betas: float) -> None:
+    """Raise ValueError, by name, unless T is a whole number above 0 and the betas lie in (0, 1) and do not decrease."""
     if _whole("num_timesteps", num_timesteps) < 1:
         raise ValueError(f"num_timesteps must be at least 1, got {num_timesteps}")
-    if not (0.0 < beta_start < 1.0 and 0.0 < beta_end < 1.0):
-        raise ValueError(
-            f"beta_start and beta_end must lie strictly between 0 and 1, got {beta_start:g} and {beta_end:g}"
-        )
-    if beta_end < beta_start:
-        raise ValueError(
-            f"betas must not decrease: beta_end={beta_end:g} is below beta_start={beta_start:g}; swap them"
-        )
+    for name, beta in betas.items():
+        if not 0.0 < beta < 1.0:
+            raise ValueError(f"{name} must lie strictly between 0 and 1, got {beta:g}")
+    for (first, low), (second, high) in pairwise(betas.items()):
+        if high < low:
+            raise ValueError(f"betas must not decrease: {second}={high:g} is below {first}={low:g}; swap them")
 
 
 # -- spacings: which timesteps are visited -------------------------------------------------------------

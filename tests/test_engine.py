@@ -22,7 +22,7 @@ from ddim_lab.memory import Halving, forward_bytes
 from ddim_lab.metrics.speed import device_seconds
 from ddim_lab.noise import NamedNoise
 from ddim_lab.precision import PARTS, Part, ends_without_autocast, lower_precision
-from ddim_lab.runtime import Runtime, _missing_for_compiling
+from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.unet import build_unet
@@ -38,11 +38,6 @@ DEFAULTS = {
     "cudnn_benchmark": "auto",
     "deterministic": False,
 }
-
-
-needs_compiler = pytest.mark.skipif(
-    _missing_for_compiling(False) is not None, reason="needs a C++ compiler and Python's headers"
-)
 
 
 def runtime(**asked: Any) -> Runtime:
@@ -85,7 +80,7 @@ def test_the_default_on_a_cpu_leaves_the_network_alone(network: nn.Module) -> No
     assert not settled.noise(0).compiled
 
 
-@needs_compiler
+@tiny.needs_compiler
 def test_for_speed_a_cpu_compiles_and_stays_in_fp32() -> None:
     settled = runtime(aim="speed")
     assert (settled.precision, settled.compile, settled.channels_last) == ("fp32", True, True)
@@ -420,7 +415,7 @@ def test_a_compiled_network_is_compiled_once_and_near() -> None:
     }
 
 
-@needs_compiler
+@tiny.needs_compiler
 def test_what_is_compiled_is_never_run_uncompiled_in_silence() -> None:
     """Past torch's limit of compilations a network would go on in Python, with a warning."""
     import torch._dynamo

@@ -56,7 +56,9 @@ def data() -> ImageData:
     return load_data(settings().data)
 
 
-def fit(config: Config, data: ImageData, work: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+def fit(
+    config: Config, data: ImageData, work: Path, precision: str = "fp32"
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
     """Averaged weights, raw weights, and the function that writes the curve."""
     assert isinstance(config.model, UNetConfig)
     averaged, raw, write = train(
@@ -65,7 +67,8 @@ def fit(config: Config, data: ImageData, work: Path) -> tuple[dict[str, Tensor],
         config.build_schedule(),
         config.training,
         accelerator="cpu",
-        precision="fp32",
+        precision=precision,
+        compiled=config.training.compile is True,
         deterministic=False,
         work=work,
         mirror=lambda values, step: None,
@@ -125,6 +128,93 @@ def test_a_run_that_failed_and_resumed_ends_in_the_same_weights(
             curves.append([(row["step"], row["loss"], row["learning_rate"]) for row in csv.DictReader(file)])
     assert curves[0] == curves[1]
     assert [step for step, _, _ in curves[0]] == [str(step) for step in range(1, 10)]
+
+
+def test_a_compiled_training_takes_the_steps_of_an_uncompiled_one_and_resumes(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16 the loss of every step to rounding; cut and resumed, bitwise the same weights.
+
+    The graphs, forward and backward, are captured and run; making C++ of them, a minute's work, is left out.
+    """
+    compile_it = torch.nn.Module.compile
+    compiled_as: list[dict[str, Any]] = []
+
+    def without_code(network: torch.nn.Module, **asked: Any) -> None:
+        compiled_as.append(asked)
+        compile_it(network, backend="aot_eager", **asked)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_code)
+    small = ("model.block_out_channels=[8,8]", "model.dropout=0.0")
+    losses, ends = [], []
+    for compiled in ("false", "true"):
+        config = settings(*small, f"training.compile={compiled}")
+        averaged, raw, write = fit(config, data, tmp_path / compiled, precision="bf16")
+        ends.append((averaged, raw))
+        write(tmp_path / compiled / "curve.csv")
+        with (tmp_path / compiled / "curve.csv").open() as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+        assert compiled_as == [{"dynamic": False, "fullgraph": True}] * (compiled == "true")
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, die_at=6)
+        with pytest.raises(RuntimeError, match="the power went"):
+            fit(config, data, tmp_path / "cut", precision="bf16")
+    averaged, raw, _ = fit(config, data, tmp_path / "cut", precision="bf16")
+    assert same(averaged, ends[1][0])
+    assert same(raw, ends[1][1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_compiled_what_it_trains_uncompiled(data: ImageData, tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        config = settings("model.dropout=0.0", "runtime.device=cuda")
+        assert isinstance(config.model, UNetConfig)
+        _, _, write = train(
+            data,
+            config.model,
+            config.build_schedule(),
+            config.training,
+            accelerator="gpu",
+            precision="bf16",
+            compiled=compiled,
+            deterministic=False,
+            work=tmp_path / str(compiled),
+            mirror=lambda values, step: None,
+        )
+        write(tmp_path / "curve.csv")
+        with (tmp_path / "curve.csv").open() as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+@pytest.mark.parametrize("option", ["schedule", "training.compile"])
+def test_what_makes_other_weights_makes_another_name(
+    option: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of betas counts by what is in it; whether the training is compiled, by what that comes to here."""
+    from ddim_lab.models import training_recipe
+    from ddim_lab.runtime import Runtime
+
+    monkeypatch.setattr("ddim_lab.runtime._missing_for_compiling", lambda on_gpu: None)
+    file = tmp_path / "betas.txt"
+    file.write_text("\n".join(map(repr, settings().build_schedule().betas.tolist())))
+
+    def recipe(*overrides: str) -> dict[str, Any]:
+        config = settings(*overrides)
+        return training_recipe(config, data, Runtime.resolve(config.runtime))
+
+    if option == "training.compile":
+        assert recipe(f"{option}=auto") == recipe(f"{option}=false") != recipe(f"{option}=true")
+        return
+    from_file = ("schedule=file", f"schedule.path={file}")
+    before = recipe(*from_file)
+    file.rename(tmp_path / "moved.txt")
+    assert recipe("schedule=file", f"schedule.path={tmp_path}/moved.txt") == before == recipe()
+    file.write_text("\n".join(["0.01"] * 1000))
+    assert recipe(*from_file) != before
 
 
 def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path) -> None:

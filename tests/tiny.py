@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from ddim_lab.__main__ import main
+from ddim_lab.runtime import _missing_for_compiling
+
+needs_compiler = pytest.mark.skipif(
+    _missing_for_compiling(on_gpu=False) is not None, reason="needs a C++ compiler and Python's headers"
+)
 
 SMALL = ("num_samples=44", "batch_size=16")
 """For exact models, which have nothing to train."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,9 +57,7 @@ def states_identity(job: Job, sampler: Sampler, runtime: Runtime) -> dict[str, A
     """What the job's x_0 are a function of, by this sampler under this runtime."""
     return {
         "model": job.model.recipe(),
-        "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
-        "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in sampler.transitions],
-        "clip": sampler.clip,
+        "sampler": sampler.recipe(),
         "seed": job.config.seed,
         "num_samples": job.config.num_samples,
         "batch_size": job.config.batch_size,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import importlib.metadata
 import logging
 import math
@@ -301,7 +300,7 @@ def _search_identity(job: Job) -> dict[str, Any]:
         "version": SEARCH_VERSION,
         "optimiser": f"optuna {importlib.metadata.version('optuna')} GPSampler",
         "model": job.model.recipe(),
-        "schedule": hashlib.sha256(sampler.schedule.betas.tobytes()).hexdigest(),
+        "schedule": sampler.schedule.digest,
         "sampler": {"eta": sampler.eta, "variance": sampler.variance, "clip": sampler.clip},
         "starts": {name: list(timesteps) for name, timesteps in _builtin(job).items()},
         "trials": task.trials,
