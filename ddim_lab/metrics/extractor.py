@@ -32,27 +32,31 @@ class Extractor(nn.Module, ABC):
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Without TF32, whatever the sampler's precision: a distance must not depend on what a device takes for float32."""
-    with _allow_tf32(False):
+    """Without TF32, whatever the sampler's runtime: a distance must not depend on what a device takes for float32."""
+    with _own_switches(tf32=False):
         yield
 
 
 @contextlib.contextmanager
 def tf32_products() -> Iterator[None]:
-    """With TF32 in matrix products and convolutions on a GPU, whatever the sampler's precision."""
-    with _allow_tf32(True):
+    """With TF32 in matrix products and convolutions on a GPU, whatever the sampler's runtime."""
+    with _own_switches(tf32=True):
         yield
 
 
 @contextlib.contextmanager
-def _allow_tf32(allowed: bool) -> Iterator[None]:
+def _own_switches(*, tf32: bool) -> Iterator[None]:
+    """Torch's switches as every extraction has them, of samples and references alike, and then as they were.
+
+    cuDNN does not search for the fastest algorithm: what it finds depends on the moment, and rounds otherwise.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, False
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 @final

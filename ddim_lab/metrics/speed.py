@@ -1,18 +1,53 @@
-"""Wall-clock time and memory, measured so that they mean what they say."""
+"""Wall-clock time and memory, and what they depend on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar, final
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["device_seconds", "forward_flops", "peak_memory_bytes", "product_ceiling", "synchronize", "timed"]
+__all__ = [
+    "Contention",
+    "device_seconds",
+    "forward_flops",
+    "peak_memory_bytes",
+    "product_ceiling",
+    "synchronize",
+    "timed",
+    "timed_libraries",
+]
 
 T = TypeVar("T")
+
+
+@final
+class Contention:
+    """Whether another process was on the device, as far as it was looked for: at the start and at every `look`.
+
+    Args:
+        others_busy: whether one is there now.
+
+    Attributes:
+        seen: one was.
+    """
+
+    def __init__(self, others_busy: Callable[[], bool]) -> None:
+        self._others_busy: Final = others_busy
+        self.seen = others_busy()
+
+    def look(self) -> None:
+        """Look again; between two timings, never in one."""
+        self.seen = self._others_busy() or self.seen
+
+
+def timed_libraries() -> dict[str, str | int | None]:
+    """Versions of what brings the kernels that are timed: a time taken with others is another measurement."""
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": cudnn}
 
 
 def synchronize(device: torch.device) -> None:

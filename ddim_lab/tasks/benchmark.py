@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.config import BenchmarkConfig
-from ddim_lab.metrics.speed import device_seconds, forward_flops, peak_memory_bytes, product_ceiling, timed
+from ddim_lab.metrics.speed import (
+    Contention,
+    device_seconds,
+    forward_flops,
+    peak_memory_bytes,
+    product_ceiling,
+    timed,
+    timed_libraries,
+)
 from ddim_lab.sampler import Sampler
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.sampling import start
@@ -25,8 +33,8 @@ MEASURED_VERSION: Final = 2
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """Nothing beyond the task's own settings, but what is measured."""
-    return {"version": MEASURED_VERSION}
+    """Beyond the task's own settings: what is measured, and the libraries whose kernels are timed."""
+    return {"version": MEASURED_VERSION, "libraries": timed_libraries()}
 
 
 def measure(job: Job, folder: Path, work: Path) -> Measured:
@@ -40,7 +48,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     phases: dict[str, float] = {}
     alone, presence = job.alone("times"), job.store.presence(runtime.hardware)
     with runtime.applied(), alone, presence as others_busy, torch.inference_mode():
-        busy = others_busy()
+        meanwhile = Contention(others_busy)
         flops = forward_flops(job.model.load().to(device), job.data.shape, device)
         ceiling = product_ceiling(runtime.product_dtype, device)
         rows: list[dict[str, Any]] = []
@@ -49,7 +57,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             clock = time.perf_counter()
             timing = None  # its network would count as memory of the next size
             timing = _Timing(job, job.network(size), size)
-            rows.append(timing.measured(task.rounds))
+            rows.append(timing.measured(task.rounds, meanwhile))
             phases[f"batch {size}"] = time.perf_counter() - clock
         assert timing is not None
         clock = time.perf_counter()
@@ -57,13 +65,12 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             job.config.build_sampler(job.model.prediction, steps=steps) for steps in sorted(set(task.fitted_steps))
         ]
         batches = range(1, task.fitted_batches + 1)
-        seconds = timing.in_turns([(sampler, 1) for sampler in samplers], task.rounds)
+        seconds = timing.in_turns([(sampler, 1) for sampler in samplers], task.rounds, meanwhile)
         of_steps = [(sampler.nfe, value) for sampler, value in zip(samplers, seconds, strict=True)]
-        seconds = timing.in_turns([(samplers[0], count) for count in batches], task.rounds)
+        seconds = timing.in_turns([(samplers[0], count) for count in batches], task.rounds, meanwhile)
         of_samples = [(count * size, value) for count, value in zip(batches, seconds, strict=True)]
         memory = [timing.peak_memory(samplers[0], count) for count in batches]
         phases["lines"] = time.perf_counter() - clock
-        busy = busy or others_busy()
     steps_line, samples_line = _line(of_steps), _line(of_samples)
     largest = rows[-1]
     nfe = job.sampler.nfe
@@ -75,7 +82,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             "headline": f"{largest['images_per_second']:,.1f} images/s, {rate / 1e12:.3g} TFLOP/s"
             f" ({rate / ceiling:.0%} of a matrix product), loop {largest['loop_overhead']:+.1%}"
             f" ({largest['noisy_loop_overhead']:+.1%} with noise)",
-            "speed": {**largest, "contended": busy},
+            "speed": {**largest, "contended": meanwhile.seen},
             "one_image_seconds": one,
             "loop_overhead": largest["loop_overhead"],
             "noisy_loop_overhead": largest["noisy_loop_overhead"],
@@ -146,7 +153,7 @@ class _Timing:
         for _ in range(batches):
             sampler.sample(self._network, self._x_T, indices=self._indices, noise=self._noise)
 
-    def measured(self, rounds: int) -> dict[str, Any]:
+    def measured(self, rounds: int, meanwhile: Contention) -> dict[str, Any]:
         """Forwards in a row, the walk and the walk with noise, in turns after one of each.
 
         Medians and quartiles of the walk; the loop's own share of both walks.
@@ -160,6 +167,7 @@ class _Timing:
             alone.append(device_seconds(lambda: self._forwards(sampler.nfe), device))
             walks.append(device_seconds(lambda: self._walk(sampler), device))
             noisy_walks.append(device_seconds(lambda: self._walk(noisy), device))
+            meanwhile.look()
         first, median, third = np.quantile(walks, (0.25, 0.5, 0.75)).tolist()
         return {
             "images": self._size,
@@ -178,12 +186,14 @@ class _Timing:
             "peak_memory_bytes": memory,
         }
 
-    def in_turns(self, walks: Sequence[tuple[Sampler, int]], rounds: int) -> list[float]:
+    def in_turns(self, walks: Sequence[tuple[Sampler, int]], rounds: int, meanwhile: Contention) -> list[float]:
         """Median seconds of each walk over so many batches; in turns, so that a device that drifts bends no line."""
-        seconds = [
-            [device_seconds(partial(self._walk, sampler, batches), self._device) for sampler, batches in walks]
-            for _ in range(rounds)
-        ]
+        seconds = []
+        for _ in range(rounds):
+            seconds.append(
+                [device_seconds(partial(self._walk, sampler, batches), self._device) for sampler, batches in walks]
+            )
+            meanwhile.look()
         return [float(value) for value in np.median(seconds, axis=0)]
 
     def peak_memory(self, sampler: Sampler, batches: int) -> int | None:

@@ -17,7 +17,7 @@ from ddim_lab.data import to_uint8
 from ddim_lab.memory import Halving
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.references import obtain_reference, reference_of
-from ddim_lab.metrics.speed import timed
+from ddim_lab.metrics.speed import Contention, timed, timed_libraries
 from ddim_lab.store import content_key
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
@@ -41,9 +41,10 @@ SHOWN: Final = 12
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """The images that are compared with, and what distances are taken of."""
+    """The images that are compared with, what distances are taken of, and the libraries whose kernels are timed."""
     return {
         "version": MEASURED_VERSION,
+        "libraries": timed_libraries(),
         "yardstick": content_key(_yardstick(job)),
         "features": job.features.digest,
         "reference": reference_of(job.config.metrics, job.features, job.data),
@@ -121,12 +122,12 @@ def _speedup(job: Job) -> float | None:
     """
     ratios = []
     with job.alone("times"), job.store.presence(job.runtime.hardware) as others_busy:
-        contended = others_busy()
+        meanwhile = Contention(others_busy)
         plain, own = _walk(replace(job, runtime=job.runtime.yardstick())), _walk(job)
         for _ in range(job.config.metrics.speed_repeats):
             ratios.append(plain() / own())
-        contended = contended or others_busy()
-    return None if contended else float(np.median(ratios))
+            meanwhile.look()
+    return None if meanwhile.seen else float(np.median(ratios))
 
 
 def _walk(job: Job) -> Callable[[], float]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ddim_lab.config import SpeedPeersConfig
 from ddim_lab.data import to_uint8
-from ddim_lab.metrics.speed import timed
+from ddim_lab.metrics.speed import Contention, timed, timed_libraries
 from ddim_lab.sampler import Sampler
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.sampling import start
@@ -42,10 +42,10 @@ Run = Callable[[int], object]
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """The version of the package that is compared with."""
+    """The package that is compared with, and the libraries whose kernels are timed."""
     from diffusers import __version__
 
-    return {"diffusers": __version__}
+    return {"diffusers": __version__, "libraries": timed_libraries()}
 
 
 def measure(job: Job, folder: Path, work: Path) -> Measured:
@@ -57,7 +57,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     seconds: dict[int, dict[str, list[float]]] = {}
     first: dict[int, dict[str, float]] = {}
     with job.alone("times"), job.store.presence(runtime.hardware) as others_busy:
-        busy = others_busy()
+        meanwhile = Contention(others_busy)
         network = job.model.load().to(device)
         for size in sorted({1, config.batch_size}):
             clock = time.perf_counter()
@@ -68,8 +68,8 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             for _ in range(task.rounds):
                 for name, run in runs.items():
                     seconds[size][name].append(timed(partial(run, size), device)[1])
+                meanwhile.look()
             phases[f"batch {size}"] = time.perf_counter() - clock
-        busy = busy or others_busy()
     largest = max(seconds)
     found = {size: {name: _ratio(of[name], of[OURS]) for name in of if name != OURS} for size, of in seconds.items()}
     ours = seconds[largest][OURS]
@@ -90,7 +90,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
                 "images_per_second": largest / median,
                 "seconds_per_image": median / largest,
                 "warmup_seconds": first[largest][OURS],
-                "contended": busy,
+                "contended": meanwhile.seen,
             },
             "times_diffusers": ratio.median,
             "times_diffusers_low": ratio.low,
