@@ -138,6 +138,11 @@ class Runtime:
         return self.torch_device.type == "cuda"
 
     @property
+    def cpu_threads(self) -> int:
+        """Threads that compute; 0 where the device is no CPU."""
+        return 0 if self._on_gpu else self.threads
+
+    @property
     def has_tf32(self) -> bool:
         """Whether the device can round what it multiplies to TF32."""
         return self._on_gpu and torch.cuda.get_device_capability(self.torch_device) >= (8, 0)

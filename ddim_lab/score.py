@@ -31,7 +31,14 @@ from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import DiskImages, ImageData, ImageSet, MemoryImages
 from ddim_lab.datasets import load_data
 from ddim_lab.metrics.features import Features, obtain_features
-from ddim_lab.metrics.references import Reference, obtain_reference, obtain_statistics, read_moments
+from ddim_lab.metrics.references import (
+    Level,
+    Reference,
+    obtain_level,
+    obtain_reference,
+    obtain_statistics,
+    read_moments,
+)
 from ddim_lab.run import one_line
 from ddim_lab.runtime import Runtime
 from ddim_lab.store import Store, content_key, write_json
@@ -230,9 +237,8 @@ def score(
         reference, held_out = _configured(against, metrics, data, features, store, keep, device, len(samples.images))
     network = features.load().to(device)
     with tempfile.TemporaryDirectory(dir=store.root) as scratch:
-        moments = None if held_out is None else held_out.moments
         count = len(samples.images)
-        quality = Quality(metrics, features, network, reference, count, Path(scratch), store, moments, device)
+        quality = Quality(metrics, features, network, reference, count, Path(scratch), store, held_out, device)
         with torch.inference_mode(), tqdm(total=count, unit="image", disable=None, leave=False) as bar:
             start = 0
             for part in samples.images.batches(BATCH):
@@ -251,17 +257,17 @@ def _configured(
     keep: bool,
     device: torch.device,
     count: int,
-) -> tuple[Reference, Reference | None]:
-    """The reference that was named, and held-out images of the same number as the samples, as far as there are."""
+) -> tuple[Reference, Level | None]:
+    """The reference that was named, and what as many held-out images score, as far as there are."""
     if statistics is not None:
         return read_moments(statistics, features), None
     if metrics.reference_statistics is not None:
         reference = read_moments(Path(metrics.reference_statistics), features)
     else:
         reference = obtain_reference(features, data, metrics.reference, store, keep_features=keep, device=device)
-    if metrics.reference != "train" or len(data.held_out) < 2:
+    if metrics.reference != "train":
         return reference, None
-    return reference, obtain_reference(features, data, "held_out", store, count=count, device=device)
+    return reference, obtain_level(reference, features, data, store, count=count, device=device)
 
 
 # -- the command line -----------------------------------------------------------------------------------
@@ -289,7 +295,9 @@ def _table(samples: Samples, quality: dict[str, Any]) -> str:
     if equal := quality["equal_n"]:
         at = f"at N = {equal['num_samples']:,}"
         rows.append((f"{quality['name']} {at}", equal["fd_samples"], None, ""))
-        rows.append((f"{quality['name']} of held-out real images {at}", equal["fd_held_out"], None, ""))
+        rows.append(
+            (f"{quality['name']} of held-out real images {at}", equal["fd_held_out"], equal["fd_held_out_se"], "")
+        )
     width = max(len(name) for name, *_ in rows)
     shown = [
         f"{name:<{width}} {value:>10.5g}" + (f" ± {error:.2g}  ({note[2:]})" if error is not None else "")

@@ -30,7 +30,7 @@ from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.inception_score import InceptionScore
 from ddim_lab.metrics.kernel import kernel_distance
 from ddim_lab.metrics.quality import Quality
-from ddim_lab.metrics.references import Reference, obtain_reference, read_moments
+from ddim_lab.metrics.references import Reference, obtain_level, obtain_reference, read_moments
 from ddim_lab.metrics.statistics import FeatureSums, Moments
 from ddim_lab.metrics.training import train_classifier
 from ddim_lab.store import Store, read_json
@@ -202,14 +202,21 @@ def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> No
     data, store = load_data(DigitsConfig(name="digits", root=None, num_samples=10)), Store(tmp_path)
     features = obtain_features("pixels", data, store)
     reference = obtain_reference(features, data, "train", store, keep_features=True)
-    held_out = obtain_reference(features, data, "held_out", store, count=100)
+    held_out = obtain_level(reference, features, data, store, count=100)
+    assert held_out is not None
+    images = obtain_reference(features, data, "held_out", store, count=100)
+    # Pixels that never change make the covariance singular: its root magnifies rounding.
+    assert held_out.fd == pytest.approx(FrechetDistance.between(reference.moments, images.moments), rel=1e-7)
+    assert held_out.num_images == 100
+    assert held_out.fd_se is not None
+    assert 0.0 < held_out.fd_se < held_out.fd
     network = Pixels()
     network.head = nn.Linear(64, 10)
     images = data.train.first(150)
 
     def measured(reference: Reference, batch: int) -> dict[str, Any]:
         settings = metrics("metrics.features=pixels", "metrics.kid_subset_size=50")
-        quality = Quality(settings, features, network, reference, 150, tmp_path, store, held_out.moments)
+        quality = Quality(settings, features, network, reference, 150, tmp_path, store, held_out)
         for start in range(0, 150, batch):
             quality.update(network(images[start : start + batch]), start)
         return quality.compute()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +21,14 @@ from torch import nn
 
 from ddim_lab.config import Config, ConfigError, config_folder
 from ddim_lab.datasets import without_images
-from ddim_lab.metrics.speed import device_seconds, forward_flops, product_ceiling
+from ddim_lab.metrics.speed import (
+    WAITED_AT_MOST,
+    Contention,
+    PeakMemory,
+    device_seconds,
+    forward_flops,
+    product_ceiling,
+)
 from ddim_lab.models import obtain_model
 from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import Sampler
@@ -47,6 +58,53 @@ def cell(outputs: Path) -> dict[str, Any]:
     (file,) = (outputs / "cells").glob("*/result.json")
     found: dict[str, Any] = json.loads(file.read_text())
     return found
+
+
+# -- what a time and a size depend on --------------------------------------------------------------------
+
+HOG = "import time\nwhile True: pass"
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/schedstat").is_file(), reason="this system does not tell what waits for a core"
+)
+def test_a_rival_for_the_same_core_is_seen_and_another_job_too() -> None:
+    """Of this project only jobs announce themselves; anything else that takes a core makes threads wait."""
+    cores = os.sched_getaffinity(0)
+    one = {min(cores)}
+    os.sched_setaffinity(0, one)
+    rival = subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True)  # inherits the one core
+    try:
+        contention = Contention(lambda: False, threads=1)
+        assert not contention.seen
+        end = time.perf_counter() + 1.0
+        while time.perf_counter() < end:
+            pass
+        assert contention.look()
+        assert contention.seen
+    finally:
+        rival.kill()
+        rival.wait()
+        os.sched_setaffinity(0, cores)
+    on_a_gpu = Contention(lambda: False, threads=0)
+    assert not on_a_gpu.look()
+    jobs = iter([False, True, False])
+    other = Contention(lambda: next(jobs), threads=0)
+    assert (other.look(), other.look(), other.seen) == (True, False, True)
+    assert 0.0 < WAITED_AT_MOST < 0.2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="this system does not tell")
+def test_peak_memory_is_of_what_runs_in_it_alone() -> None:
+    held = torch.ones(40 * 2**20)  # 160 MB that were there before
+    with PeakMemory(torch.device("cpu")) as peak:
+        torch.ones(50 * 2**20).sum()
+    assert peak.nbytes is not None
+    assert 190e6 < peak.nbytes < 260e6
+    with PeakMemory(torch.device("cpu")) as peak:
+        held.sum()
+    assert peak.nbytes is not None
+    assert peak.nbytes < 30e6
 
 
 # -- what an untrained network is for --------------------------------------------------------------------

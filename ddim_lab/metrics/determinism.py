@@ -17,13 +17,13 @@ def max_abs_diff(runs: Sequence[Tensor]) -> float:
     return max((float((run - first).abs().max()) for run in runs[1:]), default=0.0)
 
 
-def noise_variance(runs: Sequence[Tensor]) -> float:
-    """Mean over elements of the unbiased variance across runs that share x_T but not the noise.
+def noise_variance(runs: Sequence[Tensor]) -> Tensor:
+    """Unbiased variance across runs [B, ...] that share x_T but not the noise: mean over elements, float64 [B].
 
     Computed from differences to the first run, so that runs that agree bitwise give exactly 0.
     """
     differences = torch.stack([(run - runs[0]).double() for run in runs])
-    return float(differences.var(dim=0).mean())
+    return differences.var(dim=0).flatten(1).mean(1)
 
 
 def uint8_sha256(images: Tensor) -> str:

@@ -18,8 +18,8 @@ from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.inception_score import InceptionScore
 from ddim_lab.metrics.kernel import kernel_distance
 from ddim_lab.metrics.precision_recall import precision_recall, squared_radii
-from ddim_lab.metrics.references import KEPT_AT_MOST, Reference
-from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
+from ddim_lab.metrics.references import KEPT_AT_MOST, Level, Reference
+from ddim_lab.metrics.statistics import VECTORS, FeatureSums, VectorFile, read_vectors
 from ddim_lab.store import Store, content_key
 
 __all__ = ["Quality"]
@@ -40,7 +40,7 @@ class Quality:
         num_samples: N.
         scratch: folder for the spooled features.
         store: where the reference's radii (`squared_radii`) are kept.
-        held_out: moments of other real images, for the Fréchet distance that real images have at equal N.
+        held_out: what other real images score; so many of the samples are scored beside them.
         device: where it is computed; None for the CPU.
     """
 
@@ -53,13 +53,13 @@ class Quality:
         num_samples: int,
         scratch: Path,
         store: Store,
-        held_out: Moments | None = None,
+        held_out: Level | None = None,
         device: torch.device | None = None,
     ) -> None:
         self._metrics, self._features, self._reference, self._store = metrics, features, reference, store
         self._held_out, self._device = held_out, device
         self._distance = FrechetDistance(reference.moments).to(device)
-        self._equal_n = 0 if held_out is None or held_out.count is None else min(held_out.count, num_samples)
+        self._equal_n = 0 if held_out is None else held_out.num_images
         self._first: FeatureSums | None = None
         self._head = network.head
         self._score = InceptionScore(metrics.inception_score_splits)
@@ -96,12 +96,12 @@ class Quality:
             raise RuntimeError(f"{self._num_samples} samples were to be measured, {distance.num_samples} were given")
         replicates = distance.leave_one_out()
         equal = None
-        if self._held_out is not None and self._first is not None and self._equal_n >= 2:
-            between = FrechetDistance.between
+        if self._held_out is not None and self._first is not None and self._first.count == self._equal_n:
             equal = {
                 "num_samples": self._equal_n,
-                "fd_samples": between(self._reference.moments, self._first),
-                "fd_held_out": between(self._reference.moments, self._held_out),
+                "fd_samples": FrechetDistance.between(self._reference.moments, self._first),
+                "fd_held_out": self._held_out.fd,
+                "fd_held_out_se": self._held_out.fd_se,
             }
         not_measured: dict[str, str] = {}
         return {

@@ -16,14 +16,17 @@ from torch import Tensor
 
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import ImageData, ImageSet, Split
+from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
-from ddim_lab.store import Store, content_key
+from ddim_lab.store import Store, content_key, read_json, write_json
 
 __all__ = [
     "KEPT_AT_MOST",
+    "Level",
     "Reference",
     "check_reference",
+    "obtain_level",
     "obtain_reference",
     "obtain_statistics",
     "read_moments",
@@ -54,6 +57,22 @@ class Reference:
     moments: Moments
     features: np.ndarray[Any, np.dtype[np.float32]] | None
     folder: Path | None
+
+
+@final
+@dataclass(frozen=True)
+class Level:
+    """The Fréchet distance of held-out real images to a reference: one draw of what real images score at that number.
+
+    Attributes:
+        fd: the distance.
+        fd_se: its standard error by the jackknife over groups of images; None where they are too few for two groups.
+        num_images: how many they are.
+    """
+
+    fd: float
+    fd_se: float | None
+    num_images: int
 
 
 def reference_of(metrics: MetricsConfig, features: Features, data: ImageData) -> str:
@@ -127,6 +146,44 @@ def obtain_statistics(
     folder, _ = store.obtain("references", named, build)
     vectors = read_vectors(folder / VECTORS) if kept else None
     return Reference(name, key, FeatureSums.load(folder / "statistics.npz").moments(), vectors, folder)
+
+
+def obtain_level(
+    reference: Reference,
+    features: Features,
+    data: ImageData,
+    store: Store,
+    *,
+    count: int,
+    device: torch.device | None = None,
+) -> Level | None:
+    """The level of the first `count` held-out images, or of all of them if they are fewer; None if they are under two.
+
+    Args:
+        reference: what they are compared with.
+        features, data, store, device: as in `obtain_reference`.
+    """
+    count = min(count, len(data.held_out))
+    if count < 2:
+        return None
+
+    def build(folder: Path) -> None:
+        from ddim_lab.metrics.frechet import FrechetDistance  # torchmetrics: seconds to import
+
+        network, distance = features.load().to(device), FrechetDistance(reference.moments).to(device)
+        start = 0
+        with torch.inference_mode():
+            for part in data.held_out.batches(512, count):
+                distance.update(network(part.to(device)), torch.arange(start, start + len(part)))
+                start += len(part)
+        found = {"fd": float(distance.compute()), "leave_one_out": distance.leave_one_out()}
+        write_json(folder / "level.json", found)
+
+    images = _key(features, data.digest, "held_out", count)
+    folder, _ = store.obtain("references", content_key({"level": images, "reference": reference.key}), build)
+    level = read_json(folder / "level.json")
+    left_out = level["leave_one_out"]
+    return Level(level["fd"], jackknife_se(left_out) if len(left_out) > 1 else None, count)
 
 
 def check_reference(metrics: MetricsConfig, num_features: int) -> None:

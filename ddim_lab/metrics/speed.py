@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar, final
+from pathlib import Path
+from typing import Final, Self, TypeVar, final
 
 import torch
 from torch import nn
@@ -12,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = [
     "Contention",
+    "PeakMemory",
     "device_seconds",
     "forward_flops",
-    "peak_memory_bytes",
     "product_ceiling",
     "synchronize",
     "timed",
@@ -24,24 +26,50 @@ __all__ = [
 T = TypeVar("T")
 
 
+WAITED_AT_MOST: Final = 0.05
+"""Share of its threads' time that a process may wait for a core: idle machines show 0.01, one rival thread 0.2."""
+
+
 @final
 class Contention:
-    """Whether another process was on the device, as far as it was looked for: at the start and at every `look`.
+    """Whether something else was on the device: another job of this project, or on a CPU anything that took a core.
+
+    What else runs on a GPU is not seen.
 
     Args:
-        others_busy: whether one is there now.
+        others_busy: whether a job of another process is on the device now.
+        threads: CPU threads that compute; 0 where the device is no CPU.
 
     Attributes:
-        seen: one was.
+        seen: it was so at a `look`, or when this was made.
     """
 
-    def __init__(self, others_busy: Callable[[], bool]) -> None:
+    def __init__(self, others_busy: Callable[[], bool], threads: int) -> None:
         self._others_busy: Final = others_busy
+        self._threads: Final = threads
+        self._since = time.perf_counter(), _waited_for_a_core()
         self.seen = others_busy()
 
-    def look(self) -> None:
-        """Look again; between two timings, never in one."""
-        self.seen = self._others_busy() or self.seen
+    def look(self) -> bool:
+        """Whether it was so since the last look; call it between two timings, never in one."""
+        clock, waited = self._since
+        self._since = time.perf_counter(), _waited_for_a_core()
+        passed = (self._since[0] - clock) * self._threads
+        found = self._others_busy() or self._since[1] - waited > WAITED_AT_MOST * passed > 0.0
+        self.seen = self.seen or found
+        return found
+
+
+def _waited_for_a_core() -> float:
+    """Seconds that this process's threads were ready to run and did not; 0 where the system does not tell (Linux does).
+
+    Source: Linux, Documentation/scheduler/sched-stats: the second number is "time spent waiting on a runqueue", in ns.
+    """
+    waited = 0
+    for record in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            waited += int(record.read_text().split()[1])
+    return waited / 1e9
 
 
 def timed_libraries() -> dict[str, str | int | None]:
@@ -99,12 +127,38 @@ def product_ceiling(dtype: torch.dtype, device: torch.device, rounds: int = 5) -
     return 2.0 * size**3 / seconds[rounds // 2]
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Largest memory in use so far: the device allocator's on a GPU, the process's resident set on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if device.type == "cpu":
-        import resource
+@final
+class PeakMemory:
+    """Context: the memory that what runs in it takes at most.
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return None
+    On a GPU all that this process's allocator has given out, weights and kept batches included; on a CPU what the
+    process's resident set rises by, where the system tells (Linux does).
+
+    Attributes:
+        nbytes: bytes, once it has been left; None where it is not known.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device: Final = device
+        self._before: int | None = None
+        self.nbytes: int | None = None
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+                self._before = _resident("VmRSS")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._device.type == "cuda":
+            self.nbytes = int(torch.cuda.max_memory_allocated(self._device))
+        elif self._before is not None:
+            self.nbytes = max(0, _resident("VmHWM") - self._before)
+
+
+def _resident(name: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ddim_lab.config import BenchmarkConfig
 from ddim_lab.metrics.speed import (
     Contention,
+    PeakMemory,
     device_seconds,
     forward_flops,
-    peak_memory_bytes,
     product_ceiling,
     timed,
     timed_libraries,
@@ -48,7 +48,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     phases: dict[str, float] = {}
     alone, presence = job.alone("times"), job.store.presence(runtime.hardware)
     with runtime.applied(), alone, presence as others_busy, torch.inference_mode():
-        meanwhile = Contention(others_busy)
+        meanwhile = Contention(others_busy, runtime.cpu_threads)
         flops = forward_flops(job.model.load().to(device), job.data.shape, device)
         ceiling = product_ceiling(runtime.product_dtype, device)
         rows: list[dict[str, Any]] = []
@@ -93,7 +93,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             "forwards_per_second": largest["images_per_second"] * nfe,
             "steps_r_squared": steps_line["r_squared"],
             "samples_r_squared": samples_line["r_squared"],
-            "memory_growth": None if memory[0] is None or memory[-1] is None else memory[-1] / memory[0] - 1.0,
+            "memory_growth": None if not memory[0] or memory[-1] is None else memory[-1] / memory[0] - 1.0,
         },
         phases=phases,
         tables=[
@@ -141,8 +141,6 @@ class _Timing:
         self._indices = torch.arange(size, device=self._device)
         self._x_T: Tensor = start(job, self._indices)
         self._t = torch.full((size,), job.sampler.transitions[0].t, dtype=torch.int64, device=self._device)
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
         self.first_seconds = timed(lambda: network(self._x_T, self._t), self._device)[1]
 
     def _forwards(self, count: int) -> None:
@@ -159,8 +157,7 @@ class _Timing:
         Medians and quartiles of the walk; the loop's own share of both walks.
         """
         sampler, noisy, device = self._job.sampler, _with_noise(self._job), self._device
-        self._walk(sampler)
-        memory = peak_memory_bytes(device)
+        memory = self.peak_memory(sampler)
         self._walk(noisy)
         alone, walks, noisy_walks = [], [], []
         for _ in range(rounds):
@@ -196,12 +193,11 @@ class _Timing:
             meanwhile.look()
         return [float(value) for value in np.median(seconds, axis=0)]
 
-    def peak_memory(self, sampler: Sampler, batches: int) -> int | None:
-        """Bytes at most during so many batches (on a CPU of the process so far)."""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        self._walk(sampler, batches)
-        return peak_memory_bytes(self._device)
+    def peak_memory(self, sampler: Sampler, batches: int = 1) -> int | None:
+        """`PeakMemory` of a walk over so many batches, in bytes."""
+        with PeakMemory(self._device) as peak:
+            self._walk(sampler, batches)
+        return peak.nbytes
 
 
 def _line(points: list[tuple[int, float]]) -> dict[str, float]:

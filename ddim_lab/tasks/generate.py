@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from ddim_lab.datasets import load_data
 from ddim_lab.memory import Halving
 from ddim_lab.metrics.determinism import max_abs_diff, noise_variance
 from ddim_lab.metrics.extractor import Extractor
-from ddim_lab.metrics.references import obtain_reference, read_moments, reference_of
-from ddim_lab.metrics.speed import peak_memory_bytes, timed
+from ddim_lab.metrics.references import obtain_level, obtain_reference, read_moments, reference_of
+from ddim_lab.metrics.speed import Contention, PeakMemory, timed
 from ddim_lab.metrics.statistics import median_nearest_distance
 from ddim_lab.models import obtain_model
 from ddim_lab.noise import NamedNoise, NoiseSource
@@ -34,7 +34,7 @@ from ddim_lab.sampler import EpsModel, Transition
 from ddim_lab.store import Store, read_json
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview
-from ddim_lab.tasks.sampling import batches, diverged, network_in_place
+from ddim_lab.tasks.sampling import batches, diverged, mean_and_se, network_in_place
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
@@ -88,14 +88,26 @@ class _Maker:
     shape: tuple[int, int, int]
     noise: NamedNoise
     device: torch.device
-    others_busy: Callable[[], bool]
+    meanwhile: Contention
     bar: Any
     warm: bool = False
+    peak_memory: int | None = None
     phases: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "features": 0.0})
 
     def start(self, indices: Tensor) -> Tensor:
         """x_T of the samples."""
         return self.noise.initial(indices, torch.empty(len(indices), *self.shape, device=self.device))
+
+    def forwards(self, x_T: Tensor) -> float:
+        """Seconds of the walk's forwards without the walk, from a few of them timed in a row: one in twenty."""
+        some = self.sampler.transitions[:: min(20, self.sampler.nfe)]
+
+        def run() -> None:
+            for transition in some:
+                t = torch.full((len(x_T),), transition.t, dtype=torch.int64, device=self.device)
+                self.network(x_T, t)
+
+        return timed(run, self.device)[1] / len(some) * self.sampler.nfe
 
     def __call__(self, indices: Tensor) -> None:
         first = int(indices[0])
@@ -105,7 +117,10 @@ class _Maker:
         def walk(model: EpsModel) -> Tensor:
             return self.sampler.sample(model, x_T, indices=indices, noise=self.noise)
 
-        x_0, sampling = timed(lambda: walk(self.network), self.device)
+        self.meanwhile.look()
+        with PeakMemory(self.device) as peak:
+            x_0, sampling = timed(lambda: walk(self.network), self.device)
+        forwards = self.forwards(x_T)
 
         def extract() -> tuple[Tensor, Tensor]:
             if not bool(torch.isfinite(x_0).all()):
@@ -115,12 +130,21 @@ class _Maker:
 
         (images, features), extracting = timed(extract, self.device)
         tensors = {"features": features.cpu()} | ({"x_0": x_0[:COMPARED].cpu()} if first == 0 else {})
-        seconds = {"sampling": sampling, "features": extracting}
-        self.chunks.add(Batch(first, images.cpu(), tensors, seconds, self.warm, self.others_busy()))
+        seconds = {"sampling": sampling, "features": extracting, "forwards": forwards}
+        self.chunks.add(Batch(first, images.cpu(), tensors, seconds, self.warm, self.meanwhile.look()))
         self.warm = True
-        for name, took in seconds.items():
-            self.phases[name] += took
+        if peak.nbytes is not None:
+            self.peak_memory = max(peak.nbytes, self.peak_memory or 0)
+        for name in self.phases:
+            self.phases[name] += seconds[name]
         self.bar.update(len(images))
+
+
+class _Timed(NamedTuple):
+    """Seconds of one batch's walk, and of its forwards alone, timed right after it."""
+
+    walk: float
+    forwards: float
 
 
 @final
@@ -133,7 +157,7 @@ class _Samples:
     """
 
     def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
-        self.full_batch_seconds: list[float] = []
+        self.full_batches: list[_Timed] = []
         self.contended = False
         sha256 = hashlib.sha256()
         images = []
@@ -147,7 +171,7 @@ class _Samples:
             if count < NEAREST_AT_MOST:
                 images.append(batch.images[: NEAREST_AT_MOST - count])
             if batch.warm and len(batch) == self.size:
-                self.full_batch_seconds.append(batch.seconds["sampling"])
+                self.full_batches.append(_Timed(batch.seconds["sampling"], batch.seconds["forwards"]))
             self.contended |= batch.contended
             count += len(batch)
         self.sha256 = sha256.hexdigest()
@@ -208,8 +232,8 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     else:
         reference = read_moments(Path(metrics.reference_statistics), features)
     held_out = None
-    if metrics.reference == "train" and (equal_n := min(config.num_samples, len(data.held_out))) >= 2:
-        held_out = obtain_reference(features, data, "held_out", store, count=equal_n, device=device).moments
+    if metrics.reference == "train":
+        held_out = obtain_level(reference, features, data, store, count=config.num_samples, device=device)
     phases["references"] = time.perf_counter() - clock
     chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
     missing = chunks.missing()
@@ -221,13 +245,12 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         missing = chunks.missing()
     with runtime.applied(), job.alone("images"), store.presence(runtime.hardware) as others_busy:
         network = Halving(job.network(min(config.batch_size, config.num_samples)))
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        meanwhile = Contention(others_busy, runtime.cpu_threads)
         there = config.num_samples - sum(map(len, missing))
         with tqdm(
             total=config.num_samples, initial=there, desc=job.progress, unit="image", disable=None, leave=False
         ) as bar:
-            maker = _maker(job, sampler, network, chunks, others_busy, bar)
+            maker = _maker(job, sampler, network, chunks, meanwhile, bar)
             clock = time.perf_counter()
             if missing:
                 run_over_batches(maker, network, job.sampler.schedule, runtime, missing)
@@ -245,7 +268,6 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         with torch.inference_mode():
             speed = _speed(config, maker, samples)
             determinism = _determinism(config, maker, samples)
-        speed["contended"] = samples.contended or others_busy()
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
     quality = {**measured.compute(), "nearest": _nearest(config, data, samples)}
@@ -259,9 +281,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     return Measured({**measurements, "speed": speed, "determinism": determinism}, phases)
 
 
-def _maker(
-    job: Job, sampler: Walk, network: Halving, chunks: SampleChunks, others_busy: Callable[[], bool], bar: Any
-) -> _Maker:
+def _maker(job: Job, sampler: Walk, network: Halving, chunks: SampleChunks, meanwhile: Contention, bar: Any) -> _Maker:
     device = job.runtime.torch_device
     return _Maker(
         sampler=sampler,
@@ -271,7 +291,7 @@ def _maker(
         shape=job.data.shape,
         noise=job.runtime.noise(job.config.seed),
         device=device,
-        others_busy=others_busy,
+        meanwhile=meanwhile,
         bar=bar,
     )
 
@@ -308,7 +328,7 @@ def _sample_share(
         network = Halving(job.network(min(config.batch_size, config.num_samples)))
         with tqdm(total=sum(map(len, shares[rank])), desc=job.progress, unit="image", disable=None, leave=False) as bar:
             sampler = job.sampler if walk is None else walk
-            maker = _maker(job, sampler, network, chunks, others_busy, bar)
+            maker = _maker(job, sampler, network, chunks, Contention(others_busy, runtime.cpu_threads), bar)
             run_over_batches(maker, network, job.sampler.schedule, runtime, shares[rank])
             chunks.flush()
 
@@ -363,30 +383,31 @@ def _nhwc(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
-    """Wall-clock time of a full batch: the cell's own batches after a warm-up, and more of them if they are too few."""
+    """Wall-clock time of a full batch: the cell's own batches after a warm-up, and more of them if they are too few.
+
+    The forwards' share is the median over batches of their own time by the walk's, taken one after the other.
+    """
     count, device, sampler = samples.size, maker.device, maker.sampler
     indices = torch.arange(count, device=device)
     x_T = maker.start(indices)
+    contended = samples.contended
 
-    def again() -> float:
-        return timed(lambda: sampler.sample(maker.network, x_T, indices=indices, noise=maker.noise), device)[1]
+    def again() -> _Timed:
+        with PeakMemory(device) as peak:
+            _, walk = timed(lambda: sampler.sample(maker.network, x_T, indices=indices, noise=maker.noise), device)
+        maker.peak_memory = peak.nbytes if maker.peak_memory is None else maker.peak_memory
+        return _Timed(walk, maker.forwards(x_T))
 
     # One forward first: a network that was recorded has been moved since, and is recorded again.
     maker.network(x_T, torch.zeros(count, dtype=torch.int64, device=device))
-    seconds = list(samples.full_batch_seconds)
-    if len(seconds) < config.metrics.speed_repeats and not maker.warm:
+    maker.meanwhile.look()
+    batches = list(samples.full_batches)
+    if len(batches) < config.metrics.speed_repeats and not maker.warm:
         again()
-    while len(seconds) < config.metrics.speed_repeats:
-        seconds.append(again())
-
-    # Forwards alone, a tenth of the walk's in a row as in the loop, three times: enough for their share of it.
-    some = sampler.transitions[:: min(10, sampler.nfe)]
-
-    def forwards() -> None:
-        for transition in some:
-            maker.network(x_T, torch.full((count,), transition.t, dtype=torch.int64, device=device))
-
-    alone = float(np.median([timed(forwards, device)[1] for _ in range(3)])) / len(some)
+    while len(batches) < config.metrics.speed_repeats:
+        batches.append(again())
+        contended |= maker.meanwhile.look()
+    seconds = [batch.walk for batch in batches]
     first, median, third = (float(np.quantile(seconds, q)) for q in (0.25, 0.5, 0.75))
     return {
         "images": count,
@@ -398,9 +419,10 @@ def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
         "seconds_q3": third,
         "images_per_second": count / median,
         "seconds_per_image": median / count,
-        "forward_share": alone * sampler.nfe / median,
+        "forward_share": float(np.median([batch.forwards / batch.walk for batch in batches])),
         "warmup_seconds": samples.warmup_seconds,
-        "peak_memory_bytes": peak_memory_bytes(device),
+        "peak_memory_bytes": maker.peak_memory,
+        "contended": contended,
     }
 
 
@@ -420,6 +442,7 @@ def _determinism(config: Config, maker: _Maker, samples: _Samples) -> dict[str, 
     split = count if count < samples.size else count // 2
     part = one if split == count else run(config.seed, split) if split else None
     others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]
+    variance, variance_se = mean_and_se(noise_variance([one, *others]))
     return {
         "images": count,
         "repeat_max_abs_diff": max_abs_diff([one, same]),
@@ -428,7 +451,8 @@ def _determinism(config: Config, maker: _Maker, samples: _Samples) -> dict[str, 
         "batch_sizes": None if part is None else [samples.size, split],
         "noise_seeds": config.metrics.noise_seeds,
         "noise_images": count,
-        "noise_variance": noise_variance([one, *others]),
+        "noise_variance": variance,
+        "noise_variance_se": variance_se,
         "sha256": samples.sha256,
     }
 

@@ -122,7 +122,7 @@ def _speedup(job: Job) -> float | None:
     """
     ratios = []
     with job.alone("times"), job.store.presence(job.runtime.hardware) as others_busy:
-        meanwhile = Contention(others_busy)
+        meanwhile = Contention(others_busy, job.runtime.cpu_threads)
         plain, own = _walk(replace(job, runtime=job.runtime.yardstick())), _walk(job)
         for _ in range(job.config.metrics.speed_repeats):
             ratios.append(plain() / own())

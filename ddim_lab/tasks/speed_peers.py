@@ -57,7 +57,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     seconds: dict[int, dict[str, list[float]]] = {}
     first: dict[int, dict[str, float]] = {}
     with job.alone("times"), job.store.presence(runtime.hardware) as others_busy:
-        meanwhile = Contention(others_busy)
+        meanwhile = Contention(others_busy, runtime.cpu_threads)
         network = job.model.load().to(device)
         for size in sorted({1, config.batch_size}):
             clock = time.perf_counter()
