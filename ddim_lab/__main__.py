@@ -183,6 +183,8 @@ def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, di
         cells = _cells(base, overrides, parse) if many else [list(asked.overrides)]
     except HydraException as error:
         raise ConfigError(_explain(error)) from error
+    from ddim_lab.cost import forwards_by_cell
+
     checked = [_check(cell) for cell in cells]
     first = checked[0]
     outputs = Path(first.outputs_dir).absolute()
@@ -197,8 +199,16 @@ def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, di
         "reference": first.study.reference and first.study.reference.model_dump(),
         "outputs_dir": os.path.relpath(outputs, sweep),
         "cells": [
-            {"number": number, "task": config.task.name, "overrides": overrides_of, "labels": config.labels()}
-            for number, (overrides_of, config) in enumerate(zip(cells, checked, strict=True))
+            {
+                "number": number,
+                "task": config.task.name,
+                "overrides": overrides_of,
+                "labels": config.labels(),
+                "image_forwards": forwards,
+            }
+            for number, (overrides_of, config, forwards) in enumerate(
+                zip(cells, checked, forwards_by_cell(checked), strict=True)
+            )
         ],
     }
     return sweep, plan, checked

@@ -1,4 +1,4 @@
-"""What a sweep will cost, said before it starts: image-forwards, and hours on this device.
+"""Estimates a sweep's cost before it starts: image-forwards, and hours on this device.
 
 An image-forward is the network evaluated once on one image: the unit that every sampler spends.
 """
@@ -15,8 +15,10 @@ from torch import nn
 from ddim_lab.config import (
     AUTO,
     BenchmarkConfig,
+    CannotSkipConfig,
     Config,
     ConsistencyConfig,
+    GenerateConfig,
     InterpolateConfig,
     PrecisionConfig,
     PretrainedConfig,
@@ -28,8 +30,16 @@ from ddim_lab.config import (
 from ddim_lab.metrics.speed import timed
 from ddim_lab.runtime import Runtime
 from ddim_lab.schedule import SPACINGS
+from ddim_lab.tasks.generate import COMPARED, FORWARDS_ALONE
 
-__all__ = ["ForwardTime", "describe_cost", "forward_time", "image_forwards"]
+__all__ = [
+    "ForwardTime",
+    "describe_cost",
+    "forward_time",
+    "forwards_by_cell",
+    "image_forwards",
+    "measuring_forwards",
+]
 
 WORTH_MEASURING: Final = 1_000_000
 """Image-forwards from which the hours are said: below, the measurement would cost more than it tells."""
@@ -42,34 +52,64 @@ TRAINING_FORWARDS: Final = 3
 
 
 def image_forwards(cells: Sequence[Config]) -> int:
-    """Image-forwards that the cells' samples cost if none is stored; what measures speed and determinism comes on top.
+    """Image-forwards that the cells' samples cost if none is stored; what measures them comes on top."""
+    return sum(forwards_by_cell(cells))
 
-    A reference (of task consistency, or precision) counts once for all cells that share it.
+
+def forwards_by_cell(cells: Sequence[Config]) -> list[int]:
+    """What each cell adds to `image_forwards`, in their order.
+
+    A reference (of task consistency, or precision) is paid for by the first of the cells that share it.
     """
-    references: dict[tuple[object, ...], int] = {}
-    total = 0
+    paid: set[tuple[object, ...]] = set()
+    costs = []
     for config in cells:
-        task, count, nfe = config.task, config.num_samples, config.build_sampler().nfe
+        task, count, sampler = config.task, config.num_samples, config.build_sampler()
+        nfe = sampler.nfe
+        model = config.data, config.model, config.schedule, config.training
+        drawn = config.sampler, config.seed, count, config.batch_size
+        reference: tuple[object, ...]
+        cost = count * nfe
         if isinstance(task, BenchmarkConfig | SpeedPeersConfig):
-            continue  # these take what time they take, whatever N is
-        if isinstance(task, ReconstructConfig):
-            total += 2 * count * nfe
+            cost = 0  # these take what time they take, whatever N is
+        elif isinstance(task, ReconstructConfig):
+            cost = 2 * count * nfe
         elif isinstance(task, InterpolateConfig):
-            total += (2 * (count // 2) * task.points + task.grid**2) * nfe
+            cost = (2 * (count // 2) * task.points + task.grid**2) * nfe
         elif isinstance(task, SearchTimestepsConfig):
-            total += (task.trials * task.search_samples + (len(SPACINGS) + 1) * count) * config.steps
-        else:
-            total += count * nfe
-            model = config.data, config.model, config.schedule, config.training
-            if isinstance(task, PrecisionConfig):
-                references[*model, config.sampler, config.seed, count, config.batch_size, config.steps] = count * nfe
-            if isinstance(task, ConsistencyConfig):
-                reference = config.build_sampler(steps=task.reference_steps)
-                own = *model, config.sampler, config.seed, count, config.batch_size, config.runtime
-                references[*own, task.reference_steps] = count * reference.nfe
-                if reference.transitions == config.build_sampler().transitions:
-                    total -= count * nfe
-    return total + sum(references.values())
+            cost = (task.trials * task.search_samples + (len(SPACINGS) + 1) * count) * config.steps
+        elif isinstance(task, PrecisionConfig):
+            reference = (*model, *drawn, config.steps)
+            cost += 0 if reference in paid else count * nfe
+            paid.add(reference)
+        elif isinstance(task, ConsistencyConfig):
+            longest = config.build_sampler(steps=task.reference_steps)
+            if longest.transitions == sampler.transitions:
+                cost = 0
+            reference = (*model, *drawn, config.runtime, task.reference_steps)
+            cost += 0 if reference in paid else count * longest.nfe
+            paid.add(reference)
+        costs.append(cost)
+    return costs
+
+
+def measuring_forwards(config: Config) -> int:
+    """Image-forwards that a cell's speed and determinism cost beside its samples.
+
+    Of task precision the cell that is its own reference is not timed, and costs nothing.
+    """
+    count, nfe, metrics = config.num_samples, config.build_sampler().nfe, config.metrics
+    batch = count if config.batch_size == AUTO else min(config.batch_size, count)
+    if isinstance(config.task, PrecisionConfig):
+        return 2 * (1 + metrics.speed_repeats) * batch * nfe
+    if not isinstance(config.task, GenerateConfig | CannotSkipConfig):
+        return 0
+    alone = len(range(0, nfe, min(FORWARDS_ALONE, nfe)))
+    repeats = max(0, metrics.speed_repeats - max(0, count // batch - 1))
+    compared = min(COMPARED, batch)
+    halves = compared // 2 if compared == batch else 0
+    determinism = ((1 + metrics.noise_seeds) * compared + halves) * nfe
+    return count * alone + batch + repeats * batch * (nfe + alone) + determinism
 
 
 @final
@@ -123,25 +163,45 @@ def _network(config: Config) -> nn.Module | None:
 
 
 def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
-    """One line for the user: a sweep's image-forwards and, from WORTH_MEASURING on, the time that they take here."""
-    first, total = cells[0], image_forwards(cells)
+    """One line for the user: a sweep's image-forwards and, from WORTH_MEASURING on, the time that they take here.
+
+    Each network is timed once, whatever the cells that use it, and each training is counted once.
+    """
+    costs = forwards_by_cell(cells)
+    total, measuring = sum(costs), sum(map(measuring_forwards, cells))
     text = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
     if total == 0:
         return text
-    text += f", {total:,} image-forwards at most"
-    if total < WORTH_MEASURING or (time := forward_time(first, runtime)) is None:
+    text += f", {total:,} image-forwards for samples"
+    if measuring:
+        text += f" and {measuring:,} to measure them"
+    if total + measuring < WORTH_MEASURING:
         return text
-    text += (
-        f": about {_duration(total * time.seconds)} on {runtime.device_name}"
-        f" ({time.seconds * 1e3:.3g} ms each in a batch of {time.images}); what is stored costs nothing"
-    )
-    if isinstance(first.model, UNetConfig):
-        training = first.training
-        spent = training.max_steps * training.batch_size * TRAINING_FORWARDS * time.seconds
-        text += f"; training, if this model is not stored, about {_duration(spent)}"
-    if first.num_samples > 1000:
-        share = 1000 / first.num_samples
-        text += f"; num_samples=1000 samples in {_duration(total * share * time.seconds)}"
+    times: dict[tuple[object, ...], ForwardTime | None] = {}
+    trainings: dict[tuple[object, ...], float] = {}
+    seconds = 0.0
+    for config, cost in zip(cells, costs, strict=True):
+        network = config.data, config.model, config.runtime, config.batch_size, config.num_samples
+        if network not in times:
+            times[network] = forward_time(config, runtime)
+        if (time := times[network]) is None:
+            continue
+        seconds += (cost + measuring_forwards(config)) * time.seconds
+        training = config.training
+        if isinstance(config.model, UNetConfig) and config.model.weights != "random":
+            one = config.data, config.model, config.schedule, training
+            trainings[one] = training.max_steps * training.batch_size * TRAINING_FORWARDS * time.seconds
+    timed_networks = [time for time in times.values() if time is not None]
+    if not timed_networks:
+        return text
+    each = ", ".join(f"{time.seconds * 1e3:.3g} ms each in a batch of {time.images}" for time in timed_networks)
+    compiled = ", uncompiled" if runtime.compile else ""
+    text += f": about {_duration(seconds)} on {runtime.device_name} ({each}{compiled}); what is stored costs nothing"
+    if trainings:
+        what = "training, if this model is" if len(trainings) == 1 else f"{len(trainings)} trainings, if they are"
+        text += f"; {what} not stored, about {_duration(sum(trainings.values()))}"
+    if (largest := max(config.num_samples for config in cells)) > 1000:
+        text += f"; num_samples=1000 samples in {_duration(seconds * 1000 / largest)}"
     return text
 
 

@@ -351,11 +351,14 @@ def _tracking(config: Config, sweep: Path) -> TrackingConfig:
 
 
 def _time_left(place: Place) -> str:
-    """An estimate from the cells of this sweep that were computed: their time a forward, times the forwards to go."""
+    """An estimate from the cells of this sweep that were computed: their time a forward, times the forwards to go.
+
+    None is made where a cell has no forwards to go by.
+    """
     pointers = {pointer["number"]: pointer for pointer in _pointers(place.sweep)}
     spent, done, to_do = 0.0, 0, 0
     for number, cell in enumerate(_planned(place)):
-        forwards = cell["labels"]["num_samples"] * cell["labels"]["steps"]
+        forwards = cell["image_forwards"]
         pointer = pointers.get(number)
         if pointer is None:
             to_do += forwards

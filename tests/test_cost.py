@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import tiny
 import torch
 from test_experiments import composed
 
-from ddim_lab.cost import ForwardTime, describe_cost, forward_time, image_forwards
+from ddim_lab.__main__ import _composer, _plan
+from ddim_lab.cost import (
+    ForwardTime,
+    describe_cost,
+    forward_time,
+    forwards_by_cell,
+    image_forwards,
+    measuring_forwards,
+)
 from ddim_lab.models import _Function
 from ddim_lab.runtime import Runtime
 
@@ -35,18 +44,10 @@ def test_the_papers_tables_cost_what_arithmetic_says() -> None:
     ],
 )
 def test_tasks_spend_what_was_said(name: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spent = 0
-    forward = _Function.forward
-
-    def count(self: _Function, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        nonlocal spent
-        spent += len(x_t)
-        return forward(self, x_t, t)
-
-    monkeypatch.setattr(_Function, "forward", count)
+    spent = count_forwards(monkeypatch)
     arguments = [*EXACT, *more]
     assert tiny.run(tmp_path, f"+experiments={name}", "logger=csv", *arguments, settings=()) == 0
-    assert spent == image_forwards(composed(name, *arguments))
+    assert sum(spent) == image_forwards(composed(name, *arguments))
 
 
 def test_references_are_shared_by_the_cells_of_one_model_alone() -> None:
@@ -56,11 +57,79 @@ def test_references_are_shared_by_the_cells_of_one_model_alone() -> None:
     assert image_forwards(precision) == (len(precision) + 1) * 44 * 3  # each runtime, and fp32 once
 
 
-def test_samples_spend_what_was_said_and_the_checks_come_on_top(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["steps=3,5"],
+        ["steps=30", "batch_size=40", "metrics.noise_seeds=4"],
+        ["steps=3", "num_samples=7", "batch_size=100", "sampler.eta=1"],
+        ["steps=3", "task=precision"],
+        ["steps=3", "task=precision", "runtime=reference"],
+    ],
+    ids=" ".join,
+)
+def test_cells_spend_what_was_said(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tiny.run(tmp_path, *EXACT, "steps=3,5", "logger=csv", "-m", settings=()) == 0
-    assert f"ddim_lab: 2 cells, {44 * 8} image-forwards at most\n" in capsys.readouterr().err
+    """Samples and what measures them, forward by forward; a precision cell that is its own reference is not timed."""
+    spent = count_forwards(monkeypatch)
+    arguments = [*EXACT, *more, "logger=csv"]
+    assert tiny.run(tmp_path, *arguments, "-m", settings=()) == 0
+    _, plan, cells = planned(arguments)
+    samples, measuring = image_forwards(cells), sum(map(measuring_forwards, cells))
+    assert f"{samples:,} image-forwards for samples and {measuring:,} to measure them\n" in capsys.readouterr().err
+    assert samples == sum(cell["image_forwards"] for cell in plan["cells"])
+    if "runtime=reference" in more:
+        samples, measuring = samples // 2, 0
+    assert sum(spent) == samples + measuring
+
+
+def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images of every forward from now on."""
+    spent: list[int] = []
+    forward = _Function.forward
+
+    def count(self: _Function, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        spent.append(len(x_t))
+        return forward(self, x_t, t)
+
+    monkeypatch.setattr(_Function, "forward", count)
+    return spent
+
+
+def planned(arguments: list[str]) -> Any:
+    asked = argparse.Namespace(config_dir=None, overrides=arguments, multirun=True)
+    with _composer(asked):
+        return _plan(asked, arguments)
+
+
+def test_a_reference_is_paid_for_by_the_first_cell_that_needs_it() -> None:
+    cells = composed("consistency", *EXACT, "sampler.eta=0", "steps=3,5,8", "task.reference_steps=8")
+    assert forwards_by_cell(cells[:3]) == [44 * (3 + 8), 44 * 5, 0]
+
+
+def test_the_hours_are_those_of_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small and a large network in one sweep, in either order; two seeds are two trainings of one network."""
+    seconds = {"[8,8]": 1e-3, "[16,16]": 1.0}
+
+    def timed(config: Any, runtime: Runtime) -> ForwardTime:
+        return ForwardTime(seconds[str(list(config.model.block_out_channels)).replace(" ", "")], 1)
+
+    monkeypatch.setattr("ddim_lab.cost.forward_time", timed)
+    monkeypatch.setattr("ddim_lab.cost.measuring_forwards", lambda config: 0)
+    small, large = (
+        composed("table1_digits", "steps=1000", f"model.block_out_channels={channels}", "num_samples=1000")
+        for channels in seconds
+    )
+    runtime = Runtime.resolve(small[0].runtime)
+    hours = len(small) * 1000 * 1000 * (1e-3 + 1.0) / 3600
+    for cells in ([*small, *large], [*large, *small]):
+        assert f": about {hours:,.1f} h on " in describe_cost(cells, runtime)
+    other = composed("table1_digits", "steps=1000", "model.block_out_channels=[8,8]", "training.seed=1")
+    trainings = 2 * small[0].training.max_steps * small[0].training.batch_size * 3 * 1e-3
+    assert f"; 2 trainings, if they are not stored, about {trainings / 60:.0f} min" in describe_cost(
+        [*small, *other], runtime
+    )
 
 
 def test_a_forward_is_timed_on_the_cells_own_network() -> None:
@@ -77,7 +146,7 @@ def test_a_forward_is_timed_on_the_cells_own_network() -> None:
 def test_the_line_for_the_user() -> None:
     cells: list[Any] = composed("table1_digits", "model.block_out_channels=[8,8]")
     line = describe_cost(cells, Runtime.resolve(cells[0].runtime))
-    assert line.startswith(f"20 cells, {1437 * 5 * 180:,} image-forwards at most: about ")
+    assert line.startswith(f"20 cells, {1437 * 5 * 180:,} image-forwards for samples and ")
     assert "training, if this model is not stored, about " in line
     assert "num_samples=1000 samples in " in line
     assert "\n" not in line

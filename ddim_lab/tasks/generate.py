@@ -44,6 +44,9 @@ __all__ = ["Walk", "identity", "measure", "resample"]
 COMPARED: Final = 32
 """First samples, at most, on which determinism is measured, in a batch of their own."""
 
+FORWARDS_ALONE: Final = 20
+"""One in so many of a walk's forwards is timed alone, right after each batch's walk."""
+
 NEAREST_AT_MOST: Final = 10_000
 """Samples whose nearest neighbours are looked up, at most."""
 
@@ -99,8 +102,8 @@ class _Maker:
         return self.noise.initial(indices, torch.empty(len(indices), *self.shape, device=self.device))
 
     def forwards(self, x_T: Tensor) -> float:
-        """Seconds of the walk's forwards without the walk, from a few of them timed in a row: one in twenty."""
-        some = self.sampler.transitions[:: min(20, self.sampler.nfe)]
+        """Seconds of the walk's forwards without the walk, from a few of them timed in a row."""
+        some = self.sampler.transitions[:: min(FORWARDS_ALONE, self.sampler.nfe)]
 
         def run() -> None:
             for transition in some:
