@@ -537,6 +537,8 @@ class Config(_Group):
             raise ConfigError(f"task=reconstruct needs an invertible step: set sampler.clip=none, got {sampler.clip}")
         if isinstance(task, InterpolateConfig) and self.num_samples < 4:
             raise ConfigError(f"task=interpolate needs 4 samples for the corners of its grid, got {self.num_samples}")
+        if isinstance(task, InterpolateConfig) and task.points % 2 == 0:
+            raise ConfigError(f"task.points={task.points} must be odd: a line's middle is one of its points")
         if isinstance(task, CannotSkipConfig) and (sampler.eta, sampler.variance, sampler.clip) != (
             1.0,
             "posterior",

@@ -38,7 +38,7 @@ def test_the_papers_tables_cost_what_arithmetic_says() -> None:
     ("name", "more"),
     [
         ("reconstruction", ["steps=3,5"]),
-        ("interpolation", ["steps=3", "task.points=4", "task.grid=3"]),
+        ("interpolation", ["steps=3", "task.points=5", "task.grid=3"]),
         ("consistency", ["steps=3,8", "task.reference_steps=8"]),
         ("trajectory", ["steps=3"]),
     ],

@@ -196,7 +196,14 @@ def test_operations_are_counted() -> None:
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> Any:
             return SimpleNamespace(sample=self.conv(x))
 
-    assert forward_flops(Known(), (3, 8, 8), torch.device("cpu")) == 2 * 3 * 5 * 9 * 64
+    class Attends(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> Any:
+            rows = x.flatten(2).transpose(1, 2)[:, None]  # [B, 1, 64, 64]
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows)
+
+    cpu = torch.device("cpu")
+    assert forward_flops(Known(), (3, 8, 8), cpu) == 2 * 3 * 5 * 9 * 64
+    assert forward_flops(Attends(), (64, 8, 8), cpu) == 2 * (2 * 64**3)  # of scores, and of values
 
 
 def test_the_ceiling_is_above_what_a_network_gets(job: Job) -> None:

@@ -237,6 +237,7 @@ def test_every_task_runs_on_every_model_and_is_cached(tmp_path: Path, model: str
         (("task=interpolate", "sampler=ddpm"), "task=interpolate needs the deterministic sampler"),
         (("task=interpolate", "num_samples=3"), "needs 4 samples"),
         (("task=interpolate", "task.points=2"), "task.points=2: must be at least 3"),
+        (("task=interpolate", "task.points=10"), "task.points=10 must be odd"),
         (
             ("task=consistency", "task.reference_steps=1001"),
             "task.reference_steps=1001: steps must be between 1 and 1000",
