@@ -176,7 +176,7 @@ class Outputs:
                 "seed": named["seed"],
                 "num_samples": named["num_samples"],
                 "runtime": {"device": "cpu", "device_name": "AMD EPYC 2 cores", "precision": "fp32"},
-                "metrics": {"features": "classifier"},
+                "metrics": {"features": "classifier", "reference": "train", "reference_statistics": None},
             },
             "measurements": {
                 "nfe": steps,
@@ -538,7 +538,12 @@ REFERENCE = {
     "source": "Song, Meng, Ermon (ICLR 2021), Table 1",
     "metric": "FID",
     "columns": "steps",
+    "reference": "train",
     "rows": {"ddim": {"10": 13.36, "20": 6.84}, "ddpm_large": {"10": 367.43}},
+    "samplers": {
+        "ddim": {"eta": 0.0, "variance": "posterior", "clip": "none"},
+        "ddpm_large": {"eta": 1.0, "variance": "large", "clip": "x0_eps"},
+    },
 }
 
 
@@ -550,7 +555,8 @@ def paper_like(root: Path, name: str) -> Path:
     for steps in (10, 20):
         outputs.add(0.0, steps, sampler="ddim", overrides=[f"steps={steps}"], change=rename, fd=14.0)
         outputs.add(0.5, steps, sampler="ddim", overrides=["sampler.eta=0.5", f"steps={steps}"], change=rename)
-        outputs.add(1.0, steps, sampler="ddpm_large", variance="large", overrides=["x"], change=rename, fd=300.0)
+        large = {"sampler": "ddpm_large", "variance": "large", "clip": "x0_eps"}
+        outputs.add(1.0, steps, overrides=["x"], change=rename, fd=300.0, **large)
     return outputs.done()
 
 
@@ -574,6 +580,112 @@ def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
     assert "/ 13.36 / +0.64" in (sweep / "table.md").read_text(encoding="utf-8")
     assert "paper 13.36" in page.text
     assert "/ 367.43 / $-$67.43" in (sweep / "table.tex").read_text(encoding="utf-8")
+
+
+LINEAR = {"name": "linear", "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+PROTOCOL = {
+    **REFERENCE,
+    "data": "digits",
+    "num_samples": 1437,
+    "weights": "ema",
+    "spacing": {"10": "uniform", "20": "quadratic"},
+    "schedule": LINEAR,
+}
+
+
+def fid(*path: str, value: Any = None) -> Callable[[dict[str, Any]], None]:
+    """A cell whose distance is an FID, with one entry changed if `path` is given."""
+
+    def change(result: dict[str, Any]) -> None:
+        result["measurements"]["quality"]["name"] = "FID"
+        if path:
+            other(*path, value=value)(result)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "labels", "why"),
+    [
+        (fid(), {}, None),
+        (fid("recipe", "model", "weights", value="pretrained"), {}, None),
+        (fid(), {"data": "cifar10"}, "ours is of cifar10, theirs of digits"),
+        (
+            fid("measurements", "quality", "num_samples", value=1000),
+            {},
+            "ours is of 1,000 images, theirs of 1,437",
+        ),
+        (
+            fid("recipe", "metrics", "reference", value="held_out"),
+            {},
+            "ours is to the held_out images, theirs to the train images",
+        ),
+        (
+            fid("recipe", "metrics", "reference_statistics", value="/some/x.npz"),
+            {},
+            "ours is to the statistics in x.npz, theirs to the train images",
+        ),
+        (fid("recipe", "model", "weights", value="raw"), {}, "ours is of raw weights, theirs of ema"),
+        (
+            fid("recipe", "schedule", value={"name": "cosine", "offset": 0.008}),
+            {},
+            "ours has schedule cosine (offset 0.008), theirs schedule linear (num_timesteps 1000, beta_start 0.0001, "
+            "beta_end 0.02)",
+        ),
+        (fid(), {"spacing": "trailing"}, "ours has trailing timesteps, theirs uniform"),
+    ],
+)
+def test_a_difference_needs_the_published_protocol(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], labels: dict[str, Any], why: str | None
+) -> None:
+    outputs = Outputs(tmp_path, reference=PROTOCOL)
+    outputs.add(0.0, 10, fd=14.0, change=change, **labels)
+    found = read_sweep(outputs.done())
+    text = paper_text(found, paper_tables(found)[0])
+    (entry,) = text.rows[0][1]
+    assert entry is not None
+    assert entry.paper == 13.36
+    assert (entry.difference is None) == (why is not None)
+    assert text.notes[0] == (
+        f"Each place: ours / paper / ours − paper. Paper: {REFERENCE['source']}."
+        if why is None
+        else f"Each place: ours / paper (FID; {REFERENCE['source']}). No difference is given: {why}."
+    )
+
+
+def test_one_cell_of_another_protocol_is_refused_alone(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, reference=PROTOCOL)
+    for steps in (10, 20):
+        outputs.add(0.0, steps, fd=14.0, change=fid())  # uniform, as theirs at S = 10 alone
+    found = read_sweep(outputs.done())
+    text = paper_text(found, paper_tables(found)[0])
+    assert [entry and entry.difference is not None for entry in text.rows[0][1]] == [True, False]
+    assert text.notes[0].endswith(
+        "No difference is given where it would mean nothing: ours has uniform timesteps, theirs quadratic "
+        "(η 0, S = 20)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "overrides", "paper"),
+    [
+        ({"sampler": "ddim"}, [], 13.36),
+        ({"sampler": "ddim_eta1"}, ["sampler=ddim_eta1", "sampler.eta=0"], 13.36),  # it is DDIM, whatever was typed
+        ({"sampler": "ddim", "eta": 0.5}, [], None),  # by a study's file: nothing was typed
+        ({"sampler": "ddim", "clip": "x0"}, [], None),
+        ({"sampler": "ddim", "variance": "large"}, [], None),
+        ({"sampler": "ddim", "spacing": "custom"}, [], None),
+    ],
+)
+def test_a_row_is_matched_by_what_the_sampler_is(
+    tmp_path: Path, labels: dict[str, Any], overrides: list[str], paper: float | None
+) -> None:
+    outputs = Outputs(tmp_path, reference=REFERENCE)
+    outputs.add(labels.pop("eta", 0.0), 10, change=fid(), overrides=overrides, **labels)
+    found = read_sweep(outputs.done())
+    (entry,) = paper_text(found, paper_tables(found)[0]).rows[0][1]
+    assert entry is not None
+    assert entry.paper == paper
 
 
 def test_no_difference_between_different_metrics(tmp_path: Path) -> None:

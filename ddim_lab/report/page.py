@@ -342,7 +342,7 @@ def _text_grid(text: TextTable, table: PaperTable, *, field: str, ranked: bool =
         if entry.value is None or entry.value <= 0:
             return None, 0.0
         if distance:
-            if entry.paper is None or entry.paper <= 0:
+            if entry.difference is None or entry.paper is None or entry.paper <= 0:
                 return None, 0.0
             return "far", min(1.0, abs(math.log2(entry.value / entry.paper)))
         if high <= low or not ranked:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ddim_lab.metrics.estimates import paired_se
-from ddim_lab.report.sweep import Cell, Quality, Sweep
+from ddim_lab.report.sweep import Cell, Quality, RowSampler, Sweep
 
 SIGMA_HAT = "σ̂"
 
@@ -298,18 +298,21 @@ def neighbours(table: PaperTable) -> list[Comparison]:
 
 
 def published(sweep: Sweep, cell: Cell) -> float | None:
-    """The reference's number for a cell: row by sampler preset, column by steps.
+    """The reference's number for a cell: row by what its sampler is (eta, variance, clipping), column by steps.
 
-    A cell whose overrides change the preset's noise, its clipping or its list of timesteps is no longer the row that
-    the preset names, and has no published number.
+    What the preset is called and how its settings came about does not matter. A list of timesteps (spacing "custom")
+    is no row's, unless the reference says that its own are.
     """
-    reference = sweep.plan.reference
+    reference, labels = sweep.plan.reference, cell.plan.labels
     if reference is None or cell.steps is None:
         return None
-    changed = {text.partition("=")[0].lstrip("+") for text in cell.plan.overrides}
-    if changed & {"sampler.eta", "sampler.variance", "sampler.clip", "sampler.timesteps"}:
+    if labels.get("spacing") == "custom" != reference.spacing_at(cell.steps):
         return None
-    return reference.rows.get(str(cell.plan.labels.get("sampler")), {}).get(str(cell.steps))
+    ours = tuple(labels.get(field) for field in RowSampler.model_fields)
+    for name, sampler in reference.samplers.items():
+        if tuple(sampler.model_dump().values()) == ours and str(cell.steps) in reference.rows.get(name, {}):
+            return reference.rows[name][str(cell.steps)]
+    return None
 
 
 def name_cells(cells: Sequence[Cell], series: dict[int, Series]) -> dict[int, str]:

@@ -40,17 +40,35 @@ class PlanCell(_Record):
     labels: dict[str, Any] = {}
 
 
+class RowSampler(_Record):
+    """What the sampler of a published row is."""
+
+    eta: float
+    variance: str
+    clip: str
+
+
 class Reference(_Record):
     """Published numbers to stand beside ours: rows by sampler preset, columns by steps.
 
-    `data` and `num_samples` say what they were measured of; None where that is not said.
+    `samplers` says what each row's sampler is. The others say what the numbers were taken with; None where that is not
+    said: data, number of images, split of the real images, weights, timesteps (one spacing, or by steps) and schedule.
     """
 
     source: str
     metric: str
     data: str | None = None
     num_samples: int | None = None
+    reference: str | None = None
+    weights: str | None = None
+    spacing: str | dict[str, str] | None = None
+    schedule: dict[str, Any] | None = None
     rows: dict[str, dict[str, float]] = {}
+    samplers: dict[str, RowSampler] = {}
+
+    def spacing_at(self, steps: int | None) -> str | None:
+        """The spacing at a number of steps, if it is said."""
+        return self.spacing.get(str(steps)) if isinstance(self.spacing, dict) else self.spacing
 
 
 class Plan(_Record):
