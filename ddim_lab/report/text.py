@@ -369,47 +369,66 @@ def equal_n_text(table: PaperTable) -> TextTable | None:
 
 
 def over_training_seeds(table: PaperTable) -> TextTable | None:
-    """The mean of the table's values over the training seeds of each row, ± their standard deviation.
+    """The mean of the table's values over the networks of each row that was trained more than once, ± their deviation.
 
-    None where no row was trained more than once, or a row has other cells than its twins.
+    None where no row has two networks: another training seed is another network only where something is trained.
     """
     families: dict[str, list[Row]] = {}
     for row in table.rows:
         families.setdefault(row.series.family, []).append(row)
-    if table.metric is None or max(map(len, families.values())) < 2:
+    if table.metric is None:
         return None
 
-    def values(rows: list[Row], steps: int | None) -> list[float]:
-        return [value for row in rows if steps in row.cells and (value := row.cells[steps].fd) is not None]
+    networks = {name: [_network(row) for row in rows] for name, rows in families.items()}
+    families = {name: rows for name, rows in families.items() if len(set(networks[name]) - {None}) > 1}
+    if not families:
+        return None
+    # a row without a result would have been a network of its own
+    planned = {name: len(set(networks[name]) - {None}) + networks[name].count(None) for name in families}
 
-    found = {(name, steps): values(rows, steps) for name, rows in families.items() for steps in table.columns}
-    spreads = {place: statistics.stdev(of) for place, of in found.items() if len(of) > 1}
-    places = decimals([statistics.fmean(of) for of in found.values() if of], spreads.values())
+    def cells(rows: list[Row], steps: int | None) -> list[Cell]:
+        """One of each network, where it has a value."""
+        found = {_network(row): row.cells[steps] for row in rows if steps in row.cells}
+        return [cell for cell in found.values() if cell.fd is not None]
 
-    def entry(place: tuple[str, int | None], seeds: int) -> Entry:
-        of = found[place]
+    found = {(name, steps): cells(rows, steps) for name, rows in families.items() for steps in table.columns}
+    values = {place: [cell.fd or 0.0 for cell in of] for place, of in found.items()}
+    spreads = {place: statistics.stdev(of) for place, of in values.items() if len(of) > 1}
+    errors = {
+        place: [se for cell in of if cell.quality and (se := finite(cell.quality.fd_se)) is not None]
+        for place, of in found.items()
+    }
+    se_of = {place: statistics.fmean(of) for place, of in errors.items() if of}
+    places = decimals([statistics.fmean(of) for of in values.values() if of], spreads.values())
+
+    def entry(place: tuple[str, int | None]) -> Entry:
         if place not in spreads:
             return Entry(DASH)
-        mean = statistics.fmean(of)
+        mean, count, of = statistics.fmean(values[place]), len(values[place]), planned[place[0]]
+        more = [f"se {number(se_of[place], places)}"] if place in se_of else []
+        more += [f"{count} of {of}"] if count != of else []
         text = f"{number(mean, places)} ± {number(spreads[place], places)}"
-        return Entry(text if len(of) == seeds else f"{text} ({len(of)} of {seeds})", mean)
+        return Entry(f"{text} ({'; '.join(more)})" if more else text, mean)
 
-    rows = tuple(
-        (name, tuple(entry((name, steps), len(rows)) for steps in table.columns))
-        for name, rows in families.items()
-        if len(rows) > 1
-    )
-    counts = " or ".join(str(count) for count in sorted({len(rows) for rows in families.values() if len(rows) > 1}))
+    counts = " or ".join(map(str, sorted(set(planned.values()))))
     return TextTable(
         f"{table.metric.name} over {counts} training seeds",
         table.metric.facts,
         tuple(steps_text(steps) for steps in table.columns),
-        rows,
+        tuple((name, tuple(entry((name, steps)) for steps in table.columns)) for name in families),
         (
-            "Mean ± standard deviation over networks that were trained from other seeds. The deviation holds the "
-            "sampling error of each value, too; it is of one network's FD, not of the mean.",
+            "Mean ± standard deviation over networks that were trained from other seeds: of one network's FD, not of the "
+            "mean. All start from the same x_T, so the sampling error is mostly common to them and not in the deviation. "
+            "The mean keeps it: se is the jackknife standard error of one value, averaged over the networks.",
         ),
     )
+
+
+def _network(row: Row) -> str | None:
+    """The digest of the weights trained here that the row's cells share; None where that is not known, or not so."""
+    results = [cell.result for cell in row.cells.values() if cell.result]
+    trained = [result for result in results if result.recipe_value("model", "training_seed") is not None]
+    return str(trained[0].recipe_value("model", "digest")) if trained else None
 
 
 def why_empty(cell: Cell, table: PaperTable) -> str:
