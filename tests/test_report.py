@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import html
 import io
 import json
 import math
@@ -166,7 +167,7 @@ class Outputs:
                 "model": {
                     "name": "digits",
                     "weights": "ema",
-                    "digest": "cd" * 32,
+                    "digest": f"{0xCD + (named['training_seed'] or 0):x}" * 32,
                     "parameters": 270_145,
                     "training_seed": named["training_seed"],
                     "fingerprint": "ef" * 32,
@@ -270,11 +271,54 @@ def test_training_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
     assert found is not None
     assert found.heading == "FD (digits classifier) over 3 training seeds"
     shown = {label: [entry and entry.text for entry in entries] for label, entries in found.rows}
-    assert shown == {"η 0": ["10.00 ± 2.00", "4.00 ± 2.65"], "η 1": ["22.00 ± 2.65", DASH]}
+    errors = [[table.rows[k].cells[steps].quality for k in range(3)] for steps in (10, 50)]
+    first, second = (math.fsum(q.fd_se or 0.0 for q in of if q) / 3 for of in errors)
+    assert shown["η 0"] == [f"10.00 ± 2.00 (se {first:.2f})", f"4.00 ± 2.65 (se {second:.2f})"]
+    assert (shown["η 1"][0] or "").startswith("22.00 ± 2.65 (se ")
+    assert shown["η 1"][1] == DASH
+    assert "not in it" in found.notes[0]
     build(sweep.folder)
     page = (sweep.folder / "report.html").read_text(encoding="utf-8")
     assert "over 3 training seeds" in page
     assert "4.00 ± 2.65" in (sweep.folder / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_training_seeds_of_a_model_that_is_not_trained_are_no_networks(tmp_path: Path, trained: bool) -> None:
+    """A pretrained or an exact model is the same one whatever training.seed says: its spread would be 0."""
+
+    def given(result: dict[str, Any]) -> None:
+        result["recipe"]["model"].update(training_seed=None, digest="cd" * 32, weights="pretrained")
+
+    outputs = Outputs(tmp_path)
+    for seed in range(3):
+        overrides = ["steps=10", f"training.seed={seed}"]
+        outputs.add(0.0, 10, fd=8.0, training_seed=seed, overrides=overrides, change=None if trained else given)
+    (table,) = paper_tables(read_sweep(outputs.done()))
+    assert len(table.rows) == 3
+    assert (over_training_seeds(table) is not None) == trained
+
+
+def test_a_network_counts_once_and_a_missing_one_is_told(tmp_path: Path) -> None:
+    def twin(result: dict[str, Any]) -> None:
+        result["recipe"]["model"]["digest"] = "cd" * 32
+
+    outputs = Outputs(tmp_path)
+    for seed, fd in enumerate((8.0, 8.0, 12.0, 0.0)):
+        given: dict[str, Any] = {"status": "failed", "error": "no"} if seed == 3 else {"fd": fd}
+        given["change"] = (lambda result: (drop_se(result), twin(result))) if seed == 1 else drop_se
+        outputs.add(0.0, 10, training_seed=seed, overrides=["steps=10", f"training.seed={seed}"], **given)
+    (table,) = paper_tables(read_sweep(outputs.done()))
+    found = over_training_seeds(table)
+    assert found is not None
+    (entry,) = found.rows[0][1]
+    assert entry is not None
+    assert entry.text == "10.00 ± 2.83 (2 of 3)"
+    assert found.heading.endswith("over 3 training seeds")
+
+
+def drop_se(result: dict[str, Any]) -> None:
+    result["measurements"]["quality"]["fd_se"] = None
 
 
 def test_one_training_seed_has_no_such_table(tmp_path: Path) -> None:
@@ -813,6 +857,56 @@ def test_contended_times_are_flagged_and_left_out(tmp_path: Path) -> None:
     points = drawn_values(page.charts["time_against_steps"])
     assert {record["forwards"] for record in points} == {10, 50}
     assert {record["steps"] for record in drawn_values(page.charts["fd_against_seconds"])} == {"10", "50"}
+
+
+def speed_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The table "Timing" of a page: its columns, and its rows as texts."""
+    (table,) = re.findall(r'aria-label="Timing">(.*?)</table>', path.read_text(encoding="utf-8"), re.DOTALL)
+    cells = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    ]
+    texts = [[html.unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]
+    return texts[0], texts[1:]
+
+
+def test_the_slowest_is_of_the_same_conditions(tmp_path: Path) -> None:
+    def on(**model: Any) -> Callable[[dict[str, Any]], None]:
+        return lambda result: result["recipe"]["model"].update(model)
+
+    def larger_batch(result: dict[str, Any]) -> None:
+        result["measurements"]["speed"]["images"] = 512
+
+    outputs = Outputs(tmp_path)
+    outputs.add(0.0, 10, seconds_per_image=0.01)
+    outputs.add(0.0, 25, seconds_per_image=0.03)
+    outputs.add(0.5, 10, seconds_per_image=5.0, change=on(parameters=35_746_307))
+    outputs.add(0.5, 25, seconds_per_image=7.0, change=on_another_machine)
+    outputs.add(1.0, 10, seconds_per_image=9.0, change=larger_batch)
+    outputs.add(1.0, 10, seconds_per_image=8.0, data="cifar10")
+    columns, lines = speed_table(build(outputs.done()))
+    place = columns.index("times as fast as the slowest")
+    assert [line[place] for line in lines] == ["3×", "1×", "1×", "1×", "1×", "1×"]
+
+
+def test_what_was_not_measured_of_the_speed_is_a_dash(tmp_path: Path) -> None:
+    def without(result: dict[str, Any]) -> None:
+        speed = result["measurements"]["speed"]
+        speed.update(dict.fromkeys(("forward_share", "peak_memory_bytes", "seconds_q1", "seconds_per_image")))
+
+    outputs = Outputs(tmp_path)
+    outputs.add(0.0, 10, change=without)
+    sweep = outputs.done()
+    columns, ((name, *line),) = speed_table(build(sweep))
+    shown = dict(zip(columns[1:], line, strict=True))
+    assert name == "η 0, S = 10"
+    assert {column for column, text in shown.items() if text == DASH} == {
+        "ms an image", "quartiles", "hours for 50,000 images", "times as fast as the slowest", "forward's share",
+        "peak memory",
+    }  # fmt: skip
+    (row,) = read_csv(sweep)
+    assert (row["forward_share"], row["peak_memory"]) == ("", "")
+    assert "Peak memory: of the walk alone, on a GPU" in Page(sweep / "report.html").text
 
 
 def test_held_out_level_is_drawn_only_at_equal_n(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from ddim_lab.report.text import (
     paper_text,
     steps_text,
 )
-from ddim_lab.report.timing import contended, timing_fits
+from ddim_lab.report.timing import conditions, contended, timing_fits
 
 HERE = Path(__file__).parent
 PREVIEW_BUDGET = 1_500_000
@@ -490,7 +490,12 @@ def speed_section(content: Content) -> Section | None:
             )
         )
     lines = tuple(_speed_row(content, cell) for cell in cells)
-    notes = ["Median of the repeats over one batch; quartiles in brackets."]
+    notes = [
+        "Median of the repeats over one batch; quartiles in brackets.",
+        "Times as fast as the slowest: of the cells of the same device, runtime, images a batch, data and network.",
+        "Forward's share: the network's forwards alone over the whole walk; median of the ratios, timed in pairs.",
+        "Peak memory: of the walk alone, on a GPU; on a CPU it is not given.",
+    ]
     if late := contended(cells):
         notes.append(
             f"{_count(len(late), 'cell')} marked “contended” ran beside other work: the time is no fair measure, and "
@@ -518,17 +523,18 @@ def _speed_row(content: Content, cell: Cell) -> tuple[Box, ...]:
     def box(name: str, shown: Callable[[Any], str]) -> Box:
         return _row_box(cell, row, name, shown)
 
-    quartiles = ""
+    quartiles = DASH
     if speed and speed.images and speed.seconds_q1 is not None and speed.seconds_q3 is not None:
         quartiles = f"[{speed.seconds_q1 / speed.images * 1e3:.3g}, {speed.seconds_q3 / speed.images * 1e3:.3g}]"
-    slowest = max((c.seconds_per_image for c in content.sweep.cells if c.seconds_per_image), default=0.0)
-    speed_up = f"{slowest / cell.seconds_per_image:.3g}×" if cell.seconds_per_image else ""
+    peers = [c for c in content.sweep.cells if conditions(c) == conditions(cell)]
+    slowest = max((c.seconds_per_image for c in peers if c.seconds_per_image), default=0.0)
+    speed_up = f"{slowest / cell.seconds_per_image:.3g}×" if cell.seconds_per_image else DASH
     return (
         Box(content.names[cell.number], head=True),
         box("nfe", str),
         box("seconds_per_image", lambda value: f"{value * 1e3:.4g}"),
         Box(quartiles),
-        Box(f"{cell.seconds_per_image * 50_000 / 3600:.3g}" if cell.seconds_per_image else ""),
+        Box(f"{cell.seconds_per_image * 50_000 / 3600:.3g}" if cell.seconds_per_image else DASH),
         Box(speed_up),
         box("images_per_second", lambda value: f"{value:,.4g}"),
         box("forward_share", lambda value: f"{value:.1%}"),
