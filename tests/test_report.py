@@ -63,6 +63,7 @@ CONTRACT = [
     "repeat_max_abs_diff",
     "repeat_identical",
     "noise_variance",
+    "noise_variance_se",
     "sha256",
     "precision",
     "device",
@@ -276,7 +277,7 @@ def test_training_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
     assert shown["η 0"] == [f"10.00 ± 2.00 (se {first:.2f})", f"4.00 ± 2.65 (se {second:.2f})"]
     assert (shown["η 1"][0] or "").startswith("22.00 ± 2.65 (se ")
     assert shown["η 1"][1] == DASH
-    assert "not in it" in found.notes[0]
+    assert "not in the deviation" in found.notes[0]
     build(sweep.folder)
     page = (sweep.folder / "report.html").read_text(encoding="utf-8")
     assert "over 3 training seeds" in page
@@ -857,6 +858,10 @@ def test_contended_times_are_flagged_and_left_out(tmp_path: Path) -> None:
     points = drawn_values(page.charts["time_against_steps"])
     assert {record["forwards"] for record in points} == {10, 50}
     assert {record["steps"] for record in drawn_values(page.charts["fd_against_seconds"])} == {"10", "50"}
+    captions = {chart.name: chart.caption for chart in sweep_charts(read_sweep(sweep))}
+    for name in ("time_against_steps", "fd_against_seconds"):
+        assert captions[name].endswith(" 1 timed beside other work, left out.")
+    assert "left out" not in captions["fd_against_steps"]
 
 
 def speed_table(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -920,6 +925,27 @@ def test_held_out_level_is_drawn_only_at_equal_n(tmp_path: Path) -> None:
         (chart, *_) = sweep_charts(read_sweep(outputs.done()))
         assert ("held-out real images" in json.dumps(page_spec(chart))) is drawn
         assert "Held-out" in chart.caption or "held-out" in chart.caption
+
+
+def test_the_held_out_level_is_one_draw_with_its_error(tmp_path: Path) -> None:
+    def level(**values: Any) -> Callable[[dict[str, Any]], None]:
+        return lambda result: result["measurements"]["quality"]["equal_n"].update(values)
+
+    for se, shown in ((0.1378, "2.91 ± 0.14"), (None, "2.91")):
+        outputs = Outputs(tmp_path / str(se))
+        outputs.add(change=level(fd_held_out_se=se))
+        sweep = outputs.done()
+        build(sweep)
+        markdown = (sweep / "table.md").read_text(encoding="utf-8")
+        assert f"against the same reference: {shown} at N = 360: one draw of real images." in markdown
+        assert f"| held-out real images | {shown} |" in markdown
+        assert "would score" not in markdown
+        assert ("± its standard error" in markdown) is (se is not None)
+        assert read_csv(sweep)[0]["fd_held_out_at_equal_n_se"] == ("" if se is None else repr(se))
+        equal = Outputs(tmp_path / f"{se} equal")
+        equal.add(change=level(fd_held_out_se=se, num_samples=1437))
+        (chart, *_) = sweep_charts(read_sweep(equal.done()))
+        assert f"Dashed: one draw of held-out real images at the same N ({shown})." in chart.caption
 
 
 def drop(*names: str) -> Callable[[dict[str, Any]], None]:
@@ -1094,6 +1120,37 @@ def test_what_stands_beside_the_frechet_distance(tmp_path: Path) -> None:
     assert re.search(r"kernel distance\s*precision\s*recall", page.text)
     assert "± 0.002" in page.text
     assert "Inception Score" not in page.text
+    assert "Precision and recall drift with the number of images: compare them at equal N alone." in page.text
+    assert 'class="block grid wide">\n<h3>Beside the Fréchet distance' in (sweep.sweep / "report.html").read_text(
+        "utf-8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("subsets", "size", "said"),
+    [
+        (100, 1000, "mean over 100 subsets of 1,000 images."),
+        (
+            100,
+            1437,
+            "mean over 100 subsets of 1,437 images. All 1,437 samples are in each: its spread is over subsets of the "
+            "reference alone.",
+        ),
+        (1, 1437, "mean over 1 subset of 1,437 images."),
+    ],
+)
+def test_whose_subsets_the_kernel_distance_is_spread_over(tmp_path: Path, subsets: int, size: int, said: str) -> None:
+    def extend(result: dict[str, Any]) -> None:
+        spread = 0.002 if subsets > 1 else None
+        result["measurements"]["quality"].update(
+            kid=0.0123, kid_spread=spread, kid_subsets=subsets, kid_subset_size=size
+        )
+
+    outputs = Outputs(tmp_path)
+    outputs.add(change=extend)
+    page = build(outputs.done()).read_text(encoding="utf-8")
+    assert f'<p class="quiet">Kernel distance: {said}</p>' in page
+    assert "drift with the number of images" not in page
 
 
 def test_a_series_has_one_colour_everywhere(tmp_path: Path) -> None:
@@ -1180,9 +1237,26 @@ def test_sweeps_stand_beside_each_other(tmp_path: Path) -> None:
     assert "H100, fp32" in page.text
     # paired where the same samples were made from the same noise
     assert "η 0 · gpu − η 0 · cpu" in page.text
+    assert "Neighbouring rows at the same steps, lower minus upper" in page.text
     assert sorted(set(tmp_path.rglob("*")) - set(before)) == sorted(
         [tmp_path / "both", *(tmp_path / "both" / n for n in ("results.csv", "table.md", "table.tex", "report.html"))]
     )
+
+
+def test_pairs_that_are_no_neighbours_are_said_to_be_of_one_sweep(tmp_path: Path) -> None:
+    sweeps = {}
+    for name in ("a", "b"):
+        outputs = Outputs(tmp_path / name)
+        for eta in (0.0, 1.0):
+            outputs.add(eta, 10)
+        sweeps[name] = outputs.done()
+    assert main([f"{n}={folder}" for n, folder in sweeps.items()] + ["--output", str(tmp_path / "both")]) == 0
+    (table,) = paper_tables(join_sweeps({n: read_sweep(f) for n, f in sweeps.items()}, tmp_path))
+    labels = [row.series.label for row in table.rows]
+    found = {(labels.index(c.first.label), labels.index(c.second.label)): c.adjacent for c in neighbours(table)}
+    assert found == {(0, 1): True, (0, 2): False, (1, 2): True, (1, 3): False, (2, 3): True}
+    page = Page(tmp_path / "both" / "report.html")
+    assert "Neighbouring rows, and the neighbours among the rows of each sweep, at the same steps" in page.text
 
 
 def read_csv_of(sweep: Path) -> list[dict[str, Any]]:

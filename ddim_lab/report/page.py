@@ -415,14 +415,17 @@ def _difference_grid(table: PaperTable) -> Grid | None:
         for c in comparisons
     )
     heading, facts = metric_facts(table)
+    which = "Neighbouring rows"
+    if any(not c.adjacent for c in comparisons):
+        which = "Neighbouring rows, and the neighbours among the rows of each sweep,"
     return Grid(
         f"Paired differences of {heading}",
         ("", *map(steps_text, table.columns)),
         rows,
         facts=facts,
         notes=(
-            "Neighbouring rows at the same steps, second minus first, ± the paired jackknife standard error: sample i "
-            "starts from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
+            f"{which} at the same steps, lower minus upper, ± the paired jackknife standard error: sample i starts "
+            "from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
         ),
         wide=True,
     )
@@ -454,13 +457,25 @@ def _others_grid(content: Content, table: PaperTable) -> Grid | None:
         for cell, row in rows
     )
     facts = metric_facts(table)[1]
-    note = "On the features of the Fréchet distance. ± is the spread over subsets of the samples, no standard error."
-    subsets = {(q.kid_subsets, q.kid_subset_size) for cell, _ in rows if (q := cell.quality) and q.kid is not None}
-    for count, size in sorted(pair for pair in subsets if None not in pair):
-        note += f" Kernel distance: mean over {count} subsets of {size} images."
+    notes = ["On the features of the Fréchet distance."]
+    measured = {column for column, _, _ in found}
+    if measured & {"kid", "inception_score"}:
+        notes[0] += " ± is a spread over parts of the images, no standard error."
+    subsets = {
+        (q.kid_subsets, q.kid_subset_size, q.num_samples)
+        for cell, _ in rows
+        if (q := cell.quality) and q.kid is not None and q.kid_subsets and q.kid_subset_size
+    }
+    for count, size, of in sorted(subsets, key=str):
+        told = f"Kernel distance: mean over {count} {'subset' if count == 1 else 'subsets'} of {size:,} images."
+        if of is not None and size >= of and count > 1:
+            told += f" All {of:,} samples are in each: its spread is over subsets of the reference alone."
+        notes.append(told)
+    if measured & {"improved_precision", "improved_recall"}:
+        notes.append("Precision and recall drift with the number of images: compare them at equal N alone.")
     is_fid = table.metric is not None and table.metric.name == "FID"  # KID, too, is of Inception's features alone
     columns = ("", *("KID" if is_fid and name == "kid" else heading for name, heading, _ in found))
-    return Grid("Beside the Fréchet distance", columns, lines, facts=facts, notes=(note,))
+    return Grid("Beside the Fréchet distance", columns, lines, facts=facts, notes=tuple(notes), wide=True)
 
 
 def speed_section(content: Content) -> Section | None:
@@ -583,7 +598,7 @@ def determinism_section(content: Content) -> Section | None:
     for cell in cells:
         row = cell_row(cell)
         sizes = ", ".join(map(str, (cell.determinism and cell.determinism.batch_sizes) or ()))
-        split = _row_box(cell, row, "batch_max_abs_diff", _small)
+        split, se = _row_box(cell, row, "batch_max_abs_diff", _small), cell.value("noise_variance_se")
         rows.append(
             (
                 Box(content.names[cell.number], head=True),
@@ -591,7 +606,7 @@ def determinism_section(content: Content) -> Section | None:
                 _row_box(cell, row, "repeat_identical", lambda value: "yes" if value else "no"),
                 split,
                 Box(sizes),
-                _row_box(cell, row, "noise_variance", _small),
+                replace(_row_box(cell, row, "noise_variance", _small), error=_small(se) if se else ""),
                 _row_box(cell, row, "sha256", lambda value: value[:12], code=True),
                 _row_box(cell, row, "determinism_images", str),
             )
@@ -608,7 +623,8 @@ def determinism_section(content: Content) -> Section | None:
     )
     notes = (
         "The same x_T sampled twice, and in batches of two sizes: differences of the final state, in which images "
-        "span [−1, 1]. Variance: over noise seeds at fixed x_T; at η 0 nothing is drawn, so it must be exactly 0.",
+        "span [−1, 1]. Variance: over noise seeds at fixed x_T, ± its standard error over images where that was taken; "
+        "at η 0 nothing is drawn, so it must be exactly 0.",
     )
     blocks: list[Block] = []
     for table in content.tables:

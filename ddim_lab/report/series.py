@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ddim_lab.metrics.estimates import paired_se
-from ddim_lab.report.sweep import Cell, Quality, RowSampler, Sweep
+from ddim_lab.report.sweep import Cell, Quality, RowSampler, Sweep, finite
 
 SIGMA_HAT = "σ̂"
 
@@ -231,16 +231,24 @@ def _arrange(metric: Metric | None, taken: dict[tuple[int, int | None], Cell], s
     return PaperTable(metric, tuple(columns), rows)
 
 
-def held_out_levels(table: PaperTable) -> dict[int, float]:
+@dataclass(frozen=True)
+class Level:
+    """A Fréchet distance of real images to the reference, with its standard error where that is known."""
+
+    value: float
+    se: float | None
+
+
+def held_out_levels(table: PaperTable) -> dict[int, Level]:
     """FD(real, held-out real) by the number of images it was measured at.
 
     At one number it is one value whatever the cell: the first is taken.
     """
-    levels: dict[int, float] = {}
+    levels: dict[int, Level] = {}
     for cell in table.cells:
         equal_n = cell.quality.equal_n if cell.quality else None
-        if equal_n is not None and equal_n.fd_held_out is not None:
-            levels.setdefault(equal_n.num_samples, equal_n.fd_held_out)
+        if equal_n is not None and (value := finite(equal_n.fd_held_out)) is not None:
+            levels.setdefault(equal_n.num_samples, Level(value, finite(equal_n.fd_held_out_se)))
     return levels
 
 
@@ -270,11 +278,12 @@ def paired_difference(first: Cell, second: Cell) -> Difference | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two neighbouring series and their paired differences (second minus first) by steps."""
+    """Two series and their paired differences (second minus first) by steps; `adjacent`: neighbours in the table."""
 
     first: Series
     second: Series
     differences: dict[int | None, Difference]
+    adjacent: bool
 
 
 def neighbours(table: PaperTable) -> list[Comparison]:
@@ -285,7 +294,8 @@ def neighbours(table: PaperTable) -> list[Comparison]:
         of_sweep.setdefault(next(iter(row.cells.values())).plan.labels.get("sweep"), []).append(position)
     pairs = {pair for positions in of_sweep.values() for pair in itertools.pairwise(positions)}
     pairs |= set(itertools.pairwise(range(len(table.rows))))
-    for first, second in ((table.rows[i], table.rows[j]) for i, j in sorted(pairs)):
+    for i, j in sorted(pairs):
+        first, second = table.rows[i], table.rows[j]
         differences = {
             steps: difference
             for steps in table.columns
@@ -293,7 +303,7 @@ def neighbours(table: PaperTable) -> list[Comparison]:
             if (difference := paired_difference(first.cells[steps], second.cells[steps])) is not None
         }
         if differences:
-            comparisons.append(Comparison(first.series, second.series, differences))
+            comparisons.append(Comparison(first.series, second.series, differences, adjacent=j == i + 1))
     return comparisons
 
 

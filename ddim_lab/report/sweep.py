@@ -98,11 +98,12 @@ class Pointer(_Record):
 
 
 class EqualN(_Record):
-    """Fréchet distances of samples and of held-out real images, both at the same number of images."""
+    """Fréchet distances of samples and of held-out real images (± its standard error), at the same number of images."""
 
     num_samples: int
     fd_samples: float | None = None
     fd_held_out: float | None = None
+    fd_held_out_se: float | None = None
 
 
 class Nearest(_Record):
@@ -164,6 +165,7 @@ class Determinism(_Record):
     noise_seeds: int | None = None
     noise_images: int | None = None
     noise_variance: float | None = None
+    noise_variance_se: float | None = None
     sha256: str | None = None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddim_lab.report.measures import NOISE_VARIANCE, Measure, has_noise_variance, measures_of
-from ddim_lab.report.series import PaperTable, Row, held_out_levels, published
+from ddim_lab.report.series import Level, PaperTable, Row, held_out_levels, published
 from ddim_lab.report.sweep import Cell, Reference, Sweep, finite
 
 DASH = "—"
@@ -187,8 +187,8 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
     if reference and any(paper is not None for paper in papers.values()):
         notes.insert(0, _paper_note(reference, table, refused))
     notes += [
-        f"{heading} of held-out real images against the same reference: {number(level, decimals([level]))} "
-        f"at N = {count:,}. Compare it with samples at that N only."
+        f"{heading} of held-out real images against the same reference: {level_text(level)} at N = {count:,}: one "
+        "draw of real images. Compare it with samples at that N only."
         for count, level in held_out_levels(table).items()
     ]
     notes += unnamed_differences(table)
@@ -267,6 +267,8 @@ def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable
                 return Entry(DASH, paper=paper)  # the table of the distances has said why
             why = "not measured" if cell.error is None else f"{cell.status}: {cell.error}"
             return Entry(DASH, paper=paper, note=f"{row}, {steps_text(cell.steps)}: {why}")
+        if value == se == 0:
+            se = None  # equal in every image: there is nothing that an error could be of
         text = small(value, places) + (f" ± {small(se, places)}" if se is not None else "")
         return Entry(
             text, value, se, paper, value - paper if paper is not None and refused[cell.number] is None else None
@@ -345,7 +347,7 @@ def equal_n_text(table: PaperTable) -> TextTable | None:
         return finite(equal_n.fd_samples) if equal_n else None
 
     values = [at_equal_n(cell) for cell in table.cells]
-    places = decimals([*values, level])
+    places = decimals([*values, level.value], [level.se])
 
     def entry(cell: Cell) -> Entry:
         value = at_equal_n(cell)
@@ -358,14 +360,25 @@ def equal_n_text(table: PaperTable) -> TextTable | None:
         )
         for row in table.rows
     ]
-    rows.append(("held-out real images", (Entry(number(level, places), level),) * len(table.columns)))
+    real = Entry(level_text(level, places), level.value, level.se)
+    rows.append(("held-out real images", (real,) * len(table.columns)))
     return TextTable(
         f"{table.metric.name} at N = {count:,}, beside held-out real images",
         table.metric.facts,
         tuple(steps_text(s) for s in table.columns),
         tuple(rows),
-        ("The last row is real images that were not trained on: samples as good as real would score about that.",),
+        (
+            "The last row is real images that were not trained on: one draw of them, the same in every column"
+            f"{'' if level.se is None else ', ± its standard error'}. Another draw has another level.",
+        ),
     )
+
+
+def level_text(level: Level, places: int | None = None) -> str:
+    """A level ± its standard error, if it has one."""
+    if places is None:
+        places = decimals([level.value], [level.se])
+    return number(level.value, places) + (f" ± {number(level.se, places)}" if level.se is not None else "")
 
 
 def over_training_seeds(table: PaperTable) -> TextTable | None:
@@ -417,9 +430,9 @@ def over_training_seeds(table: PaperTable) -> TextTable | None:
         tuple(steps_text(steps) for steps in table.columns),
         tuple((name, tuple(entry((name, steps)) for steps in table.columns)) for name in families),
         (
-            "Mean ± standard deviation over networks that were trained from other seeds: of one network's FD, not of the "
-            "mean. All start from the same x_T, so the sampling error is mostly common to them and not in the deviation. "
-            "The mean keeps it: se is the jackknife standard error of one value, averaged over the networks.",
+            "Mean ± standard deviation over networks that were trained from other seeds: of one network's FD, not of "
+            "the mean. All start from the same x_T, so the sampling error is mostly common to them and not in the "
+            "deviation. The mean keeps it: se is the jackknife standard error of one value, averaged over networks.",
         ),
     )
 
