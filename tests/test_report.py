@@ -805,6 +805,37 @@ def test_nothing_leaves_the_page_and_it_is_small(tmp_path: Path) -> None:
     assert path.stat().st_size < 1_500_000
 
 
+def files(page: Page) -> list[str]:
+    """Where the page's links go, but those inside it."""
+    found = [str(attributes["href"]) for tag, attributes in page.tags if tag == "a"]
+    return [link for link in found if not link.startswith("#")]
+
+
+def test_kept_images_are_named_where_they_are(tmp_path: Path) -> None:
+    """From the report's folder, as python -m ddim_lab.score takes it; quoted in the link."""
+    outputs = Outputs(tmp_path / "a b#c")
+    outputs.add(0.0, 10, key="b" * 64)
+    outputs.add(0.5, 10)
+    samples = outputs.cell("b" * 64) / "samples.npz"
+    np.savez(samples, np.zeros((4, 8, 8, 1), np.uint8))
+    path = build(sweep := outputs.done())
+    expected = f"../../cells/{'b' * 64}/samples.npz"
+    assert files(Page(path)) == [f"./{expected}"]
+    assert (sweep / expected).samefile(samples)
+    markdown = (sweep / "table.md").read_text(encoding="utf-8")
+    assert f"- η 0, S = 10: `{expected}`" in markdown
+    assert "python -m ddim_lab.score PATH" in markdown
+    samples.unlink()
+    build(sweep)
+    assert "samples.npz" not in path.read_text(encoding="utf-8")
+    # beside another sweep, from a folder elsewhere
+    np.savez(samples, np.zeros((4, 8, 8, 1), np.uint8))
+    other_sweep = nine(tmp_path / "other").done()
+    assert main([f"x={sweep}", f"y={other_sweep}", "--output", str(tmp_path / "both")]) == 0
+    linked = files(Page(tmp_path / "both" / "report.html"))
+    assert linked == [f"./../a%20b%23c/outputs/cells/{'b' * 64}/samples.npz"]
+
+
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
 
 

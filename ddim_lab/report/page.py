@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -21,10 +22,11 @@ from ddim_lab.report.charts import Chart, page_spec, sweep_charts
 from ddim_lab.report.measures import NOISE_VARIANCE, has_noise_variance, measures_of
 from ddim_lab.report.pictures import Embedded, embed
 from ddim_lab.report.rows import COLUMNS, cell_row, exact
-from ddim_lab.report.series import PaperTable, Series, name_cells, name_series, neighbours, paper_tables
+from ddim_lab.report.series import PaperTable, Series, kept_samples, name_cells, name_series, neighbours, paper_tables
 from ddim_lab.report.sweep import Cell, Sweep, TaskTable
 from ddim_lab.report.text import (
     DASH,
+    KEPT,
     STANDARD_ERROR,
     Entry,
     TextTable,
@@ -47,7 +49,10 @@ TASK_PICTURE_BUDGET = 1_500_000
 
 @dataclass(frozen=True)
 class Box:
-    """One place of a grid. `exact` is the value as results.csv has it, under the name `field` of cell `cell`."""
+    """One place of a grid. `exact` is the value as results.csv has it, under the name `field` of cell `cell`.
+
+    `link` is a file's path, relative to the report's folder.
+    """
 
     text: str
     error: str = ""
@@ -60,6 +65,7 @@ class Box:
     mark: int | None = None
     head: bool = False
     code: bool = False
+    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -567,14 +573,22 @@ def _row_box(cell: Cell, row: Mapping[str, Any], name: str, shown: Callable[[Any
 
 
 def samples_section(content: Content) -> Section | None:
-    """One row of samples a cell, the same x_T down the columns."""
+    """One row of samples a cell, the same x_T down the columns; then the files of cells that kept all of them."""
     ordered = sorted(
         (cell for cell in content.sweep.cells if cell.folder is not None),
         key=lambda cell: (content.series[cell.number].index, cell.steps or 0, cell.number),
     )
     cells = [cell for cell in ordered if cell.folder and (cell.folder / "preview.png").exists()]
+    blocks: list[Block] = []
+    if kept := kept_samples(content.sweep):
+        links = {number: f"./{quote(path)}" for number, path in kept.items()}  # "./": no path may name a scheme
+        rows = tuple(
+            (Box(content.names[number], head=True), Box(path, code=True, link=links[number]))
+            for number, path in kept.items()
+        )
+        blocks.append(Grid("Images that were kept", ("", "samples.npz"), rows, notes=(KEPT,), wide=True))
     if not cells:
-        return None
+        return Section("samples", "Samples", tuple(blocks)) if blocks else None
     pictures = embed([cell.folder / "preview.png" for cell in cells if cell.folder], PREVIEW_BUDGET)
     groups: dict[tuple[str, str], list[tuple[str, Embedded | None, str]]] = {}
     for cell, picture in zip(cells, pictures, strict=True):
@@ -584,9 +598,9 @@ def samples_section(content: Content) -> Section | None:
     if any(picture and picture.reduced for picture in pictures):
         text += " Compressed to keep this page small; preview.png in each cell's folder is exact."
     strips = [
-        Strip(f"{data}, seed {seed}" if len(groups) > 1 else "", tuple(rows)) for (data, seed), rows in groups.items()
+        Strip(f"{data}, seed {seed}" if len(groups) > 1 else "", tuple(found)) for (data, seed), found in groups.items()
     ]
-    return Section("samples", "Samples", (Prose(text), *strips))
+    return Section("samples", "Samples", (Prose(text), *strips, *blocks))
 
 
 def determinism_section(content: Content) -> Section | None:

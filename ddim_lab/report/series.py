@@ -8,9 +8,11 @@ in any of these can't be compared, so they never share a table.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ddim_lab.metrics.estimates import paired_se
@@ -323,6 +325,16 @@ def published(sweep: Sweep, cell: Cell) -> float | None:
         if tuple(sampler.model_dump().values()) == ours and str(cell.steps) in reference.rows.get(name, {}):
             return reference.rows[name][str(cell.steps)]
     return None
+
+
+def kept_samples(sweep: Sweep) -> dict[int, str]:
+    """Where the images of the cells that kept them are, by cell number: relative to the sweep's folder, with "/"."""
+    found: dict[int, str] = {}
+    for cell in sweep.cells:
+        file = cell.folder / "samples.npz" if cell.folder else None
+        if file is not None and file.is_file():
+            found[cell.number] = Path(os.path.relpath(file, sweep.folder)).as_posix()
+    return found
 
 
 def name_cells(cells: Sequence[Cell], series: dict[int, Series]) -> dict[int, str]:

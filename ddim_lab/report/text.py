@@ -11,13 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from ddim_lab.report.measures import NOISE_VARIANCE, Measure, has_noise_variance, measures_of
-from ddim_lab.report.series import Level, PaperTable, Row, held_out_levels, published
+from ddim_lab.report.series import (
+    Level,
+    PaperTable,
+    Row,
+    held_out_levels,
+    kept_samples,
+    name_cells,
+    name_series,
+    published,
+)
 from ddim_lab.report.sweep import Cell, Reference, Sweep, finite
 
 DASH = "—"
 STANDARD_ERROR = (
     "± is one standard error by the delete-a-group jackknife over groups of samples. It covers sampling only: "
     "neither the training seed nor the bias that a finite N gives the Fréchet distance."
+)
+KEPT = (
+    "All samples of a cell: arr_0, uint8, NHWC; paths from this report's folder. Scored again, in any features: "
+    "python -m ddim_lab.score PATH data=..."
 )
 
 
@@ -470,6 +483,10 @@ def markdown(sweep: Sweep, tables: Iterable[PaperTable]) -> str:
     for table in tables:
         for _, text in table_texts(sweep, table):
             lines += _markdown_table(text)
+    if kept := kept_samples(sweep):
+        names = name_cells(sweep.cells, name_series(sweep.cells))
+        lines += ["## Images that were kept", "", KEPT, ""]
+        lines += [f"- {md(names[number])}: `{path}`" for number, path in kept.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
