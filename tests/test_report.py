@@ -274,14 +274,15 @@ def test_training_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
     shown = {label: [entry and entry.text for entry in entries] for label, entries in found.rows}
     errors = [[table.rows[k].cells[steps].quality for k in range(3)] for steps in (10, 50)]
     first, second = (math.fsum(q.fd_se or 0.0 for q in of if q) / 3 for of in errors)
-    assert shown["η 0"] == [f"10.00 ± 2.00 (se {first:.2f})", f"4.00 ± 2.65 (se {second:.2f})"]
-    assert (shown["η 1"][0] or "").startswith("22.00 ± 2.65 (se ")
-    assert shown["η 1"][1] == DASH
+    assert shown == {"η 0": ["10.00 ± 2.00", "4.00 ± 2.65"], "η 1": ["22.00 ± 2.65", DASH]}
+    asides = [entry and entry.aside for entry in found.rows[0][1]]
+    assert asides == [f"se {first:.2f}", f"se {second:.2f}"]
     assert "not in the deviation" in found.notes[0]
     build(sweep.folder)
     page = (sweep.folder / "report.html").read_text(encoding="utf-8")
     assert "over 3 training seeds" in page
-    assert "4.00 ± 2.65" in (sweep.folder / "table.md").read_text(encoding="utf-8")
+    assert f"4.00 ± 2.65 (se {second:.2f}) |" in (sweep.folder / "table.md").read_text(encoding="utf-8")
+    assert f"<small>se {second:.2f}</small>" in page
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -314,7 +315,7 @@ def test_a_network_counts_once_and_a_missing_one_is_told(tmp_path: Path) -> None
     assert found is not None
     (entry,) = found.rows[0][1]
     assert entry is not None
-    assert entry.text == "10.00 ± 2.83 (2 of 3)"
+    assert (entry.text, entry.aside) == ("10.00 ± 2.83", "2 of 3")
     assert found.heading.endswith("over 3 training seeds")
 
 
@@ -824,7 +825,7 @@ def test_kept_images_are_named_where_they_are(tmp_path: Path) -> None:
     assert (sweep / expected).samefile(samples)
     markdown = (sweep / "table.md").read_text(encoding="utf-8")
     assert f"- η 0, S = 10: `{expected}`" in markdown
-    assert "python -m ddim_lab.score PATH" in markdown
+    assert r"python -m ddim\_lab.score PATH" in markdown
     samples.unlink()
     build(sweep)
     assert "samples.npz" not in path.read_text(encoding="utf-8")

@@ -358,7 +358,7 @@ def _text_grid(text: TextTable, table: PaperTable, *, field: str, ranked: bool =
     def box(entry: Entry | None, cell: Cell | None) -> Box:
         if entry is None:
             return Box("")
-        under = []
+        under = [] if entry.aside is None else [entry.aside]
         if entry.paper is not None:
             under.append(f"paper {entry.paper:g}")
         if entry.difference is not None:

@@ -313,12 +313,10 @@ def published(sweep: Sweep, cell: Cell) -> float | None:
     """The reference's number for a cell: row by what its sampler is (eta, variance, clipping), column by steps.
 
     What the preset is called and how its settings came about does not matter. A list of timesteps (spacing "custom")
-    is no row's, unless the reference says that its own are.
+    is no row's: it was made for one S and one model.
     """
     reference, labels = sweep.plan.reference, cell.plan.labels
-    if reference is None or cell.steps is None:
-        return None
-    if labels.get("spacing") == "custom" != reference.spacing_at(cell.steps):
+    if reference is None or cell.steps is None or labels.get("spacing") == "custom":
         return None
     ours = tuple(labels.get(field) for field in RowSampler.model_fields)
     for name, sampler in reference.samplers.items():

@@ -36,13 +36,14 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of a table: the text, the exact values behind it, and why it is empty if it is."""
+    """One place of a table: the text, the exact values behind it, what stands beside it, and why it is empty if so."""
 
     text: str
     value: float | None = None
     se: float | None = None
     paper: float | None = None
     difference: float | None = None
+    aside: str | None = None
     note: str | None = None
 
 
@@ -434,7 +435,7 @@ def over_training_seeds(table: PaperTable) -> TextTable | None:
         more = [f"se {number(se_of[place], places)}"] if place in se_of else []
         more += [f"{count} of {of}"] if count != of else []
         text = f"{number(mean, places)} ± {number(spreads[place], places)}"
-        return Entry(f"{text} ({'; '.join(more)})" if more else text, mean)
+        return Entry(text, mean, aside="; ".join(more) or None)
 
     counts = " or ".join(map(str, sorted(set(planned.values()))))
     return TextTable(
@@ -485,7 +486,7 @@ def markdown(sweep: Sweep, tables: Iterable[PaperTable]) -> str:
             lines += _markdown_table(text)
     if kept := kept_samples(sweep):
         names = name_cells(sweep.cells, name_series(sweep.cells))
-        lines += ["## Images that were kept", "", KEPT, ""]
+        lines += ["## Images that were kept", "", md(KEPT), ""]
         lines += [f"- {md(names[number])}: `{path}`" for number, path in kept.items()]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -520,9 +521,10 @@ def plain_table(text: TextTable) -> tuple[str, list[str], list[list[str]]]:
 
 
 def _with_paper(entry: Entry) -> str:
+    text = entry.text if entry.aside is None else f"{entry.text} ({entry.aside})"
     if entry.paper is None:
-        return entry.text
-    parts = [entry.text, f"{entry.paper:g}"]
+        return text
+    parts = [text, f"{entry.paper:g}"]
     if entry.difference is not None:
         parts.append(number(entry.difference, decimals([entry.paper]), sign=True))
     return " / ".join(parts)
