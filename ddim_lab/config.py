@@ -21,6 +21,8 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -415,21 +417,65 @@ class LoggerConfig(_Group):
     mode: Literal["auto", "online", "offline"] = "auto"
 
 
+def _spacings(given: Any) -> Any:
+    """One spacing, or one by S: checked here, where the message can say both."""
+    by_steps = given if isinstance(given, dict) else {} if given is None else {1: given}
+    if all(str(steps).isdecimal() and name in list(SPACINGS) for steps, name in by_steps.items()):
+        return given
+    raise PydanticCustomError("spacing", "must be one of {known}, or S: one of them", {"known": ", ".join(SPACINGS)})
+
+
+class RowConfig(_Group):
+    """What the sampler of a published row is: its noise and its clipping."""
+
+    eta: NonNegative
+    variance: Variance
+    clip: Clip
+
+
 class ReferenceConfig(_Group):
-    """study.reference: known numbers to stand beside ours.
+    """study.reference: known numbers to stand beside ours, and what they were taken with.
+
+    A number stands beside the cells whose sampler is its row's, whatever the cell's preset is called. A difference is
+    given where all that is said here of the numbers holds for the cell, too.
 
     Attributes:
         source: where they were published.
         metric: what they are, as the report names it: "FID", "FD (digits classifier)", "Reconstruction MSE".
-        data, num_samples: of what data and how many images; a difference is given where ours are the same.
+        data, num_samples: of what data and how many images.
+        reference: the split of real images that a Fréchet distance is to.
+        weights: of the network.
+        spacing: of the timesteps, one for all or by S.
+        schedule: as conf/schedule.
         rows: preset of conf/sampler -> S -> number.
+        samplers: what the sampler of a row is; conf/sampler says it where it has the preset.
     """
 
     source: StrictStr
     metric: StrictStr
     data: StrictStr | None = None
     num_samples: PositiveInt | None = None
+    reference: Literal["train", "held_out", "all"] = "train"
+    weights: Literal["ema", "raw"] | None = None
+    spacing: Annotated[StrictStr | dict[StepsKey, StrictStr] | None, BeforeValidator(_spacings)] = None
+    schedule: ScheduleConfig | None = None
     rows: Annotated[dict[StrictStr, dict[StepsKey, Number]], Field(min_length=1)]
+    samplers: Annotated[dict[StrictStr, RowConfig], Field(validate_default=True)] = {}
+
+    @field_validator("samplers", mode="before")
+    @classmethod
+    def _look_up_presets(cls, given: Any, info: ValidationInfo) -> Any:
+        """The rows' presets as conf/sampler has them, under what is given."""
+        if not isinstance(given, dict):
+            return given
+        found = {}
+        for name in info.data.get("rows", {}):
+            file = config_folder() / "sampler" / f"{name}.yaml"
+            if name not in given and Path(name).name == name and file.is_file():
+                preset = OmegaConf.to_container(OmegaConf.load(file))
+                assert isinstance(preset, dict)
+                found[name] = {field: preset[field] for field in RowConfig.model_fields}
+        return {**found, **given}
 
 
 class StudyConfig(_Group):
@@ -526,6 +572,18 @@ class Config(_Group):
                 f"training.warmup_steps={self.training.warmup_steps} exceeds"
                 f" training.max_steps={self.training.max_steps}"
             )
+        self._check_reference()
+
+    def _check_reference(self) -> None:
+        if (reference := self.study.reference) is None:
+            return
+        if unknown := [name for name in reference.rows if name not in reference.samplers]:
+            raise ConfigError(
+                f"study.reference.rows.{unknown[0]}: conf/sampler has no such preset, so say what it is:"
+                f" study.reference.samplers.{unknown[0]}={{eta: ..., variance: ..., clip: ...}}"
+            )
+        if unknown := [name for name in reference.samplers if name not in reference.rows]:
+            raise ConfigError(f"study.reference.samplers.{unknown[0]}: study.reference.rows has no such row")
 
     def _check_task(self) -> None:
         task, sampler = self.task, self.sampler

@@ -124,6 +124,18 @@ def test_the_papers_protocol(name: str) -> None:
         assert str(config.steps) in reference.rows[config.sampler.name]
     if not name.startswith("table2"):
         assert (reference.metric, first.metrics.features, first.metrics.reference) == ("FID", "inception", "train")
+        assert reference.reference == "train"
+        spacing = (
+            reference.spacing
+            if isinstance(reference.spacing, dict)
+            else {str(c.steps): c.sampler.spacing for c in cells}
+        )
+        assert {spacing[str(config.steps)] for config in cells} == {first.sampler.spacing}
+        assert isinstance(reference.spacing, dict) or reference.spacing == first.sampler.spacing
+    assert (reference.weights, reference.schedule) == ("ema", first.schedule)
+    for config in cells:
+        row, sampler = reference.samplers[config.sampler.name], config.sampler
+        assert (row.eta, row.variance, row.clip) == (sampler.eta, sampler.variance, sampler.clip)
 
 
 def test_the_papers_numbers() -> None:
@@ -147,6 +159,10 @@ def test_the_last_column_is_opt_in() -> None:
     assert {config.steps for config in cells} == {10, 20, 50, 100, 1000}
     last = composed("table1_cifar10", "steps=1000", "sampler.spacing=uniform")
     assert [config.build_sampler().nfe for config in last] == [1000] * 5
+    reference = last[0].study.reference
+    assert reference is not None
+    assert isinstance(reference.spacing, dict)
+    assert reference.spacing["1000"] == "uniform"
 
 
 def test_offline_twins_differ_from_the_papers_in_data_alone() -> None:
@@ -158,6 +174,11 @@ def test_offline_twins_differ_from_the_papers_in_data_alone() -> None:
     assert [(c.steps, c.sampler, c.num_samples) for c in twin] == [(c.steps, c.sampler, c.num_samples) for c in paper]
 
 
+def with_rows(more: str) -> str:
+    """A reference that is right but for `more`."""
+    return f"{{source: me, metric: FID, rows: {{ddim: {{10: 1.0}}}}, {more}}}"
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -165,6 +186,25 @@ def test_offline_twins_differ_from_the_papers_in_data_alone() -> None:
         ("{source: me, rows: {ddim: {10: 1.0}}}", "study.reference.metric is not set"),
         ("{source: me, metric: FID, rows: {ddim: {ten: 1.0}}}", "study.reference.rows.ddim.ten"),
         ("{source: me, metric: FID, rows: {ddim: {10: good}}}", "study.reference.rows.ddim.10=good"),
+        ("{source: me, metric: FID, rows: {mine: {10: 1.0}}}", "study.reference.rows.mine: conf/sampler has no such"),
+        ("{source: me, metric: FID, rows: {../config: {10: 1.0}}}", "rows.../config: conf/sampler has no such preset"),
+        (with_rows("samplers: {ddpm: {eta: 1.0, variance: posterior, clip: none}}"), "samplers.ddpm: study.reference"),
+        (
+            with_rows("samplers: {ddim: {eta: 0.0, variance: small, clip: none}}"),
+            "samplers.ddim.variance=small: must be",
+        ),
+        (with_rows("reference: test"), "study.reference.reference=test: must be 'train', 'held_out' or 'all'"),
+        (with_rows("weights: best"), "study.reference.weights=best: must be 'ema' or 'raw'"),
+        (with_rows("spacing: linear"), "study.reference.spacing=linear: must be one of uniform, trailing"),
+        (
+            with_rows("spacing: {10: linear}"),
+            "study.reference.spacing={10: 'linear'}: must be one of uniform, trailing",
+        ),
+        (with_rows("spacing: {10: null}"), "study.reference.spacing={10: None}: must be one of uniform, trailing"),
+        (with_rows("spacing: {ten: uniform}"), "study.reference.spacing={'ten': 'uniform'}: must be one of uniform"),
+        (with_rows("schedule: linear"), "study.reference.schedule=linear: input should be"),
+        (with_rows("schedule: {name: square}"), "study.reference.schedule="),
+        (with_rows("schedule: {name: linear, num_timesteps: 1000, beta_start: 0.0001}"), "beta_end is not set"),
     ],
 )
 def test_a_wrong_reference_is_refused_before_any_work(reference: str, message: str) -> None:
@@ -172,6 +212,13 @@ def test_a_wrong_reference_is_refused_before_any_work(reference: str, message: s
         composed("table1_digits", f"study.reference={reference}")
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_row_of_ones_own_says_what_it_is() -> None:
+    own = "{source: me, metric: FID, rows: {mine: {10: 1.0}}, samplers: {mine: {eta: 0.7, variance: large, clip: x0}}}"
+    reference = composed("table1_digits", f"study.reference={own}")[0].study.reference
+    assert reference is not None
+    assert reference.model_dump()["samplers"] == {"mine": {"eta": 0.7, "variance": "large", "clip": "x0"}}
 
 
 def test_the_study_in_readme_is_one(tmp_path: Path) -> None:

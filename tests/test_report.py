@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import html
 import io
 import json
 import math
@@ -62,6 +63,7 @@ CONTRACT = [
     "repeat_max_abs_diff",
     "repeat_identical",
     "noise_variance",
+    "noise_variance_se",
     "sha256",
     "precision",
     "device",
@@ -166,7 +168,7 @@ class Outputs:
                 "model": {
                     "name": "digits",
                     "weights": "ema",
-                    "digest": "cd" * 32,
+                    "digest": f"{0xCD + (named['training_seed'] or 0):x}" * 32,
                     "parameters": 270_145,
                     "training_seed": named["training_seed"],
                     "fingerprint": "ef" * 32,
@@ -176,7 +178,7 @@ class Outputs:
                 "seed": named["seed"],
                 "num_samples": named["num_samples"],
                 "runtime": {"device": "cpu", "device_name": "AMD EPYC 2 cores", "precision": "fp32"},
-                "metrics": {"features": "classifier"},
+                "metrics": {"features": "classifier", "reference": "train", "reference_statistics": None},
             },
             "measurements": {
                 "nfe": steps,
@@ -270,11 +272,55 @@ def test_training_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
     assert found is not None
     assert found.heading == "FD (digits classifier) over 3 training seeds"
     shown = {label: [entry and entry.text for entry in entries] for label, entries in found.rows}
+    errors = [[table.rows[k].cells[steps].quality for k in range(3)] for steps in (10, 50)]
+    first, second = (math.fsum(q.fd_se or 0.0 for q in of if q) / 3 for of in errors)
     assert shown == {"η 0": ["10.00 ± 2.00", "4.00 ± 2.65"], "η 1": ["22.00 ± 2.65", DASH]}
+    asides = [entry and entry.aside for entry in found.rows[0][1]]
+    assert asides == [f"se {first:.2f}", f"se {second:.2f}"]
+    assert "not in the deviation" in found.notes[0]
     build(sweep.folder)
     page = (sweep.folder / "report.html").read_text(encoding="utf-8")
     assert "over 3 training seeds" in page
-    assert "4.00 ± 2.65" in (sweep.folder / "table.md").read_text(encoding="utf-8")
+    assert f"4.00 ± 2.65 (se {second:.2f}) |" in (sweep.folder / "table.md").read_text(encoding="utf-8")
+    assert f"<small>se {second:.2f}</small>" in page
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_training_seeds_of_a_model_that_is_not_trained_are_no_networks(tmp_path: Path, trained: bool) -> None:
+    """A pretrained or an exact model is the same one whatever training.seed says: its spread would be 0."""
+
+    def given(result: dict[str, Any]) -> None:
+        result["recipe"]["model"].update(training_seed=None, digest="cd" * 32, weights="pretrained")
+
+    outputs = Outputs(tmp_path)
+    for seed in range(3):
+        overrides = ["steps=10", f"training.seed={seed}"]
+        outputs.add(0.0, 10, fd=8.0, training_seed=seed, overrides=overrides, change=None if trained else given)
+    (table,) = paper_tables(read_sweep(outputs.done()))
+    assert len(table.rows) == 3
+    assert (over_training_seeds(table) is not None) == trained
+
+
+def test_a_network_counts_once_and_a_missing_one_is_told(tmp_path: Path) -> None:
+    def twin(result: dict[str, Any]) -> None:
+        result["recipe"]["model"]["digest"] = "cd" * 32
+
+    outputs = Outputs(tmp_path)
+    for seed, fd in enumerate((8.0, 8.0, 12.0, 0.0)):
+        given: dict[str, Any] = {"status": "failed", "error": "no"} if seed == 3 else {"fd": fd}
+        given["change"] = (lambda result: (drop_se(result), twin(result))) if seed == 1 else drop_se
+        outputs.add(0.0, 10, training_seed=seed, overrides=["steps=10", f"training.seed={seed}"], **given)
+    (table,) = paper_tables(read_sweep(outputs.done()))
+    found = over_training_seeds(table)
+    assert found is not None
+    (entry,) = found.rows[0][1]
+    assert entry is not None
+    assert (entry.text, entry.aside) == ("10.00 ± 2.83", "2 of 3")
+    assert found.heading.endswith("over 3 training seeds")
+
+
+def drop_se(result: dict[str, Any]) -> None:
+    result["measurements"]["quality"]["fd_se"] = None
 
 
 def test_one_training_seed_has_no_such_table(tmp_path: Path) -> None:
@@ -538,7 +584,12 @@ REFERENCE = {
     "source": "Song, Meng, Ermon (ICLR 2021), Table 1",
     "metric": "FID",
     "columns": "steps",
+    "reference": "train",
     "rows": {"ddim": {"10": 13.36, "20": 6.84}, "ddpm_large": {"10": 367.43}},
+    "samplers": {
+        "ddim": {"eta": 0.0, "variance": "posterior", "clip": "none"},
+        "ddpm_large": {"eta": 1.0, "variance": "large", "clip": "x0_eps"},
+    },
 }
 
 
@@ -550,7 +601,8 @@ def paper_like(root: Path, name: str) -> Path:
     for steps in (10, 20):
         outputs.add(0.0, steps, sampler="ddim", overrides=[f"steps={steps}"], change=rename, fd=14.0)
         outputs.add(0.5, steps, sampler="ddim", overrides=["sampler.eta=0.5", f"steps={steps}"], change=rename)
-        outputs.add(1.0, steps, sampler="ddpm_large", variance="large", overrides=["x"], change=rename, fd=300.0)
+        large = {"sampler": "ddpm_large", "variance": "large", "clip": "x0_eps"}
+        outputs.add(1.0, steps, overrides=["x"], change=rename, fd=300.0, **large)
     return outputs.done()
 
 
@@ -574,6 +626,112 @@ def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
     assert "/ 13.36 / +0.64" in (sweep / "table.md").read_text(encoding="utf-8")
     assert "paper 13.36" in page.text
     assert "/ 367.43 / $-$67.43" in (sweep / "table.tex").read_text(encoding="utf-8")
+
+
+LINEAR = {"name": "linear", "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+PROTOCOL = {
+    **REFERENCE,
+    "data": "digits",
+    "num_samples": 1437,
+    "weights": "ema",
+    "spacing": {"10": "uniform", "20": "quadratic"},
+    "schedule": LINEAR,
+}
+
+
+def fid(*path: str, value: Any = None) -> Callable[[dict[str, Any]], None]:
+    """A cell whose distance is an FID, with one entry changed if `path` is given."""
+
+    def change(result: dict[str, Any]) -> None:
+        result["measurements"]["quality"]["name"] = "FID"
+        if path:
+            other(*path, value=value)(result)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "labels", "why"),
+    [
+        (fid(), {}, None),
+        (fid("recipe", "model", "weights", value="pretrained"), {}, None),
+        (fid(), {"data": "cifar10"}, "ours is of cifar10, theirs of digits"),
+        (
+            fid("measurements", "quality", "num_samples", value=1000),
+            {},
+            "ours is of 1,000 images, theirs of 1,437",
+        ),
+        (
+            fid("recipe", "metrics", "reference", value="held_out"),
+            {},
+            "ours is to the held_out images, theirs to the train images",
+        ),
+        (
+            fid("recipe", "metrics", "reference_statistics", value="/some/x.npz"),
+            {},
+            "ours is to the statistics in x.npz, theirs to the train images",
+        ),
+        (fid("recipe", "model", "weights", value="raw"), {}, "ours is of raw weights, theirs of ema"),
+        (
+            fid("recipe", "schedule", value={"name": "cosine", "offset": 0.008}),
+            {},
+            "ours has schedule cosine (offset 0.008), theirs schedule linear (num_timesteps 1000, beta_start 0.0001, "
+            "beta_end 0.02)",
+        ),
+        (fid(), {"spacing": "trailing"}, "ours has trailing timesteps, theirs uniform"),
+    ],
+)
+def test_a_difference_needs_the_published_protocol(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], labels: dict[str, Any], why: str | None
+) -> None:
+    outputs = Outputs(tmp_path, reference=PROTOCOL)
+    outputs.add(0.0, 10, fd=14.0, change=change, **labels)
+    found = read_sweep(outputs.done())
+    text = paper_text(found, paper_tables(found)[0])
+    (entry,) = text.rows[0][1]
+    assert entry is not None
+    assert entry.paper == 13.36
+    assert (entry.difference is None) == (why is not None)
+    assert text.notes[0] == (
+        f"Each place: ours / paper / ours − paper. Paper: {REFERENCE['source']}."
+        if why is None
+        else f"Each place: ours / paper (FID; {REFERENCE['source']}). No difference is given: {why}."
+    )
+
+
+def test_one_cell_of_another_protocol_is_refused_alone(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, reference=PROTOCOL)
+    for steps in (10, 20):
+        outputs.add(0.0, steps, fd=14.0, change=fid())  # uniform, as theirs at S = 10 alone
+    found = read_sweep(outputs.done())
+    text = paper_text(found, paper_tables(found)[0])
+    assert [entry and entry.difference is not None for entry in text.rows[0][1]] == [True, False]
+    assert text.notes[0].endswith(
+        "No difference is given where it would mean nothing: ours has uniform timesteps, theirs quadratic "
+        "(η 0, S = 20)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "overrides", "paper"),
+    [
+        ({"sampler": "ddim"}, [], 13.36),
+        ({"sampler": "ddim_eta1"}, ["sampler=ddim_eta1", "sampler.eta=0"], 13.36),  # it is DDIM, whatever was typed
+        ({"sampler": "ddim", "eta": 0.5}, [], None),  # by a study's file: nothing was typed
+        ({"sampler": "ddim", "clip": "x0"}, [], None),
+        ({"sampler": "ddim", "variance": "large"}, [], None),
+        ({"sampler": "ddim", "spacing": "custom"}, [], None),
+    ],
+)
+def test_a_row_is_matched_by_what_the_sampler_is(
+    tmp_path: Path, labels: dict[str, Any], overrides: list[str], paper: float | None
+) -> None:
+    outputs = Outputs(tmp_path, reference=REFERENCE)
+    outputs.add(labels.pop("eta", 0.0), 10, change=fid(), overrides=overrides, **labels)
+    found = read_sweep(outputs.done())
+    (entry,) = paper_text(found, paper_tables(found)[0]).rows[0][1]
+    assert entry is not None
+    assert entry.paper == paper
 
 
 def test_no_difference_between_different_metrics(tmp_path: Path) -> None:
@@ -648,6 +806,37 @@ def test_nothing_leaves_the_page_and_it_is_small(tmp_path: Path) -> None:
     assert path.stat().st_size < 1_500_000
 
 
+def files(page: Page) -> list[str]:
+    """Where the page's links go, but those inside it."""
+    found = [str(attributes["href"]) for tag, attributes in page.tags if tag == "a"]
+    return [link for link in found if not link.startswith("#")]
+
+
+def test_kept_images_are_named_where_they_are(tmp_path: Path) -> None:
+    """From the report's folder, as python -m ddim_lab.score takes it; quoted in the link."""
+    outputs = Outputs(tmp_path / "a b#c")
+    outputs.add(0.0, 10, key="b" * 64)
+    outputs.add(0.5, 10)
+    samples = outputs.cell("b" * 64) / "samples.npz"
+    np.savez(samples, np.zeros((4, 8, 8, 1), np.uint8))
+    path = build(sweep := outputs.done())
+    expected = f"../../cells/{'b' * 64}/samples.npz"
+    assert files(Page(path)) == [f"./{expected}"]
+    assert (sweep / expected).samefile(samples)
+    markdown = (sweep / "table.md").read_text(encoding="utf-8")
+    assert f"- η 0, S = 10: `{expected}`" in markdown
+    assert r"python -m ddim\_lab.score PATH" in markdown
+    samples.unlink()
+    build(sweep)
+    assert "samples.npz" not in path.read_text(encoding="utf-8")
+    # beside another sweep, from a folder elsewhere
+    np.savez(samples, np.zeros((4, 8, 8, 1), np.uint8))
+    other_sweep = nine(tmp_path / "other").done()
+    assert main([f"x={sweep}", f"y={other_sweep}", "--output", str(tmp_path / "both")]) == 0
+    linked = files(Page(tmp_path / "both" / "report.html"))
+    assert linked == [f"./../a%20b%23c/outputs/cells/{'b' * 64}/samples.npz"]
+
+
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
 
 
@@ -701,6 +890,60 @@ def test_contended_times_are_flagged_and_left_out(tmp_path: Path) -> None:
     points = drawn_values(page.charts["time_against_steps"])
     assert {record["forwards"] for record in points} == {10, 50}
     assert {record["steps"] for record in drawn_values(page.charts["fd_against_seconds"])} == {"10", "50"}
+    captions = {chart.name: chart.caption for chart in sweep_charts(read_sweep(sweep))}
+    for name in ("time_against_steps", "fd_against_seconds"):
+        assert captions[name].endswith(" 1 timed beside other work, left out.")
+    assert "left out" not in captions["fd_against_steps"]
+
+
+def speed_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The table "Timing" of a page: its columns, and its rows as texts."""
+    (table,) = re.findall(r'aria-label="Timing">(.*?)</table>', path.read_text(encoding="utf-8"), re.DOTALL)
+    cells = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    ]
+    texts = [[html.unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]
+    return texts[0], texts[1:]
+
+
+def test_the_slowest_is_of_the_same_conditions(tmp_path: Path) -> None:
+    def on(**model: Any) -> Callable[[dict[str, Any]], None]:
+        return lambda result: result["recipe"]["model"].update(model)
+
+    def larger_batch(result: dict[str, Any]) -> None:
+        result["measurements"]["speed"]["images"] = 512
+
+    outputs = Outputs(tmp_path)
+    outputs.add(0.0, 10, seconds_per_image=0.01)
+    outputs.add(0.0, 25, seconds_per_image=0.03)
+    outputs.add(0.5, 10, seconds_per_image=5.0, change=on(parameters=35_746_307))
+    outputs.add(0.5, 25, seconds_per_image=7.0, change=on_another_machine)
+    outputs.add(1.0, 10, seconds_per_image=9.0, change=larger_batch)
+    outputs.add(1.0, 10, seconds_per_image=8.0, data="cifar10")
+    columns, lines = speed_table(build(outputs.done()))
+    place = columns.index("times as fast as the slowest")
+    assert [line[place] for line in lines] == ["3×", "1×", "1×", "1×", "1×", "1×"]
+
+
+def test_what_was_not_measured_of_the_speed_is_a_dash(tmp_path: Path) -> None:
+    def without(result: dict[str, Any]) -> None:
+        speed = result["measurements"]["speed"]
+        speed.update(dict.fromkeys(("forward_share", "peak_memory_bytes", "seconds_q1", "seconds_per_image")))
+
+    outputs = Outputs(tmp_path)
+    outputs.add(0.0, 10, change=without)
+    sweep = outputs.done()
+    columns, ((name, *line),) = speed_table(build(sweep))
+    shown = dict(zip(columns[1:], line, strict=True))
+    assert name == "η 0, S = 10"
+    assert {column for column, text in shown.items() if text == DASH} == {
+        "ms an image", "quartiles", "hours for 50,000 images", "times as fast as the slowest", "forward's share",
+        "peak memory",
+    }  # fmt: skip
+    (row,) = read_csv(sweep)
+    assert (row["forward_share"], row["peak_memory"]) == ("", "")
+    assert "Peak memory: of the walk alone, on a GPU" in Page(sweep / "report.html").text
 
 
 def test_held_out_level_is_drawn_only_at_equal_n(tmp_path: Path) -> None:
@@ -714,6 +957,27 @@ def test_held_out_level_is_drawn_only_at_equal_n(tmp_path: Path) -> None:
         (chart, *_) = sweep_charts(read_sweep(outputs.done()))
         assert ("held-out real images" in json.dumps(page_spec(chart))) is drawn
         assert "Held-out" in chart.caption or "held-out" in chart.caption
+
+
+def test_the_held_out_level_is_one_draw_with_its_error(tmp_path: Path) -> None:
+    def level(**values: Any) -> Callable[[dict[str, Any]], None]:
+        return lambda result: result["measurements"]["quality"]["equal_n"].update(values)
+
+    for se, shown in ((0.1378, "2.91 ± 0.14"), (None, "2.91")):
+        outputs = Outputs(tmp_path / str(se))
+        outputs.add(change=level(fd_held_out_se=se))
+        sweep = outputs.done()
+        build(sweep)
+        markdown = (sweep / "table.md").read_text(encoding="utf-8")
+        assert f"against the same reference: {shown} at N = 360: one draw of real images." in markdown
+        assert f"| held-out real images | {shown} |" in markdown
+        assert "would score" not in markdown
+        assert ("± its standard error" in markdown) is (se is not None)
+        assert read_csv(sweep)[0]["fd_held_out_at_equal_n_se"] == ("" if se is None else repr(se))
+        equal = Outputs(tmp_path / f"{se} equal")
+        equal.add(change=level(fd_held_out_se=se, num_samples=1437))
+        (chart, *_) = sweep_charts(read_sweep(equal.done()))
+        assert f"Dashed: one draw of held-out real images at the same N ({shown})." in chart.caption
 
 
 def drop(*names: str) -> Callable[[dict[str, Any]], None]:
@@ -888,6 +1152,37 @@ def test_what_stands_beside_the_frechet_distance(tmp_path: Path) -> None:
     assert re.search(r"kernel distance\s*precision\s*recall", page.text)
     assert "± 0.002" in page.text
     assert "Inception Score" not in page.text
+    assert "Precision and recall drift with the number of images: compare them at equal N alone." in page.text
+    assert 'class="block grid wide">\n<h3>Beside the Fréchet distance' in (sweep.sweep / "report.html").read_text(
+        "utf-8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("subsets", "size", "said"),
+    [
+        (100, 1000, "mean over 100 subsets of 1,000 images."),
+        (
+            100,
+            1437,
+            "mean over 100 subsets of 1,437 images. All 1,437 samples are in each: its spread is over subsets of the "
+            "reference alone.",
+        ),
+        (1, 1437, "mean over 1 subset of 1,437 images."),
+    ],
+)
+def test_whose_subsets_the_kernel_distance_is_spread_over(tmp_path: Path, subsets: int, size: int, said: str) -> None:
+    def extend(result: dict[str, Any]) -> None:
+        spread = 0.002 if subsets > 1 else None
+        result["measurements"]["quality"].update(
+            kid=0.0123, kid_spread=spread, kid_subsets=subsets, kid_subset_size=size
+        )
+
+    outputs = Outputs(tmp_path)
+    outputs.add(change=extend)
+    page = build(outputs.done()).read_text(encoding="utf-8")
+    assert f'<p class="quiet">Kernel distance: {said}</p>' in page
+    assert "drift with the number of images" not in page
 
 
 def test_a_series_has_one_colour_everywhere(tmp_path: Path) -> None:
@@ -974,9 +1269,26 @@ def test_sweeps_stand_beside_each_other(tmp_path: Path) -> None:
     assert "H100, fp32" in page.text
     # paired where the same samples were made from the same noise
     assert "η 0 · gpu − η 0 · cpu" in page.text
+    assert "Neighbouring rows at the same steps, lower minus upper" in page.text
     assert sorted(set(tmp_path.rglob("*")) - set(before)) == sorted(
         [tmp_path / "both", *(tmp_path / "both" / n for n in ("results.csv", "table.md", "table.tex", "report.html"))]
     )
+
+
+def test_pairs_that_are_no_neighbours_are_said_to_be_of_one_sweep(tmp_path: Path) -> None:
+    sweeps = {}
+    for name in ("a", "b"):
+        outputs = Outputs(tmp_path / name)
+        for eta in (0.0, 1.0):
+            outputs.add(eta, 10)
+        sweeps[name] = outputs.done()
+    assert main([f"{n}={folder}" for n, folder in sweeps.items()] + ["--output", str(tmp_path / "both")]) == 0
+    (table,) = paper_tables(join_sweeps({n: read_sweep(f) for n, f in sweeps.items()}, tmp_path))
+    labels = [row.series.label for row in table.rows]
+    found = {(labels.index(c.first.label), labels.index(c.second.label)): c.adjacent for c in neighbours(table)}
+    assert found == {(0, 1): True, (0, 2): False, (1, 2): True, (1, 3): False, (2, 3): True}
+    page = Page(tmp_path / "both" / "report.html")
+    assert "Neighbouring rows, and the neighbours among the rows of each sweep, at the same steps" in page.text
 
 
 def read_csv_of(sweep: Path) -> list[dict[str, Any]]:

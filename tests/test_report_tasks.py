@@ -23,7 +23,9 @@ TABLE_2 = {
     "metric": "Reconstruction MSE",
     "data": "cifar10",
     "num_samples": 360,
+    "reference": "train",  # which a reconstruction is not compared with
     "rows": {"ddim": {"10": 0.014, "20": 0.0065, "50": 0.0023}},
+    "samplers": {"ddim": {"eta": 0.0, "variance": "posterior", "clip": "none"}},
 }
 
 
@@ -90,7 +92,7 @@ def test_zero_is_zero_and_stays_off_the_log_axis(tmp_path: Path) -> None:
     found = read_sweep(outputs.done())
     ((field, text),) = table_texts(found, paper_tables(found)[0])
     assert field == "consistency_mse"
-    assert [entry.text for entry in text.rows[0][1] if entry] == ["0.00160 ± 0.00020", "0.00040 ± 0.00005", "0 ± 0"]
+    assert [entry.text for entry in text.rows[0][1] if entry] == ["0.00160 ± 0.00020", "0.00040 ± 0.00005", "0"]
     assert "Two references from different x_T: 0.14000." in text.notes
     (chart,) = [chart for chart in sweep_charts(found) if chart.name.startswith("consistency_mse")]
     (records,) = chart.spec["datasets"].values()
@@ -121,6 +123,30 @@ def test_variance_over_eta_needs_three_etas_and_something_to_show(tmp_path: Path
     assert names(tmp_path / "a", (0.0, 0.5, 1.0)) == ["noise_variance_against_eta", "noise_variance"]
     assert names(tmp_path / "b", (0.0, 1.0)) == ["noise_variance"]
     assert names(tmp_path / "c", (0.0,)) == []
+
+
+def test_the_variance_across_noise_seeds_has_its_error_everywhere(tmp_path: Path) -> None:
+    def with_error(result: dict[str, Any]) -> None:
+        determinism = result["measurements"]["determinism"]
+        determinism["noise_variance_se"] = determinism["noise_variance"] / 10
+
+    outputs = Outputs(tmp_path)
+    for eta in (0.0, 0.5, 1.0):
+        outputs.add(eta, 10, change=with_error)
+    sweep = outputs.done()
+    page = Page(build(sweep))
+    with (sweep / "results.csv").open(newline="") as file:
+        found = [row["noise_variance_se"] for row in csv.DictReader(file)]
+    assert found == ["0.0", repr(0.0065 / 10), repr(0.013 / 10)]
+    markdown = (sweep / "table.md").read_text(encoding="utf-8")
+    assert "| η 0 | 0 |" in markdown  # nothing was drawn: no error
+    assert "| η 1 | 0.0130 ± 0.0013 |" in markdown
+    assert "± is one standard error over images." in markdown
+    assert "1.30e−2 ± 1.30e−3" in page.text
+    chart = page.charts["noise_variance_against_eta"]
+    (records,) = chart["datasets"].values()
+    ends = [end for record in records for end in (record["low"], record["high"])]
+    assert ends == pytest.approx([0.0, 0.0, 0.00585, 0.00715, 0.0117, 0.0143])
 
 
 def test_quality_over_forwards_where_they_differ_from_the_steps(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ddim_lab.report.estimates import pareto_front
 from ddim_lab.report.measures import NOISE_VARIANCE, Measure, measures_of
 from ddim_lab.report.series import PaperTable, Series, held_out_levels, name_cells, name_series, paper_tables
 from ddim_lab.report.sweep import Cell, Sweep, finite, training_curves
-from ddim_lab.report.text import decimals, measure_heading, metric_facts, number, small
+from ddim_lab.report.text import decimals, level_text, measure_heading, metric_facts, number, small
 from ddim_lab.report.timing import contended, timed, timing_fits
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
@@ -103,7 +103,8 @@ def _quality_chart(table: PaperTable, name: str, *, forwards: bool = False) -> C
         )
     levels = held_out_levels(table)
     level = levels.get(table.metric.num_samples or -1) if table.metric else None
-    extent = [value for r in records for value in (r["low"], r["high"])] + ([level] if level else [])
+    extent = [value for r in records for value in (r["low"], r["high"])]
+    extent += [level.value] if level and _positive(level.value) else []
 
     steps = sorted({int(r["steps"]) for r in records})
     x = alt.X("steps:Q").scale(type="log", domain=_padded(steps, 1.15), nice=False)
@@ -127,15 +128,15 @@ def _quality_chart(table: PaperTable, name: str, *, forwards: bool = False) -> C
     ]
     layers = [layer.encode(color=_colour(alt, keys)) for layer in layers]
     caption = f"{facts}. Bars: ±1 standard error."
-    if level and _positive(level):
-        rule = alt.Chart(alt.InlineData(values=[{"fd": level, "text": "held-out real images"}]))
+    if level and _positive(level.value):
+        rule = alt.Chart(alt.InlineData(values=[{"fd": level.value, "text": "held-out real images"}]))
         layers.append(rule.mark_rule(color=GREY, strokeDash=[6, 4]).encode(y=y))
         layers.append(
             rule.mark_text(align="right", baseline="bottom", dx=-4, dy=-3).encode(
                 x=alt.value("width"), y=y, text="text:N"
             )
         )
-        caption += f" Dashed: held-out real images at the same N ({number(level, places)})."
+        caption += f" Dashed: one draw of held-out real images at the same N ({level_text(level)})."
     elif levels:
         caption += " Held-out real images were measured at a smaller N, so their level is not drawn here."
     title = f"{heading} against {'network forwards' if forwards else 'steps'}"
@@ -193,27 +194,30 @@ def _variance_chart(table: PaperTable, name: str) -> Chart | None:
     """The variance across noise seeds against eta, linear, a line for each number of steps; from three etas on."""
     import altair as alt
 
-    places: dict[tuple[int, str], dict[float, float]] = {}
+    places: dict[tuple[int, str], dict[float, tuple[float, float | None]]] = {}
     spacings = {str(cell.plan.labels.get("spacing")) for cell in table.cells}
     for cell in table.cells:
         labels, value = cell.plan.labels, cell.value(NOISE_VARIANCE.field)
         eta = labels.get("eta")
         if value is not None and isinstance(eta, int | float) and cell.steps and labels.get("variance") != "large":
             spacing = str(labels.get("spacing")) if len(spacings) > 1 else ""
-            places.setdefault((cell.steps, spacing), {}).setdefault(float(eta), value)
+            places.setdefault((cell.steps, spacing), {}).setdefault(
+                float(eta), (value, cell.value("noise_variance_se"))
+            )
     lines = {key: points for key, points in sorted(places.items()) if len(points) > 2}
     if not lines:
         return None
     names = {key: f"S = {key[0]}" + (f", {key[1]}" if key[1] else "") for key in lines}
     records: list[dict[str, Any]] = [
-        {"series": names[key], "eta": eta, "variance": value, "shown": small(value, 4)}
+        {"series": names[key], "eta": eta, "variance": value, "low": value - (se or 0.0), "high": value + (se or 0.0)}
+        | {"shown": small(value, 4) + (f" ± {small(se, 4)}" if se is not None else "")}
         for key, points in lines.items()
-        for eta, value in sorted(points.items())
+        for eta, (value, se) in sorted(points.items())
     ]
     keys = tuple(
         Key(label, PALETTE[i % len(PALETTE)], SHAPES[i % len(SHAPES)]) for i, label in enumerate(names.values())
     )
-    etas, top = sorted({r["eta"] for r in records}), max(r["variance"] for r in records)
+    etas, top = sorted({r["eta"] for r in records}), max(r["high"] for r in records)
     x = alt.X("eta:Q").scale(domain=[0, max(etas) * 1.03 or 1.0], nice=False)
     x = x.axis(values=etas, format="~g", grid=False).title("η")
     y = alt.Y("variance:Q").scale(domain=[0, top * 1.08 or 1.0], nice=False).axis(tickCount=6)
@@ -225,12 +229,15 @@ def _variance_chart(table: PaperTable, name: str) -> Chart | None:
     ]
     base = alt.Chart(alt.InlineData(values=records))
     chart = alt.layer(
+        base.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=_colour(alt, keys)),
         base.mark_line(strokeWidth=2).encode(x=x, y=y, color=_colour(alt, keys)),
         base.mark_point(filled=True, size=70, opacity=1).encode(
             x=x, y=y, color=_colour(alt, keys), shape=_shape(alt, keys), tooltip=tooltip
         ),
     )
     caption = "Between runs from the same x_T with different noise. At η 0 nothing is drawn: exactly 0."
+    if any(se is not None for points in lines.values() for _, se in points.values()):
+        caption += " Bars: ±1 standard error over images."
     return Chart(name, f"{measure_heading(table, NOISE_VARIANCE)} against η", _spec(chart), keys, caption, table)
 
 
@@ -287,6 +294,7 @@ def _front_chart(table: PaperTable, name: str) -> Chart | None:
         "Ringed and dashed: the Pareto front, which nothing beats in both, with its numbers of steps. Both axes are "
         "logarithmic; low and left is better."
     )
+    caption += _left_out(table.cells)
     return Chart(name, f"{heading} against time", _spec(chart), keys, caption, table)
 
 
@@ -352,8 +360,7 @@ def _time_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
     caption = "Median of the repeats; bars: quartiles."
     if shown:
         caption += " Lines: least squares" + (", all series together." if common else ", series by series.")
-    if left_out := len(contended(sweep.cells)):
-        caption += f" {left_out} timed beside other work, left out."
+    caption += _left_out(sweep.cells)
     return Chart("time_against_steps", "Time against steps", _spec(alt.layer(*layers)), keys, caption)
 
 
@@ -443,6 +450,12 @@ def _phases_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
 
 
 # pieces
+
+
+def _left_out(cells: Sequence[Cell]) -> str:
+    """How many of the cells have a time that does not count, as the end of a caption; nothing if none has."""
+    count = len(contended(cells))
+    return f" {count} timed beside other work, left out." if count else ""
 
 
 def _positive(value: float | None) -> bool:

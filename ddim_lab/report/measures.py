@@ -37,6 +37,7 @@ NOISE_VARIANCE = Measure(
     "Variance across noise seeds",
     "mean over pixels that span [−1, 1], between runs from the same x_T with different noise; half of it is the MSE "
     "between two runs on the [0, 1] scale",
+    se="noise_variance_se",
     count="noise_images",
     ranked=False,
 )

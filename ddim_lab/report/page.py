@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -21,10 +22,11 @@ from ddim_lab.report.charts import Chart, page_spec, sweep_charts
 from ddim_lab.report.measures import NOISE_VARIANCE, has_noise_variance, measures_of
 from ddim_lab.report.pictures import Embedded, embed
 from ddim_lab.report.rows import COLUMNS, cell_row, exact
-from ddim_lab.report.series import PaperTable, Series, name_cells, name_series, neighbours, paper_tables
+from ddim_lab.report.series import PaperTable, Series, kept_samples, name_cells, name_series, neighbours, paper_tables
 from ddim_lab.report.sweep import Cell, Sweep, TaskTable
 from ddim_lab.report.text import (
     DASH,
+    KEPT,
     STANDARD_ERROR,
     Entry,
     TextTable,
@@ -38,7 +40,7 @@ from ddim_lab.report.text import (
     paper_text,
     steps_text,
 )
-from ddim_lab.report.timing import contended, timing_fits
+from ddim_lab.report.timing import conditions, contended, timing_fits
 
 HERE = Path(__file__).parent
 PREVIEW_BUDGET = 1_500_000
@@ -47,7 +49,10 @@ TASK_PICTURE_BUDGET = 1_500_000
 
 @dataclass(frozen=True)
 class Box:
-    """One place of a grid. `exact` is the value as results.csv has it, under the name `field` of cell `cell`."""
+    """One place of a grid. `exact` is the value as results.csv has it, under the name `field` of cell `cell`.
+
+    `link` is a file's path, relative to the report's folder.
+    """
 
     text: str
     error: str = ""
@@ -60,6 +65,7 @@ class Box:
     mark: int | None = None
     head: bool = False
     code: bool = False
+    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -342,7 +348,7 @@ def _text_grid(text: TextTable, table: PaperTable, *, field: str, ranked: bool =
         if entry.value is None or entry.value <= 0:
             return None, 0.0
         if distance:
-            if entry.paper is None or entry.paper <= 0:
+            if entry.difference is None or entry.paper is None or entry.paper <= 0:
                 return None, 0.0
             return "far", min(1.0, abs(math.log2(entry.value / entry.paper)))
         if high <= low or not ranked:
@@ -352,7 +358,7 @@ def _text_grid(text: TextTable, table: PaperTable, *, field: str, ranked: bool =
     def box(entry: Entry | None, cell: Cell | None) -> Box:
         if entry is None:
             return Box("")
-        under = []
+        under = [] if entry.aside is None else [entry.aside]
         if entry.paper is not None:
             under.append(f"paper {entry.paper:g}")
         if entry.difference is not None:
@@ -415,14 +421,17 @@ def _difference_grid(table: PaperTable) -> Grid | None:
         for c in comparisons
     )
     heading, facts = metric_facts(table)
+    which = "Neighbouring rows"
+    if any(not c.adjacent for c in comparisons):
+        which = "Neighbouring rows, and the neighbours among the rows of each sweep,"
     return Grid(
         f"Paired differences of {heading}",
         ("", *map(steps_text, table.columns)),
         rows,
         facts=facts,
         notes=(
-            "Neighbouring rows at the same steps, second minus first, ± the paired jackknife standard error: sample i "
-            "starts from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
+            f"{which} at the same steps, lower minus upper, ± the paired jackknife standard error: sample i starts "
+            "from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
         ),
         wide=True,
     )
@@ -454,13 +463,25 @@ def _others_grid(content: Content, table: PaperTable) -> Grid | None:
         for cell, row in rows
     )
     facts = metric_facts(table)[1]
-    note = "On the features of the Fréchet distance. ± is the spread over subsets of the samples, no standard error."
-    subsets = {(q.kid_subsets, q.kid_subset_size) for cell, _ in rows if (q := cell.quality) and q.kid is not None}
-    for count, size in sorted(pair for pair in subsets if None not in pair):
-        note += f" Kernel distance: mean over {count} subsets of {size} images."
+    notes = ["On the features of the Fréchet distance."]
+    measured = {column for column, _, _ in found}
+    if measured & {"kid", "inception_score"}:
+        notes[0] += " ± is a spread over parts of the images, no standard error."
+    subsets = {
+        (q.kid_subsets, q.kid_subset_size, q.num_samples)
+        for cell, _ in rows
+        if (q := cell.quality) and q.kid is not None and q.kid_subsets and q.kid_subset_size
+    }
+    for count, size, of in sorted(subsets, key=str):
+        told = f"Kernel distance: mean over {count} {'subset' if count == 1 else 'subsets'} of {size:,} images."
+        if of is not None and size >= of and count > 1:
+            told += f" All {of:,} samples are in each: its spread is over subsets of the reference alone."
+        notes.append(told)
+    if measured & {"improved_precision", "improved_recall"}:
+        notes.append("Precision and recall drift with the number of images: compare them at equal N alone.")
     is_fid = table.metric is not None and table.metric.name == "FID"  # KID, too, is of Inception's features alone
     columns = ("", *("KID" if is_fid and name == "kid" else heading for name, heading, _ in found))
-    return Grid("Beside the Fréchet distance", columns, lines, facts=facts, notes=(note,))
+    return Grid("Beside the Fréchet distance", columns, lines, facts=facts, notes=tuple(notes), wide=True)
 
 
 def speed_section(content: Content) -> Section | None:
@@ -490,7 +511,12 @@ def speed_section(content: Content) -> Section | None:
             )
         )
     lines = tuple(_speed_row(content, cell) for cell in cells)
-    notes = ["Median of the repeats over one batch; quartiles in brackets."]
+    notes = [
+        "Median of the repeats over one batch; quartiles in brackets.",
+        "Times as fast as the slowest: of the cells of the same device, runtime, images a batch, data and network.",
+        "Forward's share: the network's forwards alone over the whole walk; median of the ratios, timed in pairs.",
+        "Peak memory: of the walk alone, on a GPU; on a CPU it is not given.",
+    ]
     if late := contended(cells):
         notes.append(
             f"{_count(len(late), 'cell')} marked “contended” ran beside other work: the time is no fair measure, and "
@@ -518,17 +544,18 @@ def _speed_row(content: Content, cell: Cell) -> tuple[Box, ...]:
     def box(name: str, shown: Callable[[Any], str]) -> Box:
         return _row_box(cell, row, name, shown)
 
-    quartiles = ""
+    quartiles = DASH
     if speed and speed.images and speed.seconds_q1 is not None and speed.seconds_q3 is not None:
         quartiles = f"[{speed.seconds_q1 / speed.images * 1e3:.3g}, {speed.seconds_q3 / speed.images * 1e3:.3g}]"
-    slowest = max((c.seconds_per_image for c in content.sweep.cells if c.seconds_per_image), default=0.0)
-    speed_up = f"{slowest / cell.seconds_per_image:.3g}×" if cell.seconds_per_image else ""
+    peers = [c for c in content.sweep.cells if conditions(c) == conditions(cell)]
+    slowest = max((c.seconds_per_image for c in peers if c.seconds_per_image), default=0.0)
+    speed_up = f"{slowest / cell.seconds_per_image:.3g}×" if cell.seconds_per_image else DASH
     return (
         Box(content.names[cell.number], head=True),
         box("nfe", str),
         box("seconds_per_image", lambda value: f"{value * 1e3:.4g}"),
         Box(quartiles),
-        Box(f"{cell.seconds_per_image * 50_000 / 3600:.3g}" if cell.seconds_per_image else ""),
+        Box(f"{cell.seconds_per_image * 50_000 / 3600:.3g}" if cell.seconds_per_image else DASH),
         Box(speed_up),
         box("images_per_second", lambda value: f"{value:,.4g}"),
         box("forward_share", lambda value: f"{value:.1%}"),
@@ -546,14 +573,22 @@ def _row_box(cell: Cell, row: Mapping[str, Any], name: str, shown: Callable[[Any
 
 
 def samples_section(content: Content) -> Section | None:
-    """One row of samples a cell, the same x_T down the columns."""
+    """One row of samples a cell, the same x_T down the columns; then the files of cells that kept all of them."""
     ordered = sorted(
         (cell for cell in content.sweep.cells if cell.folder is not None),
         key=lambda cell: (content.series[cell.number].index, cell.steps or 0, cell.number),
     )
     cells = [cell for cell in ordered if cell.folder and (cell.folder / "preview.png").exists()]
+    blocks: list[Block] = []
+    if kept := kept_samples(content.sweep):
+        links = {number: f"./{quote(path)}" for number, path in kept.items()}  # "./": no path may name a scheme
+        rows = tuple(
+            (Box(content.names[number], head=True), Box(path, code=True, link=links[number]))
+            for number, path in kept.items()
+        )
+        blocks.append(Grid("Images that were kept", ("", "samples.npz"), rows, notes=(KEPT,), wide=True))
     if not cells:
-        return None
+        return Section("samples", "Samples", tuple(blocks)) if blocks else None
     pictures = embed([cell.folder / "preview.png" for cell in cells if cell.folder], PREVIEW_BUDGET)
     groups: dict[tuple[str, str], list[tuple[str, Embedded | None, str]]] = {}
     for cell, picture in zip(cells, pictures, strict=True):
@@ -563,9 +598,9 @@ def samples_section(content: Content) -> Section | None:
     if any(picture and picture.reduced for picture in pictures):
         text += " Compressed to keep this page small; preview.png in each cell's folder is exact."
     strips = [
-        Strip(f"{data}, seed {seed}" if len(groups) > 1 else "", tuple(rows)) for (data, seed), rows in groups.items()
+        Strip(f"{data}, seed {seed}" if len(groups) > 1 else "", tuple(found)) for (data, seed), found in groups.items()
     ]
-    return Section("samples", "Samples", (Prose(text), *strips))
+    return Section("samples", "Samples", (Prose(text), *strips, *blocks))
 
 
 def determinism_section(content: Content) -> Section | None:
@@ -577,7 +612,7 @@ def determinism_section(content: Content) -> Section | None:
     for cell in cells:
         row = cell_row(cell)
         sizes = ", ".join(map(str, (cell.determinism and cell.determinism.batch_sizes) or ()))
-        split = _row_box(cell, row, "batch_max_abs_diff", _small)
+        split, se = _row_box(cell, row, "batch_max_abs_diff", _small), cell.value("noise_variance_se")
         rows.append(
             (
                 Box(content.names[cell.number], head=True),
@@ -585,7 +620,7 @@ def determinism_section(content: Content) -> Section | None:
                 _row_box(cell, row, "repeat_identical", lambda value: "yes" if value else "no"),
                 split,
                 Box(sizes),
-                _row_box(cell, row, "noise_variance", _small),
+                replace(_row_box(cell, row, "noise_variance", _small), error=_small(se) if se else ""),
                 _row_box(cell, row, "sha256", lambda value: value[:12], code=True),
                 _row_box(cell, row, "determinism_images", str),
             )
@@ -602,7 +637,8 @@ def determinism_section(content: Content) -> Section | None:
     )
     notes = (
         "The same x_T sampled twice, and in batches of two sizes: differences of the final state, in which images "
-        "span [−1, 1]. Variance: over noise seeds at fixed x_T; at η 0 nothing is drawn, so it must be exactly 0.",
+        "span [−1, 1]. Variance: over noise seeds at fixed x_T, ± its standard error over images where that was taken; "
+        "at η 0 nothing is drawn, so it must be exactly 0.",
     )
     blocks: list[Block] = []
     for table in content.tables:

@@ -14,12 +14,12 @@ COLUMNS = (
     *LABELS, "nfe", "num_samples", "batch_size", "seed", "training_seed", "weights",
     "fd", "fd_se", "fd_features", "fd_reference",
     "images_per_second", "seconds_per_image", "forward_share", "peak_memory",
-    "repeat_max_abs_diff", "repeat_identical", "noise_variance", "sha256",
+    "repeat_max_abs_diff", "repeat_identical", "noise_variance", "noise_variance_se", "sha256",
     "precision", "device", "status", "cell",
     # what follows is beyond the contract, and may grow
     "fd_name", "fd_num_samples", "fd_reference_key",
     "kid", "kid_spread", "inception_score", "inception_score_spread", "improved_precision", "improved_recall",
-    "equal_n", "fd_at_equal_n", "fd_held_out_at_equal_n",
+    "equal_n", "fd_at_equal_n", "fd_held_out_at_equal_n", "fd_held_out_at_equal_n_se",
     "nearest_samples_to_train", "nearest_samples_to_held_out", "nearest_held_out_to_train",
     "speed_images", "forward_images", "speed_repeats", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds",
     "contended", "determinism_images", "batch_max_abs_diff", "noise_seeds", "noise_images", "noise_mse",
@@ -78,6 +78,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
                 equal_n=equal_n.num_samples,
                 fd_at_equal_n=equal_n.fd_samples,
                 fd_held_out_at_equal_n=equal_n.fd_held_out,
+                fd_held_out_at_equal_n_se=equal_n.fd_held_out_se,
             )
         if nearest := quality.nearest:
             row.update({f"nearest_{name}": value for name, value in nearest})

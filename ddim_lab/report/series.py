@@ -8,13 +8,15 @@ in any of these can't be compared, so they never share a table.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ddim_lab.metrics.estimates import paired_se
-from ddim_lab.report.sweep import Cell, Quality, Sweep
+from ddim_lab.report.sweep import Cell, Quality, RowSampler, Sweep, finite
 
 SIGMA_HAT = "σ̂"
 
@@ -231,16 +233,24 @@ def _arrange(metric: Metric | None, taken: dict[tuple[int, int | None], Cell], s
     return PaperTable(metric, tuple(columns), rows)
 
 
-def held_out_levels(table: PaperTable) -> dict[int, float]:
+@dataclass(frozen=True)
+class Level:
+    """A Fréchet distance of real images to the reference, with its standard error where that is known."""
+
+    value: float
+    se: float | None
+
+
+def held_out_levels(table: PaperTable) -> dict[int, Level]:
     """FD(real, held-out real) by the number of images it was measured at.
 
     At one number it is one value whatever the cell: the first is taken.
     """
-    levels: dict[int, float] = {}
+    levels: dict[int, Level] = {}
     for cell in table.cells:
         equal_n = cell.quality.equal_n if cell.quality else None
-        if equal_n is not None and equal_n.fd_held_out is not None:
-            levels.setdefault(equal_n.num_samples, equal_n.fd_held_out)
+        if equal_n is not None and (value := finite(equal_n.fd_held_out)) is not None:
+            levels.setdefault(equal_n.num_samples, Level(value, finite(equal_n.fd_held_out_se)))
     return levels
 
 
@@ -270,11 +280,12 @@ def paired_difference(first: Cell, second: Cell) -> Difference | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two neighbouring series and their paired differences (second minus first) by steps."""
+    """Two series and their paired differences (second minus first) by steps; `adjacent`: neighbours in the table."""
 
     first: Series
     second: Series
     differences: dict[int | None, Difference]
+    adjacent: bool
 
 
 def neighbours(table: PaperTable) -> list[Comparison]:
@@ -285,7 +296,8 @@ def neighbours(table: PaperTable) -> list[Comparison]:
         of_sweep.setdefault(next(iter(row.cells.values())).plan.labels.get("sweep"), []).append(position)
     pairs = {pair for positions in of_sweep.values() for pair in itertools.pairwise(positions)}
     pairs |= set(itertools.pairwise(range(len(table.rows))))
-    for first, second in ((table.rows[i], table.rows[j]) for i, j in sorted(pairs)):
+    for i, j in sorted(pairs):
+        first, second = table.rows[i], table.rows[j]
         differences = {
             steps: difference
             for steps in table.columns
@@ -293,23 +305,34 @@ def neighbours(table: PaperTable) -> list[Comparison]:
             if (difference := paired_difference(first.cells[steps], second.cells[steps])) is not None
         }
         if differences:
-            comparisons.append(Comparison(first.series, second.series, differences))
+            comparisons.append(Comparison(first.series, second.series, differences, adjacent=j == i + 1))
     return comparisons
 
 
 def published(sweep: Sweep, cell: Cell) -> float | None:
-    """The reference's number for a cell: row by sampler preset, column by steps.
+    """The reference's number for a cell: row by what its sampler is (eta, variance, clipping), column by steps.
 
-    A cell whose overrides change the preset's noise, its clipping or its list of timesteps is no longer the row that
-    the preset names, and has no published number.
+    What the preset is called and how its settings came about does not matter. A list of timesteps (spacing "custom")
+    is no row's: it was made for one S and one model.
     """
-    reference = sweep.plan.reference
-    if reference is None or cell.steps is None:
+    reference, labels = sweep.plan.reference, cell.plan.labels
+    if reference is None or cell.steps is None or labels.get("spacing") == "custom":
         return None
-    changed = {text.partition("=")[0].lstrip("+") for text in cell.plan.overrides}
-    if changed & {"sampler.eta", "sampler.variance", "sampler.clip", "sampler.timesteps"}:
-        return None
-    return reference.rows.get(str(cell.plan.labels.get("sampler")), {}).get(str(cell.steps))
+    ours = tuple(labels.get(field) for field in RowSampler.model_fields)
+    for name, sampler in reference.samplers.items():
+        if tuple(sampler.model_dump().values()) == ours and str(cell.steps) in reference.rows.get(name, {}):
+            return reference.rows[name][str(cell.steps)]
+    return None
+
+
+def kept_samples(sweep: Sweep) -> dict[int, str]:
+    """Where the images of the cells that kept them are, by cell number: relative to the sweep's folder, with "/"."""
+    found: dict[int, str] = {}
+    for cell in sweep.cells:
+        file = cell.folder / "samples.npz" if cell.folder else None
+        if file is not None and file.is_file():
+            found[cell.number] = Path(os.path.relpath(file, sweep.folder)).as_posix()
+    return found
 
 
 def name_cells(cells: Sequence[Cell], series: dict[int, Series]) -> dict[int, str]:

@@ -40,17 +40,35 @@ class PlanCell(_Record):
     labels: dict[str, Any] = {}
 
 
+class RowSampler(_Record):
+    """What the sampler of a published row is."""
+
+    eta: float
+    variance: str
+    clip: str
+
+
 class Reference(_Record):
     """Published numbers to stand beside ours: rows by sampler preset, columns by steps.
 
-    `data` and `num_samples` say what they were measured of; None where that is not said.
+    `samplers` says what each row's sampler is. The others say what the numbers were taken with; None where that is not
+    said: data, number of images, split of the real images, weights, timesteps (one spacing, or by steps) and schedule.
     """
 
     source: str
     metric: str
     data: str | None = None
     num_samples: int | None = None
+    reference: str | None = None
+    weights: str | None = None
+    spacing: str | dict[str, str] | None = None
+    schedule: dict[str, Any] | None = None
     rows: dict[str, dict[str, float]] = {}
+    samplers: dict[str, RowSampler] = {}
+
+    def spacing_at(self, steps: int | None) -> str | None:
+        """The spacing at a number of steps, if it is said."""
+        return self.spacing.get(str(steps)) if isinstance(self.spacing, dict) else self.spacing
 
 
 class Plan(_Record):
@@ -80,11 +98,12 @@ class Pointer(_Record):
 
 
 class EqualN(_Record):
-    """Fréchet distances of samples and of held-out real images, both at the same number of images."""
+    """Fréchet distances of samples and of held-out real images (± its standard error), at the same number of images."""
 
     num_samples: int
     fd_samples: float | None = None
     fd_held_out: float | None = None
+    fd_held_out_se: float | None = None
 
 
 class Nearest(_Record):
@@ -146,6 +165,7 @@ class Determinism(_Record):
     noise_seeds: int | None = None
     noise_images: int | None = None
     noise_variance: float | None = None
+    noise_variance_se: float | None = None
     sha256: str | None = None
 
 

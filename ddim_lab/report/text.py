@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ddim_lab.report.measures import NOISE_VARIANCE, Measure, has_noise_variance, measures_of
-from ddim_lab.report.series import PaperTable, Row, held_out_levels, published
+from ddim_lab.report.series import (
+    Level,
+    PaperTable,
+    Row,
+    held_out_levels,
+    kept_samples,
+    name_cells,
+    name_series,
+    published,
+)
 from ddim_lab.report.sweep import Cell, Reference, Sweep, finite
 
 DASH = "—"
@@ -17,17 +28,22 @@ STANDARD_ERROR = (
     "± is one standard error by the delete-a-group jackknife over groups of samples. It covers sampling only: "
     "neither the training seed nor the bias that a finite N gives the Fréchet distance."
 )
+KEPT = (
+    "All samples of a cell: arr_0, uint8, NHWC; paths from this report's folder. Scored again, in any features: "
+    "python -m ddim_lab.score PATH data=..."
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of a table: the text, the exact values behind it, and why it is empty if it is."""
+    """One place of a table: the text, the exact values behind it, what stands beside it, and why it is empty if so."""
 
     text: str
     value: float | None = None
     se: float | None = None
     paper: float | None = None
     difference: float | None = None
+    aside: str | None = None
     note: str | None = None
 
 
@@ -105,25 +121,48 @@ def unnamed_differences(table: PaperTable) -> list[str]:
     return notes
 
 
-def not_comparable(reference: Reference, table: PaperTable, metric: str, counts: Iterable[int | None]) -> str | None:
+def not_comparable(reference: Reference, cell: Cell, metric: str, count: int | None, *, to_real: bool) -> str | None:
     """Why ours minus the published number would mean nothing, in words; None where it means something.
 
     Args:
         reference: the published numbers.
-        table: ours.
-        metric: what ours are.
-        counts: the numbers of images that ours are of.
+        cell: ours; it has a result.
+        metric: what ours is.
+        count: the number of images that ours is of.
+        to_real: whether the metric is a distance to a split of real images.
     """
-    data = {str(cell.plan.labels.get("data")) for cell in table.cells}
-    found = {count for count in counts if count is not None}
     if metric.casefold() != reference.metric.casefold():
         return f"ours is {metric}, another metric"
-    if reference.data is not None and data != {reference.data}:
-        return f"ours is of {', '.join(sorted(data))}, theirs of {reference.data}"
-    if reference.num_samples is not None and found != {reference.num_samples}:
-        ours = ", ".join(f"{count:,}" for count in sorted(found)) or "an unknown number of"
+    labels, result = cell.plan.labels, cell.result
+    assert result is not None
+    if reference.data not in (None, labels.get("data")):
+        return f"ours is of {labels.get('data')}, theirs of {reference.data}"
+    if reference.num_samples not in (None, count):
+        ours = "an unknown number of" if count is None else f"{count:,}"
         return f"ours is of {ours} images, theirs of {reference.num_samples:,}"
+    if to_real and (statistics := result.recipe_value("metrics", "reference_statistics")) is not None:
+        return f"ours is to the statistics in {Path(str(statistics)).name}, theirs to the {reference.reference} images"
+    if to_real and reference.reference not in (None, split := result.recipe_value("metrics", "reference")):
+        return f"ours is to the {split} images, theirs to the {reference.reference} images"
+    weights = result.recipe_value("model", "weights")
+    # which ones a checkpoint holds is not told: it is taken for what it was published as
+    if reference.weights not in (None, weights) and weights != "pretrained":
+        return f"ours is of {weights} weights, theirs of {reference.weights}"
+    schedule = result.recipe_value("schedule")
+    if reference.schedule not in (None, schedule):
+        return f"ours has {_schedule(schedule)}, theirs {_schedule(reference.schedule)}"
+    spacing = reference.spacing_at(cell.steps)
+    if spacing not in (None, labels.get("spacing")):
+        return f"ours has {labels.get('spacing')} timesteps, theirs {spacing}"
     return None
+
+
+def _schedule(of: Any) -> str:
+    """A schedule as name and numbers."""
+    if not isinstance(of, dict):
+        return "an unknown schedule"
+    numbers = ", ".join(f"{name} {value}" for name, value in of.items() if name != "name")
+    return f"schedule {of.get('name')} ({numbers})"
 
 
 def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
@@ -131,7 +170,11 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
     heading, facts = metric_facts(table)
     reference, metric = sweep.plan.reference, table.metric
     papers = {cell.number: published(sweep, cell) for cell in table.cells} if metric else {}
-    refused = not_comparable(reference, table, metric.name, [metric.num_samples]) if reference and metric else None
+    refused = {
+        cell.number: not_comparable(reference, cell, metric.name, metric.num_samples, to_real=True)
+        for cell in table.cells
+        if reference and metric and cell.result and papers[cell.number] is not None
+    }
     values = [cell.fd for cell in table.cells]
     errors = [finite(cell.quality.fd_se) if cell.quality else None for cell in table.cells]
     places = decimals(values, errors)
@@ -147,7 +190,7 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
             return Entry(DASH, paper=paper, note=f"{place(cell)}: {why_empty(cell, table)}")
         se = finite(cell.quality.fd_se) if cell.quality else None
         text = number(cell.fd, places) + (f" ± {number(se, places)}" if se is not None else "")
-        difference = cell.fd - paper if refused is None and paper is not None else None
+        difference = cell.fd - paper if paper is not None and refused[cell.number] is None else None
         return Entry(text, cell.fd, se, paper, difference)
 
     def place(cell: Cell) -> str:
@@ -156,10 +199,10 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
 
     notes = [STANDARD_ERROR] if any(e is not None for e in errors) else []
     if reference and any(paper is not None for paper in papers.values()):
-        notes.insert(0, _paper_note(reference, refused))
+        notes.insert(0, _paper_note(reference, table, refused))
     notes += [
-        f"{heading} of held-out real images against the same reference: {number(level, decimals([level]))} "
-        f"at N = {count:,}. Compare it with samples at that N only."
+        f"{heading} of held-out real images against the same reference: {level_text(level)} at N = {count:,}: one "
+        "draw of real images. Compare it with samples at that N only."
         for count, level in held_out_levels(table).items()
     ]
     notes += unnamed_differences(table)
@@ -173,10 +216,28 @@ def paper_text(sweep: Sweep, table: PaperTable) -> TextTable:
     return TextTable(heading, facts, tuple(steps_text(s) for s in table.columns), rows, tuple(notes))
 
 
-def _paper_note(reference: Reference, refused: str | None) -> str:
-    if refused is None:
-        return f"Each place: ours / paper / ours − paper. Paper: {reference.source}."
-    return f"Each place: ours / paper ({reference.metric}; {reference.source}). No difference is given: {refused}."
+def _paper_note(reference: Reference, table: PaperTable, refused: Mapping[int, str | None]) -> str:
+    """What stands at each place, and why no difference does where none is given.
+
+    Args:
+        refused: by cell number the reason, None where the difference is given; of the cells with a published number.
+    """
+    places: dict[str, list[str]] = {}
+    for row in table.rows:
+        reasons = {steps: refused[cell.number] for steps, cell in row.cells.items() if cell.number in refused}
+        for reason in dict.fromkeys(reason for reason in reasons.values() if reason):
+            at = [steps_text(steps) for steps in table.columns if steps in reasons and reasons[steps] == reason]
+            whole = len(at) == len(reasons)
+            places.setdefault(reason, []).append(row.series.label if whole else f"{row.series.label}, {', '.join(at)}")
+    if places and all(refused.values()):
+        told = "; ".join(places) if len(places) == 1 else _told(places)
+        return f"Each place: ours / paper ({reference.metric}; {reference.source}). No difference is given: {told}."
+    note = f"Each place: ours / paper / ours − paper. Paper: {reference.source}."
+    return f"{note} No difference is given where it would mean nothing: {_told(places)}." if places else note
+
+
+def _told(places: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{reason} ({'; '.join(where)})" for reason, where in places.items())
 
 
 def measure_heading(table: PaperTable, measure: Measure) -> str:
@@ -188,33 +249,44 @@ def measure_heading(table: PaperTable, measure: Measure) -> str:
 def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable:
     """The table's cells by a measure of their task, ± its standard error, with published numbers of that measure.
 
-    Numbers of another measure are left out; a difference is given if they are of the same data, and as many images.
+    Numbers of another measure are left out; a difference is given where `not_comparable` finds nothing against it.
     """
     heading = measure_heading(table, measure)
     counts = sorted({int(n) for cell in table.cells if measure.count and (n := cell.value(measure.count))})
     reference = sweep.plan.reference
     of_this = reference is not None and reference.metric.casefold() == measure.heading.casefold()
-    refused = not_comparable(reference, table, measure.heading, counts) if reference else None
+    papers = {cell.number: published(sweep, cell) for cell in table.cells} if of_this else {}
+
+    def count_of(cell: Cell) -> int | None:
+        count = cell.value(measure.count) if measure.count else None
+        return None if count is None else int(count)
+
+    refused = {
+        cell.number: not_comparable(reference, cell, measure.heading, count_of(cell), to_real=False)
+        for cell in table.cells
+        if reference and cell.result and papers.get(cell.number) is not None
+    }
     values = {cell.number: cell.value(measure.field) for cell in table.cells}
     errors = {cell.number: cell.value(measure.se) if measure.se else None for cell in table.cells}
     # what agrees to rounding (1e-15) must not set the decimals of the others
     places = decimals(*([v for v in found.values() if v and abs(v) >= 1e-6] for found in (values, errors)))
     if not any(errors.values()):
         places = min(6, places + 1)  # no error says how many are worth showing
-    papers: list[float] = []
 
     def entry(row: str, cell: Cell) -> Entry:
         value, se = values[cell.number], errors[cell.number]
-        paper = published(sweep, cell) if of_this else None
-        if paper is not None:
-            papers.append(paper)
+        paper = papers.get(cell.number)
         if value is None:
             if cell.error is not None and table.metric is not None:
                 return Entry(DASH, paper=paper)  # the table of the distances has said why
             why = "not measured" if cell.error is None else f"{cell.status}: {cell.error}"
             return Entry(DASH, paper=paper, note=f"{row}, {steps_text(cell.steps)}: {why}")
+        if value == se == 0:
+            se = None  # equal in every image: there is nothing that an error could be of
         text = small(value, places) + (f" ± {small(se, places)}" if se is not None else "")
-        return Entry(text, value, se, paper, value - paper if refused is None and paper is not None else None)
+        return Entry(
+            text, value, se, paper, value - paper if paper is not None and refused[cell.number] is None else None
+        )
 
     rows = tuple(
         (
@@ -226,7 +298,8 @@ def measure_text(sweep: Sweep, table: PaperTable, measure: Measure) -> TextTable
     facts = measure.facts
     if counts:
         facts += f" · {', '.join(f'{n:,}' for n in counts)} {measure.counted}"
-    notes = [_paper_note(reference, refused)] if reference and papers else []
+    beside = any(paper is not None for paper in papers.values())
+    notes = [_paper_note(reference, table, refused)] if reference and beside else []
     if any(se is not None for se in errors.values()):
         notes.append(f"± is one standard error {measure.error}.")
     if measure.level:
@@ -288,7 +361,7 @@ def equal_n_text(table: PaperTable) -> TextTable | None:
         return finite(equal_n.fd_samples) if equal_n else None
 
     values = [at_equal_n(cell) for cell in table.cells]
-    places = decimals([*values, level])
+    places = decimals([*values, level.value], [level.se])
 
     def entry(cell: Cell) -> Entry:
         value = at_equal_n(cell)
@@ -301,58 +374,88 @@ def equal_n_text(table: PaperTable) -> TextTable | None:
         )
         for row in table.rows
     ]
-    rows.append(("held-out real images", (Entry(number(level, places), level),) * len(table.columns)))
+    real = Entry(level_text(level, places), level.value, level.se)
+    rows.append(("held-out real images", (real,) * len(table.columns)))
     return TextTable(
         f"{table.metric.name} at N = {count:,}, beside held-out real images",
         table.metric.facts,
         tuple(steps_text(s) for s in table.columns),
         tuple(rows),
-        ("The last row is real images that were not trained on: samples as good as real would score about that.",),
+        (
+            "The last row is real images that were not trained on: one draw of them, the same in every column"
+            f"{'' if level.se is None else ', ± its standard error'}. Another draw has another level.",
+        ),
     )
 
 
-def over_training_seeds(table: PaperTable) -> TextTable | None:
-    """The mean of the table's values over the training seeds of each row, ± their standard deviation.
+def level_text(level: Level, places: int | None = None) -> str:
+    """A level ± its standard error, if it has one."""
+    if places is None:
+        places = decimals([level.value], [level.se])
+    return number(level.value, places) + (f" ± {number(level.se, places)}" if level.se is not None else "")
 
-    None where no row was trained more than once, or a row has other cells than its twins.
+
+def over_training_seeds(table: PaperTable) -> TextTable | None:
+    """The mean of the table's values over the networks of each row that was trained more than once, ± their deviation.
+
+    None where no row has two networks: another training seed is another network only where something is trained.
     """
     families: dict[str, list[Row]] = {}
     for row in table.rows:
         families.setdefault(row.series.family, []).append(row)
-    if table.metric is None or max(map(len, families.values())) < 2:
+    if table.metric is None:
         return None
 
-    def values(rows: list[Row], steps: int | None) -> list[float]:
-        return [value for row in rows if steps in row.cells and (value := row.cells[steps].fd) is not None]
+    networks = {name: [_network(row) for row in rows] for name, rows in families.items()}
+    families = {name: rows for name, rows in families.items() if len(set(networks[name]) - {None}) > 1}
+    if not families:
+        return None
+    # a row without a result would have been a network of its own
+    planned = {name: len(set(networks[name]) - {None}) + networks[name].count(None) for name in families}
 
-    found = {(name, steps): values(rows, steps) for name, rows in families.items() for steps in table.columns}
-    spreads = {place: statistics.stdev(of) for place, of in found.items() if len(of) > 1}
-    places = decimals([statistics.fmean(of) for of in found.values() if of], spreads.values())
+    def cells(rows: list[Row], steps: int | None) -> list[Cell]:
+        """One of each network, where it has a value."""
+        found = {_network(row): row.cells[steps] for row in rows if steps in row.cells}
+        return [cell for cell in found.values() if cell.fd is not None]
 
-    def entry(place: tuple[str, int | None], seeds: int) -> Entry:
-        of = found[place]
+    found = {(name, steps): cells(rows, steps) for name, rows in families.items() for steps in table.columns}
+    values = {place: [cell.fd or 0.0 for cell in of] for place, of in found.items()}
+    spreads = {place: statistics.stdev(of) for place, of in values.items() if len(of) > 1}
+    errors = {
+        place: [se for cell in of if cell.quality and (se := finite(cell.quality.fd_se)) is not None]
+        for place, of in found.items()
+    }
+    se_of = {place: statistics.fmean(of) for place, of in errors.items() if of}
+    places = decimals([statistics.fmean(of) for of in values.values() if of], spreads.values())
+
+    def entry(place: tuple[str, int | None]) -> Entry:
         if place not in spreads:
             return Entry(DASH)
-        mean = statistics.fmean(of)
+        mean, count, of = statistics.fmean(values[place]), len(values[place]), planned[place[0]]
+        more = [f"se {number(se_of[place], places)}"] if place in se_of else []
+        more += [f"{count} of {of}"] if count != of else []
         text = f"{number(mean, places)} ± {number(spreads[place], places)}"
-        return Entry(text if len(of) == seeds else f"{text} ({len(of)} of {seeds})", mean)
+        return Entry(text, mean, aside="; ".join(more) or None)
 
-    rows = tuple(
-        (name, tuple(entry((name, steps), len(rows)) for steps in table.columns))
-        for name, rows in families.items()
-        if len(rows) > 1
-    )
-    counts = " or ".join(str(count) for count in sorted({len(rows) for rows in families.values() if len(rows) > 1}))
+    counts = " or ".join(map(str, sorted(set(planned.values()))))
     return TextTable(
         f"{table.metric.name} over {counts} training seeds",
         table.metric.facts,
         tuple(steps_text(steps) for steps in table.columns),
-        rows,
+        tuple((name, tuple(entry((name, steps)) for steps in table.columns)) for name in families),
         (
-            "Mean ± standard deviation over networks that were trained from other seeds. The deviation holds the "
-            "sampling error of each value, too; it is of one network's FD, not of the mean.",
+            "Mean ± standard deviation over networks that were trained from other seeds: of one network's FD, not of "
+            "the mean. All start from the same x_T, so the sampling error is mostly common to them and not in the "
+            "deviation. The mean keeps it: se is the jackknife standard error of one value, averaged over networks.",
         ),
     )
+
+
+def _network(row: Row) -> str | None:
+    """The digest of the weights trained here that the row's cells share; None where that is not known, or not so."""
+    results = [cell.result for cell in row.cells.values() if cell.result]
+    trained = [result for result in results if result.recipe_value("model", "training_seed") is not None]
+    return str(trained[0].recipe_value("model", "digest")) if trained else None
 
 
 def why_empty(cell: Cell, table: PaperTable) -> str:
@@ -381,6 +484,10 @@ def markdown(sweep: Sweep, tables: Iterable[PaperTable]) -> str:
     for table in tables:
         for _, text in table_texts(sweep, table):
             lines += _markdown_table(text)
+    if kept := kept_samples(sweep):
+        names = name_cells(sweep.cells, name_series(sweep.cells))
+        lines += ["## Images that were kept", "", md(KEPT), ""]
+        lines += [f"- {md(names[number])}: `{path}`" for number, path in kept.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -414,9 +521,10 @@ def plain_table(text: TextTable) -> tuple[str, list[str], list[list[str]]]:
 
 
 def _with_paper(entry: Entry) -> str:
+    text = entry.text if entry.aside is None else f"{entry.text} ({entry.aside})"
     if entry.paper is None:
-        return entry.text
-    parts = [entry.text, f"{entry.paper:g}"]
+        return text
+    parts = [text, f"{entry.paper:g}"]
     if entry.difference is not None:
         parts.append(number(entry.difference, decimals([entry.paper]), sign=True))
     return " / ".join(parts)

@@ -42,11 +42,13 @@ def contended(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def conditions(cell: Cell) -> tuple[Any, ...]:
-    """What must be equal for times to compare: the runtime as resolved, images a batch, network."""
+    """What must be equal for times to compare: the runtime as resolved, images a batch, data (their size), network."""
     result = cell.result
     return (
         json.dumps(result.recipe_value("runtime"), sort_keys=True) if result else None,
         cell.speed.images if cell.speed else None,
+        cell.plan.labels.get("data"),
+        result.recipe_value("model", "name") if result else None,
         result.recipe_value("model", "parameters") if result else None,
     )
 
