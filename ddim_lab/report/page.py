@@ -515,11 +515,11 @@ def speed_section(content: Content) -> Section | None:
         "Median of the repeats over one batch; quartiles in brackets.",
         "Times as fast as the slowest: of the cells of the same device, runtime, images a batch, data and network.",
         "Forward's share: the network's forwards alone over the whole walk; median of the ratios, timed in pairs.",
-        "Peak memory: of the walk alone, on a GPU; on a CPU it is not given.",
+        "Peak memory during the walk: on a GPU all that was allocated, on a CPU what the process grew by.",
     ]
     if late := contended(cells):
         notes.append(
-            f"{_count(len(late), 'cell')} marked “contended” ran beside other work: the time is no fair measure, and "
+            f"{_count(len(late), 'cell')} marked “contended” ran beside other work (another job here, or on a CPU anything that took a core): the time is no fair measure, and "
             "stays out of the charts and the fit."
         )
     columns = (
