@@ -22,7 +22,6 @@ from typing import IO, Any, Final, NoReturn, final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from ddim_lab.__main__ import BAD_INPUT, FAILED, INTERRUPTED, checked_config
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import DiskImages, ImageData, ImageSet, MemoryImages
 from ddim_lab.datasets import load_data
+from ddim_lab.images import decode
 from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import Reference, obtain_reference, obtain_statistics, read_moments
 from ddim_lab.run import one_line
@@ -166,15 +166,8 @@ def _read_image(root: Path, shape: tuple[int, int, int], name: str) -> Tensor:
 
 
 def _decode(file: Path) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("L", "RGB", "P"):
-                raise ConfigError(f"{file} is of mode {image.mode}: 8-bit grey or RGB images are needed")
-            pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
-    except ConfigError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"the image {file} can't be read: {' '.join(str(error).split())[:100]}") from None
+    image = decode(file, file)
+    pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
