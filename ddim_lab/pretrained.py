@@ -148,7 +148,10 @@ def _check_shape(path: str, network: dict[str, Any], data: str, shape: tuple[int
     if network.get("class_embed_type") or network.get("num_class_embeds"):
         raise ConfigError(f"model.path={path} is conditioned on classes; an unconditional UNet2DModel is needed")
     size = network.get("sample_size")
-    height, width = (size, size) if isinstance(size, int) or size is None else size
+    sides = list(size) if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or any(side is not None and type(side) is not int for side in sides):
+        raise ConfigError(f"model.path={path}, config.json: sample_size={size!r} is neither a size nor [height, width]")
+    height, width = sides
     takes = (network.get("in_channels"), height or shape[1], width or shape[2])
     if takes != shape:
         raise ConfigError(f"model.path={path} is for images of {_times(takes)}, data={data} has {_times(shape)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 import shutil
 import struct
@@ -273,6 +274,20 @@ def pickled(folder: Path) -> None:
     torch.save({"conv_in.weight": Evil(folder / "ran")}, folder / "diffusion_pytorch_model.bin")
 
 
+def old_pickle(folder: Path) -> None:
+    """Not torch's format: it warns of the protocol before it refuses."""
+    (folder / WEIGHTS).unlink()
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"conv_in.weight": Evil(folder / "ran")}))
+
+
+def binary(content: Any) -> Callable[[Path], object]:
+    def replace(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        torch.save(content, folder / "diffusion_pytorch_model.bin")
+
+    return replace
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"no config\.json of a U-Net there"),
     "a configuration that is no JSON": (
@@ -306,6 +321,18 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"does not fit",
     ),
     "a pickle": (pickled, r"can't be read: it is damaged, cut short, or holds more than tensors"),
+    "an old pickle": (old_pickle, r"can't be read: it is damaged, cut short, or holds more than tensors"),
+    "a list of numbers": (binary([1, 2]), r"\.bin holds a list: tensors by name are needed"),
+    "a word for a tensor": (binary({"conv_in.weight": "x"}), r"can't be read: it is .* holds more than tensors"),
+    "quantised weights": (
+        weighted(lambda tensors: tensors.update({name: t.to(torch.int8) for name, t in tensors.items()})),
+        r"safetensors: conv_in\.bias is not of floating point: quantised weights are not supported",
+    ),
+    "quantised weights in .bin": (binary({"b": torch.ones(3, dtype=torch.int8)}), r"\.bin: b is not of floating point"),
+    "a word for a size": (configured(sample_size="x"), r"config\.json: sample_size='x' is neither a size nor"),
+    "half a size": (configured(sample_size=[8]), r"config\.json: sample_size=\[8\] is neither a size nor"),
+    "a word for widths": (configured(block_out_channels="x"), r"does not fit"),
+    "no layers": (configured(layers_per_block=None), r"does not fit"),
 }
 
 
