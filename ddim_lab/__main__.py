@@ -3,7 +3,8 @@
 Hydra runs the jobs; this wraps it. Its callbacks can't do this work: their exceptions become warnings, and none is
 called when a job failed.
 
-Exit status: 0 all cells are there; 1 some failed; 2 the command or configuration is wrong; 130 interrupted.
+Exit status: 0 all cells are there; 1 some failed; 2 the command or configuration is wrong; 130 interrupted;
+143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.signals import TERMINATED, Terminated, terminable
 from ddim_lab.trust import check_hydra, check_secrets
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "checked_config", "main"]
@@ -50,7 +52,7 @@ FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 def main() -> None:
     """Entry point of `python -m ddim_lab` and of the console script `ddim-lab`."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), terminable():
             # Our conf/hydra/launcher has other defaults than the plugins' configurations, and is checked against them.
             warnings.filterwarnings(
                 "ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema"
@@ -65,6 +67,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Terminated:
+        print("ddim_lab: terminated; the same command goes on from what is done", file=sys.stderr)
+        sys.exit(TERMINATED)
 
 
 def _main(arguments: list[str]) -> int:
@@ -292,6 +297,9 @@ def _run(
     except KeyboardInterrupt:
         status = INTERRUPTED
         print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
+    except Terminated:
+        status = TERMINATED
+        print("\nddim_lab: terminated; the same command goes on from what is done", file=sys.stderr)
     finally:
         failed = _report(sweep, plan, cells[0])
     return status or int(failed)

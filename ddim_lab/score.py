@@ -34,6 +34,7 @@ from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import Reference, obtain_reference, obtain_statistics, read_moments
 from ddim_lab.run import one_line
 from ddim_lab.runtime import Runtime
+from ddim_lab.signals import TERMINATED, Terminated, terminable
 from ddim_lab.store import Store, content_key, write_json
 from ddim_lab.store.housekeeping import working
 
@@ -350,9 +351,11 @@ def _is_statistics(path: Path) -> bool:
 
 
 def main() -> None:
-    """Entry point. Exit status: 0, 1 failed, 2 wrong input (one line says what), 130 interrupted."""
+    """Entry point. Exit status: 0, 1 failed, 2 wrong input (one line says what), 130 interrupted, 143 terminated."""
     try:
-        sys.exit(_main(sys.argv[1:]))
+        with terminable():
+            status = _main(sys.argv[1:])
+        sys.exit(status)
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -366,6 +369,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ddim_lab: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Terminated:
+        print("ddim_lab: terminated", file=sys.stderr)
+        sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":
