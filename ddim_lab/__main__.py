@@ -219,7 +219,7 @@ def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesPar
 
 def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
-    from ddim_lab.datasets import check_data
+    from ddim_lab.datasets import check_data, count_images
     from ddim_lab.metrics.features import check_features, num_features
     from ddim_lab.metrics.references import check_reference
     from ddim_lab.models import check_model
@@ -238,7 +238,7 @@ def _check(cell: Sequence[str]) -> Config:
         check_model(config)
         return config
     files = check_data(config.data)
-    check_model(config)
+    check_model(config, count_images(config.data, files))
     check_features(config, files)
     check_reference(config.metrics, num_features(config))
     return config

@@ -40,7 +40,7 @@ from ddim_lab.data import DiskImages, ImageData, MemoryImages, NoImages
 from ddim_lab.images import FORMATS, decode, format_of
 from ddim_lab.store import read_record, write_record
 
-__all__ = ["check_data", "load_data"]
+__all__ = ["check_data", "count_images", "load_data", "without_images"]
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,15 @@ def load_data(config: DataConfig) -> ImageData:
         ConfigError: as `check_data`.
     """
     return _load(config, _signature(check_data(config)))
+
+
+def count_images(config: DataConfig, files: Sequence[Path]) -> int | None:
+    """How many images there are in `files`, of `check_data`, if they stay on disk; None for a set that is in memory."""
+    if isinstance(config, LsunConfig):
+        return sum(int(_lsun_environment(str(file.parent)).stat()["entries"]) for file in files)
+    if isinstance(config, CelebAConfig):
+        return len(files) - 1  # the partition
+    return len(files) if isinstance(config, ImageFolderConfig) else None
 
 
 def without_images(config: DataConfig) -> ImageData:
