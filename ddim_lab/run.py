@@ -385,6 +385,8 @@ def _planned(place: Place) -> list[dict[str, Any]]:
 def one_line(error: BaseException) -> str:
     """An error for the user: its message without line breaks, its type in front where the message needs that."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:  # numpy's, torch's on a CPU
+        return f"out of memory ({text}): lower batch_size, or num_samples"
     told = isinstance(error, ConfigError | ValueError | ArithmeticError | RuntimeError | OSError)
     return text if told else f"{type(error).__name__}: {text}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import math
 import os
 import struct
 import sys
@@ -72,6 +73,8 @@ def read_samples(path: Path) -> Samples:
     elif path.is_file() and path.suffix == ".npz":
         found = _npz(path)
     else:
+        if path.is_file():
+            raise ConfigError(f"{path} is neither a folder of images nor an .npz file with the array arr_0")
         raise ConfigError(f"{path}: there is no such folder of images or .npz file")
     if len(found.images) < 2:
         raise ConfigError(f"{path} holds {len(found.images)} images: at least 2 are needed")
@@ -120,7 +123,13 @@ def _npz(path: Path) -> Samples:
 def _image_shape(path: Path, file: IO[bytes]) -> tuple[int, int, int, int]:
     """Shape (N, H, W, C) from the header of an .npy file, which is left behind it."""
     formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = formats[np.lib.format.read_magic(file)](file)
+    version = np.lib.format.read_magic(file)
+    if version not in formats:
+        written = ".".join(map(str, version))
+        raise ConfigError(
+            f"{path}: arr_0 is in format {written} of numpy, 1.0 and 2.0 are read: numpy.savez writes it so"
+        )
+    shape, fortran, dtype = formats[version](file)
     if dtype != np.uint8:
         raise ConfigError(f"{path}: arr_0 must be uint8 images from 0 to 255, it is {dtype}")
     if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:] or fortran:
@@ -233,7 +242,21 @@ def score(
                 quality.update(network(part.to(device)), start)
                 start += len(part)
                 bar.update(len(part))
-        return quality.compute()
+        return _finite(quality.compute())
+
+
+def _finite(quality: dict[str, Any]) -> dict[str, Any]:
+    """The values, where they are numbers: JSON has neither NaN nor infinity.
+
+    Raises:
+        RuntimeError: one is not finite; names it.
+    """
+    equal = quality["equal_n"] or {}
+    for name, value in [*quality.items(), *equal.items(), *enumerate(quality["leave_one_out"])]:
+        if isinstance(value, float) and not math.isfinite(value):
+            what = f"{quality['name']} without group {name}" if isinstance(name, int) else name
+            raise RuntimeError(f"{what} is {value}: the features of these images, or the reference, can't be compared")
+    return quality
 
 
 def _configured(
@@ -248,7 +271,7 @@ def _configured(
 ) -> tuple[Reference, Reference | None]:
     """The reference that was named, and held-out images of the same number as the samples, as far as there are."""
     if statistics is not None:
-        return read_moments(statistics, features), None
+        return read_moments(statistics, features, "--reference"), None
     if metrics.reference_statistics is not None:
         reference = read_moments(Path(metrics.reference_statistics), features)
     else:
@@ -307,7 +330,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _main(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="python -m ddim_lab.score", description=__doc__.splitlines()[0].split(": ")[1])
-    parser.add_argument("path", type=Path, help="samples.npz (arr_0, uint8, NHWC) or a folder of images")
+    parser.add_argument("path", type=Path, nargs="?", help="samples.npz (arr_0, uint8, NHWC) or a folder of images")
     parser.add_argument(
         "--reference", type=Path, help="compare with these images, or statistics (mu, sigma), instead of the data set"
     )
@@ -316,6 +339,10 @@ def _main(arguments: Sequence[str]) -> int:
         "overrides", nargs="*", metavar="OPTION=VALUE", help="as python -m ddim_lab: data, metrics.*, runtime.*, ..."
     )
     asked = parser.parse_intermixed_args(arguments)
+    if asked.path is None or "=" in str(asked.path):
+        raise ConfigError("what is to be scored? give a samples.npz or a folder of images before the options")
+    if more := [text for text in asked.overrides if "=" not in text and not text.startswith("~")]:
+        raise ConfigError(f"{more[0]} is no OPTION=VALUE: to compare with it, give --reference {more[0]}")
     config = checked_config(asked.overrides)
     samples = read_samples(asked.path)
     against = asked.reference
@@ -361,7 +388,7 @@ def main() -> None:
             raise
         print(f"ddim_lab: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"ddim_lab: {one_line(error)}", file=sys.stderr)

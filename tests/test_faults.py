@@ -269,6 +269,15 @@ def test_out_of_memory_changes_no_noise_and_is_told(
     assert first == second  # SHA-256 of the images included
 
 
+def test_no_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Tensor:
+        return torch.from_numpy(np.empty(2**55))
+
+    monkeypatch.setattr(Sampler, "sample", refuse)
+    assert tiny.run(tmp_path, *EXACT, "steps=2", settings=tiny.SMALL) == 1
+    assert swept(tmp_path)[0]["error"].endswith("lower batch_size, or num_samples")
+
+
 # -- Ctrl-C and SIGTERM ---------------------------------------------------------------------------------
 
 

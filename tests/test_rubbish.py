@@ -214,8 +214,10 @@ BETAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "binary": ("betas.txt", lambda path: path.write_bytes(bytes(range(256))), r"betas\.txt|betas"),
     "NaN": ("betas.txt", lambda path: path.write_text("0.1\nnan\n"), r"betas? .*between 0 and 1|finite|nan"),
     "too large": ("betas.txt", lambda path: path.write_text("0.2\n1.1\n"), r"between 0 and 1"),
-    "a matrix": ("betas.npy", lambda path: np.save(path, np.full((3, 3), 0.1)), r"."),
-    "objects": ("betas.npy", lambda path: np.save(path, np.array([Evil(path.with_name("ran"))])), r"."),
+    "a matrix": ("betas.npy", lambda path: np.save(path, np.full((3, 3), 0.1)), r"betas\.npy: .* shape \(3, 3\)"),
+    "words in an array": ("betas.npy", lambda path: np.save(path, np.array(["a"])), r"betas\.npy is not .* holds <U1"),
+    "complex": ("betas.npy", lambda path: np.save(path, np.full(3, 0.1j)), r"betas\.npy is not .* holds complex128"),
+    "objects": ("betas.npy", lambda path: np.save(path, np.array([Evil(path.with_name("ran"))])), r"betas\.npy"),
     "no array": ("betas.npy", lambda path: path.write_bytes(b"rubbish"), r"betas\.npy"),
     "a folder": ("betas.txt", lambda path: path.mkdir(), r"betas\.txt"),
 }
