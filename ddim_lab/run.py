@@ -31,10 +31,13 @@ from ddim_lab.store import Store, content_key, read_json, read_record, write_jso
 from ddim_lab.store.housekeeping import working
 from ddim_lab.tasks.job import Job
 from ddim_lab.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
+from ddim_lab.trust import no_schema_warnings
 
 __all__ = ["Place", "environment", "job", "mirror_report", "one_line"]
 
 log = logging.getLogger("ddim_lab")
+
+no_schema_warnings()  # a launcher's worker imports this before it composes
 
 TRACEBACKS: Final = "DDIM_LAB_TRACEBACKS"
 """Set to 1 by the command line, for jobs wherever they run, where HYDRA_FULL_ERROR=1 asks for tracebacks."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_lab.__main__ import BAD_INPUT, FAILED, INTERRUPTED, checked_config
+from ddim_lab.__main__ import BAD_INPUT, FAILED, INTERRUPTED, check_outputs, checked_config
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import DiskImages, ImageData, ImageSet, MemoryImages
 from ddim_lab.datasets import load_data
@@ -349,10 +349,7 @@ def _main(arguments: Sequence[str]) -> int:
     if against is not None and not _is_statistics(against):
         against = read_samples(against)
     store, runtime = Store(Path(config.outputs_dir)), Runtime.resolve(config.runtime)
-    try:
-        store.check_writable()
-    except OSError as error:
-        raise ConfigError(f"outputs_dir={config.outputs_dir} can't be written: {error}; set outputs_dir") from None
+    check_outputs(store)
     data, metrics = load_data(config.data), config.metrics
     with working(store):
         features = obtain_features(metrics.features, data, store, metrics.inception_weights, metrics.inception_tf32)
