@@ -3,7 +3,8 @@
 Hydra runs the jobs; this wraps it. Its callbacks can't do this work: their exceptions become warnings, and none is
 called when a job failed.
 
-Exit status: 0 all cells are there; 1 some failed; 2 the command or configuration is wrong; 130 interrupted.
+Exit status: 0 all cells are there; 1 some failed; 2 the command or configuration is wrong; 130 interrupted;
+143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -37,9 +38,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddim_lab.config import Config, ConfigError, config_folder
-from ddim_lab.trust import check_hydra, check_secrets
+from ddim_lab.signals import TERMINATED, Terminated, terminable
+from ddim_lab.trust import check_hydra, check_secrets, no_schema_warnings
 
-__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "checked_config", "main"]
+if TYPE_CHECKING:
+    from ddim_lab.store import Store
+
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "check_outputs", "checked_config", "main"]
 
 FAILED: Final = 1
 BAD_INPUT: Final = 2
@@ -50,11 +55,8 @@ FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 def main() -> None:
     """Entry point of `python -m ddim_lab` and of the console script `ddim-lab`."""
     try:
-        with warnings.catch_warnings():
-            # Our conf/hydra/launcher has other defaults than the plugins' configurations, and is checked against them.
-            warnings.filterwarnings(
-                "ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema"
-            )
+        with warnings.catch_warnings(), terminable():
+            no_schema_warnings()
             status = _main(sys.argv[1:])
         sys.exit(status)
     except ConfigError as error:
@@ -65,6 +67,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Terminated:
+        print("ddim_lab: terminated; the same command goes on from what is done", file=sys.stderr)
+        sys.exit(TERMINATED)
 
 
 def _main(arguments: list[str]) -> int:
@@ -74,8 +79,17 @@ def _main(arguments: list[str]) -> int:
     for flag in ("config_name", "config_path", "experimental_rerun"):
         if getattr(asked, flag) is not None:
             raise ConfigError(f"--{flag.replace('_', '-')} can't be used here; --config-dir adds a folder of choices")
+    modes = [asked.run, asked.multirun, asked.cfg is not None, asked.info is not None, asked.shell_completion]
+    if sum(map(bool, modes)) > 1:
+        raise ConfigError(
+            "--run, --multirun, --cfg, --info and --shell-completion exclude each other: give one of them"
+        )
+    if asked.resolve and asked.cfg is None and not asked.help:
+        raise ConfigError("--resolve is for --cfg: add --cfg job")
     if asked.help or asked.hydra_help or asked.info is not None or asked.shell_completion:
-        with _composer(asked):
+        # What follows --shell-completion are its own words.
+        overrides = [] if asked.shell_completion else asked.overrides
+        with _composer(argparse.Namespace(config_dir=asked.config_dir, overrides=overrides)):
             pass
         return _hand_to_hydra(asked, arguments)
     started = time.perf_counter()
@@ -129,6 +143,8 @@ def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Se
 @contextlib.contextmanager
 def _composer(asked: argparse.Namespace) -> Iterator[None]:
     """Hydra ready to compose, with --config-dir as Hydra itself would have it; what Hydra may do is checked."""
+    if nameless := [text for text in asked.overrides if text.lstrip("+~").startswith("=")]:
+        raise ConfigError(f"{nameless[0]}: there is no option before the =; write option=value")
     plain = [text for text in asked.overrides if not _is_sweep(text)]
     for_hydra = [text for text in plain if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
@@ -171,7 +187,7 @@ def _compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig
 
 def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[Config]]:
     """The sweep's folder, its plan and its cells' configurations: every cell composed and checked."""
-    parse = OverridesParser.create()
+    parse = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
     try:
         overrides = parse.parse_overrides(asked.overrides)
         plain = [override.input_line for override in overrides if not override.is_sweep_override()]
@@ -218,13 +234,18 @@ def _cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesPar
     """The overrides of each job of a sweep, as Hydra's basic sweeper makes them."""
     from_file = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
     swept = [*parser.parse_overrides(from_file), *overrides]
+    for override in swept:
+        if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+            raise ConfigError(
+                f"{override.input_line} stands for nothing: no choice matches, so there is no cell to run"
+            )
     batches = BasicSweeper.split_arguments(swept, max_batch_size=None)
     return [cell for batch in batches for cell in batch]
 
 
 def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
-    from ddim_lab.datasets import check_data
+    from ddim_lab.datasets import check_data, count_images
     from ddim_lab.metrics.features import check_features, num_features
     from ddim_lab.metrics.references import check_reference
     from ddim_lab.models import check_model
@@ -243,7 +264,7 @@ def _check(cell: Sequence[str]) -> Config:
         check_model(config)
         return config
     files = check_data(config.data)
-    check_model(config)
+    check_model(config, count_images(config.data, files))
     check_features(config, files)
     check_reference(config.metrics, num_features(config))
     return config
@@ -281,8 +302,8 @@ def _run(
     from ddim_lab.store import Store, write_record
 
     outputs = (sweep / plan["outputs_dir"]).resolve()
+    check_outputs(Store(outputs))
     try:
-        Store(outputs).check_writable()
         for record in sweep.glob("jobs/*/pointer.json"):  # of an earlier sweep in the folder that the user named
             record.unlink()
         plan = {**plan, "environment": environment()}
@@ -290,9 +311,9 @@ def _run(
         for cell in plan["cells"]:  # Hydra makes them, too, but ends the sweep where it can't
             (sweep / "jobs" / str(cell["number"])).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"outputs_dir={outputs} can't be written: {error.strerror or error}; set outputs_dir"
-        ) from None
+        option = "outputs_dir" if sweep.is_relative_to(outputs) else "hydra.sweep.dir"
+        where = outputs if option == "outputs_dir" else sweep
+        raise ConfigError(f"{option}={where} can't be written: {error.strerror or error}; set {option}") from None
     print(f"ddim_lab: {describe_cost(cells, Runtime.resolve(cells[0].runtime))}", file=sys.stderr)
     folder = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
     places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'", "hydra.output_subdir=null"]
@@ -302,9 +323,23 @@ def _run(
     except KeyboardInterrupt:
         status = INTERRUPTED
         print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
+    except Terminated:
+        status = TERMINATED
+        print("\nddim_lab: terminated; the same command goes on from what is done", file=sys.stderr)
     finally:
         failed = _report(sweep, plan, cells[0])
     return status or int(failed)
+
+
+def check_outputs(store: Store) -> None:
+    """Raise ConfigError where the outputs folder, or a folder in it, can't be written."""
+    try:
+        store.check_writable()
+    except OSError as error:
+        what = "" if error.filename == str(store.root) else f"{Path(error.filename).name} in it: "
+        raise ConfigError(
+            f"outputs_dir={store.root} can't be written: {what}{error.strerror}; set outputs_dir, or make it writable"
+        ) from None
 
 
 def _report(sweep: Path, plan: dict[str, Any], first: Config) -> bool:
@@ -342,6 +377,9 @@ def _report(sweep: Path, plan: dict[str, Any], first: Config) -> bool:
 def _explain(error: Exception) -> str:
     """What Hydra says in many lines, in one that names the option and what to do."""
     text = str(error)
+    if match := re.match(r"Error merging override (.+)", text):
+        reason = str(error.__cause__ or "it does not fit").strip().splitlines()[0]
+        return f"{match.group(1)}: {reason[0].lower()}{reason[1:]}"
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_option(match.group(1))
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
@@ -364,12 +402,20 @@ def _explain(error: Exception) -> str:
 
 
 def _unknown_option(name: str) -> str:
+    if name in GlobalHydra.instance().config_loader().list_groups(""):
+        return f"{name}: nothing is chosen of it yet; did you mean +{name}=...?"
     composed = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     known = sorted(_flat(composed))
     if name in known:
         return f"{name}: there is no such option with the other choices that are made (as model=...); leave it away"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
+    return f"{name}: there is no such option" + (
+        f"; did you mean {near[0]}?" if near else f"; {_lists(name)} lists them"
+    )
+
+
+def _lists(name: str) -> str:
+    return "--cfg hydra" if name.startswith("hydra.") else "--help"
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:

@@ -33,6 +33,7 @@ from ddim_lab.schedule import SPACINGS, NoiseSchedule
 __all__ = ["Config", "ConfigError", "config_folder"]
 
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
+Words = Annotated[StrictStr, Field(min_length=1)]
 NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -72,7 +73,7 @@ class _Group(BaseModel):
 class _Data(_Group):
     """conf/data: the images to train on, to refer to and to hold out."""
 
-    root: StrictStr | None
+    root: Words | None
     num_samples: PositiveInt
 
 
@@ -130,7 +131,7 @@ class ImageFolderConfig(_Data):
     """conf/data/image_folder: every image in a folder and its folders."""
 
     name: Literal["image_folder"]
-    root: StrictStr
+    root: Words
     image_size: Annotated[StrictInt, Field(ge=4)]
     channels: Literal[1, 3]
     held_out: Annotated[Number, Field(gt=0, lt=1)]
@@ -162,7 +163,7 @@ class PretrainedConfig(_Group):
     """conf/model/pretrained: a checkpoint made elsewhere, in diffusers' format; no training."""
 
     kind: Literal["pretrained"]
-    path: Annotated[StrictStr, Field(min_length=1)]
+    path: Words
 
 
 class GaussianConfig(_Group):
@@ -237,7 +238,7 @@ class BetasFileConfig(_Group):
     """conf/schedule/file: betas from a text file or .npy array."""
 
     name: Literal["file"]
-    path: StrictStr
+    path: Words
 
     def build(self) -> NoiseSchedule:
         return NoiseSchedule.from_file(self.path)
@@ -271,7 +272,7 @@ class TrainingConfig(_Group):
 class SamplerConfig(_Group):
     """conf/sampler: a few numbers on the one sampler."""
 
-    name: StrictStr
+    name: Words
     eta: NonNegative
     variance: Variance
     spacing: StrictStr
@@ -374,10 +375,10 @@ class MetricsConfig(_Group):
     """conf/metrics: what is measured of a cell."""
 
     features: Literal["classifier", "inception", "pixels"]
-    inception_weights: Annotated[StrictStr, Field(min_length=1)] | None
+    inception_weights: Words | None
     inception_tf32: StrictBool
     reference: Literal["train", "held_out", "all"]
-    reference_statistics: Annotated[StrictStr, Field(min_length=1)] | None
+    reference_statistics: Words | None
     kid: StrictBool
     kid_subsets: PositiveInt
     kid_subset_size: Annotated[StrictInt, Field(ge=2)]
@@ -412,8 +413,8 @@ class LoggerConfig(_Group):
     """conf/logger: what mirrors the files."""
 
     name: Literal["wandb", "csv"]
-    project: StrictStr = "ddim_lab"
-    entity: StrictStr | None = None
+    project: Words = "ddim_lab"
+    entity: Words | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
 
 
@@ -509,7 +510,7 @@ class Config(_Group):
     sampling_devices: PositiveInt
     save_samples: StrictBool
     force: StrictBool
-    outputs_dir: StrictStr
+    outputs_dir: Words
 
     @classmethod
     def from_hydra(cls, composed: DictConfig) -> Config:
@@ -570,7 +571,8 @@ class Config(_Group):
         if self.training.warmup_steps > self.training.max_steps:
             raise ConfigError(
                 f"training.warmup_steps={self.training.warmup_steps} exceeds"
-                f" training.max_steps={self.training.max_steps}"
+                f" training.max_steps={self.training.max_steps}: set training.warmup_steps to"
+                f" {self.training.max_steps} at most"
             )
         self._check_reference()
 
@@ -746,6 +748,10 @@ def _explain(error: ValidationError) -> str:
         return f"{place}={given}: must be a whole number"
     if kind in ("float_type", "float_parsing", "finite_number"):
         return f"{place}={given}: must be a finite number"
+    if kind == "string_too_short":
+        return f"{place} is empty: give a value, or leave it away"
+    if kind == "tuple_type":
+        return f"{place}={given}: must be a list, as {place}=[A,B]"
     if kind == "bool_type":
         return f"{place}={given}: must be true or false"
     return f"{place}={given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -37,15 +37,18 @@ from ddim_lab.config import (
     LsunConfig,
 )
 from ddim_lab.data import DiskImages, ImageData, MemoryImages, NoImages
+from ddim_lab.images import FORMATS, decode, format_of
 from ddim_lab.store import read_record, write_record
 
-__all__ = ["check_data", "load_data"]
+__all__ = ["check_data", "count_images", "load_data", "without_images"]
 
 log = logging.getLogger(__name__)
 
 
 def check_data(config: DataConfig) -> tuple[Path, ...]:
-    """The files of the data set, found and whole as far as that shows without decoding them.
+    """The files of the data set, found and whole as far as that shows before work starts.
+
+    A folder of one's own images is read whole for it, once; CelebA and LSUN are when they are loaded.
 
     Raises:
         ConfigError: one is missing and could not be downloaded, or is damaged; says what, where and what to do.
@@ -70,6 +73,15 @@ def load_data(config: DataConfig) -> ImageData:
         ConfigError: as `check_data`.
     """
     return _load(config, _signature(check_data(config)))
+
+
+def count_images(config: DataConfig, files: Sequence[Path]) -> int | None:
+    """How many images there are in `files`, of `check_data`, if they stay on disk; None for a set that is in memory."""
+    if isinstance(config, LsunConfig):
+        return sum(int(_lsun_environment(str(file.parent)).stat()["entries"]) for file in files)
+    if isinstance(config, CelebAConfig):
+        return len(files) - 1  # the partition
+    return len(files) if isinstance(config, ImageFolderConfig) else None
 
 
 def without_images(config: DataConfig) -> ImageData:
@@ -290,12 +302,18 @@ ENDS: Final = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x
 
 
 def _content_digest(root: Path, files: Sequence[Path]) -> str:
-    """SHA-256 over names and contents; read once, then taken from `DIGEST_FILE`.
+    """SHA-256 over names and contents; read once, then taken from `DIGEST_FILE`. Images are decoded on the way.
 
     Raises:
-        ConfigError: an image file is cut short; names it.
+        ConfigError: an image file is damaged, or none that `decode` takes; names it.
     """
-    states = [f"{Path(name).relative_to(root)} {size} {modified}" for name, size, modified in _signature(files)]
+    return _read_content(root, _signature(files))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_content(root: Path, found: Signature) -> str:
+    files = [Path(name) for name, _, _ in found]
+    states = ["decoded", *(f"{Path(name).relative_to(root)} {size} {modified}" for name, size, modified in found)]
     signature = hashlib.sha256("\n".join(states).encode()).hexdigest()
     place = root / DIGEST_FILE
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -304,10 +322,14 @@ def _content_digest(root: Path, files: Sequence[Path]) -> str:
             return str(kept["digest"])
     digest = hashlib.sha256()
     for file in tqdm(files, desc=f"reading {root.name} once", unit="file", disable=None, leave=False):
-        _check_end(file)
+        if file.suffix.lower() in ENDS:
+            _check_end(file)
         with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(root)} {found}\n".encode())
+            read = hashlib.file_digest(content, "sha256").hexdigest()
+            if file.suffix.lower() in ENDS:  # what a decoder stumbles over is told before the training, not after it
+                content.seek(0)
+                decode(content, file)
+        digest.update(f"{file.relative_to(root)} {read}\n".encode())
     try:
         write_record(place, {"signature": signature, "digest": digest.hexdigest()})
     except OSError as error:
@@ -316,21 +338,22 @@ def _content_digest(root: Path, files: Sequence[Path]) -> str:
 
 
 def _check_end(file: Path) -> None:
-    end = ENDS.get(file.suffix.lower(), b"")
     with file.open("rb") as content:
         content.seek(max(0, file.stat().st_size - 4096))
-        if end not in content.read():
-            raise ConfigError(f"{file} is cut short: it has no end-of-image mark; get it again")
+        if ENDS[file.suffix.lower()] in content.read():
+            return
+    kind, named = format_of(file), FORMATS[file.suffix.lower()]
+    if kind in (None, named):
+        raise ConfigError(f"{file} is cut short: it has no end-of-image mark; get it again")
+    suffix = next((suffix for suffix in ENDS if FORMATS[suffix] == kind), None)
+    remedy = f"convert it to {named}" if suffix is None else f"rename it to {file.stem}{suffix}"
+    raise ConfigError(f"{file} is a {kind} named {file.suffix}: {remedy}")
 
 
 def _read_image(prepare: Callable[[Image.Image], Image.Image], get: Callable[[str], Any], name: str) -> Tensor:
     """Decode and prepare the image of a name: uint8 [C, H, W]."""
     source = get(name)
-    try:
-        with Image.open(source) as image:
-            pixels = np.array(prepare(image))
-    except Exception as error:  # decoders raise whatever a damaged file leads them to, bombs included
-        raise ConfigError(f"the image {name} can't be read: {' '.join(str(error).split())}") from None
+    pixels = np.array(prepare(decode(source, source if isinstance(source, Path) else name)))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
@@ -478,6 +501,7 @@ def _find_images(config: ImageFolderConfig) -> tuple[Path, ...]:
         raise ConfigError(
             f"data.root={config.root} holds {len(files)} images ({', '.join(ENDS)}); 4 at least are needed"
         )
+    _content_digest(root, files)  # which decodes them
     return files
 
 

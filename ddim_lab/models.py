@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
-from ddim_lab.config import Config, ConfigError, PretrainedConfig, UNetConfig
-from ddim_lab.data import ImageData, MemoryImages, from_uint8
+from ddim_lab.config import Config, ConfigError, EmpiricalConfig, PretrainedConfig, UNetConfig
+from ddim_lab.data import ImageData, ImageSet, MemoryImages, from_uint8
 from ddim_lab.datasets import load_data
 from ddim_lab.diffusion import Prediction
 from ddim_lab.ranks import on_ranks
@@ -109,26 +110,59 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
     digest = content_key({"kind": kind, "data": data.digest, "schedule": schedule.digest})
 
     def load() -> nn.Module:
-        if not isinstance(data.train, MemoryImages):
-            raise ConfigError(f"model={kind} holds all training images in memory: data={data.name} is too large for it")
-        images = from_uint8(data.train.images)
+        if kind == "gaussian" and not isinstance(data.train, MemoryImages):
+            return _Function(GaussianEps(schedule, *_moments(data.train)))
+        # A set on disk is one that `check_model` has found to fit.
+        pixels = data.train.images if isinstance(data.train, MemoryImages) else data.train.first(len(data.train))
+        images = from_uint8(pixels)
         if kind == "empirical":
             return _Function(EmpiricalEps(schedule, images))
-        # A pixel that never changes would have variance 0; one grey level's square keeps it proper.
-        variance = images.double().var(0).clamp(min=127.5**-2)
+        variance = images.double().var(0).clamp(min=_LEVEL_VARIANCE)
         return _Function(GaussianEps(schedule, images.double().mean(0), variance))
 
     return Model(kind, digest, "exact", 0, None, "eps", False, load)
 
 
-def check_model(config: Config) -> None:
-    """What of the model can be known before the data are read: whether a checkpoint is there, whole, and fits.
+HELD_AT_MOST: Final = 2**28
+"""Pixel values of the images that an empirical model may hold: 2 GiB as float64."""
+
+
+@functools.lru_cache(maxsize=1)
+def _moments(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every pixel value in [-1, 1], float64 [C, H, W], in one pass over images on disk."""
+    count, mean, squares = 0, torch.zeros(images.shape, dtype=torch.float64), torch.zeros(images.shape).double()
+    for part in images.batches(256):
+        found = from_uint8(part).double()
+        count += len(found)
+        shift = found.mean(0) - mean  # Chan's update: sums of squares alone would cancel
+        squares += (found - found.mean(0)).square().sum(0) + shift.square() * len(found) * (count - len(found)) / count
+        mean += shift * len(found) / count
+    return mean, (squares / (count - 1)).clamp(min=_LEVEL_VARIANCE)
+
+
+_LEVEL_VARIANCE: Final = 127.5**-2
+"""A pixel that never changes would have variance 0; one grey level's square keeps it proper."""
+
+
+def check_model(config: Config, count: int | None = None) -> None:
+    """What of the model can be known before the images are read: whether a checkpoint is there, whole, and fits.
+
+    Args:
+        config: the job.
+        count: images of the data set, if they are on disk.
 
     Raises:
         ConfigError: with one line for the user.
     """
     if isinstance(config.model, PretrainedConfig):
         _pretrained(config, config.model)
+    values = (count or 0) * math.prod(config.data.shape)
+    if isinstance(config.model, EmpiricalConfig) and values > HELD_AT_MOST:
+        raise ConfigError(
+            f"model=empirical holds every training image in memory: {count} images of data={config.data.name} are"
+            f" {values * 8 / 2**30:.1f} GiB, {HELD_AT_MOST * 8 / 2**30:.0f} GiB at most are taken; use model=gaussian,"
+            " fewer images or smaller ones"
+        )
 
 
 def _pretrained(config: Config, model: PretrainedConfig) -> Pretrained:

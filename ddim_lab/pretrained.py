@@ -148,7 +148,10 @@ def _check_shape(path: str, network: dict[str, Any], data: str, shape: tuple[int
     if network.get("class_embed_type") or network.get("num_class_embeds"):
         raise ConfigError(f"model.path={path} is conditioned on classes; an unconditional UNet2DModel is needed")
     size = network.get("sample_size")
-    height, width = (size, size) if isinstance(size, int) or size is None else size
+    sides = list(size) if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or any(side is not None and type(side) is not int for side in sides):
+        raise ConfigError(f"model.path={path}, config.json: sample_size={size!r} is neither a size nor [height, width]")
+    height, width = sides
     takes = (network.get("in_channels"), height or shape[1], width or shape[2])
     if takes != shape:
         raise ConfigError(f"model.path={path} is for images of {_times(takes)}, data={data} has {_times(shape)}")
@@ -181,28 +184,41 @@ def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConf
         f"schedule.{name}": value for name, value in schedule.model_dump().items() if name != "name"
     }
     different = {name: value for name, value in described.items() if ours.get(name) != value}
-    if different:
+    if different and scheduler.get("trained_betas") is None:
         said = ", ".join(f"{name}={value} ({ours.get(name, 'none')} is set)" for name, value in different.items())
         options = " ".join(f"{name}={value}" for name, value in different.items())
         raise ConfigError(f"model.path={path} was trained with {said}: give {options}")
-    at = int(np.argmax(~np.isclose(given, betas, rtol=1e-5, atol=0.0)))
+    if len(given) != len(betas):
+        beside = f"{len(given)}, and {len(betas)} in schedule={schedule.name}"
+    else:
+        at = int(np.argmax(~np.isclose(given, betas, rtol=1e-5, atol=0.0)))
+        beside = f"beta[{at}] is {given[at]:g} there and {betas[at]:g} in schedule={schedule.name}"
     raise ConfigError(
-        f"model.path={path} was trained with its own list of betas: beta[{at}] is {given[at]:g} there and"
-        f" {betas[at]:g} in schedule={schedule.name}; write them to a file and give schedule=file schedule.path=FILE"
+        f"model.path={path} was trained with its own list of betas: {beside}; write trained_betas of its"
+        " scheduler_config.json to a file, one a line, and give schedule=file schedule.path=FILE"
     )
 
 
 def _their_schedule(scheduler: dict[str, Any]) -> tuple[NoiseSchedule, dict[str, Any]]:
     """A diffusers scheduler's schedule, and the options of ours that give it (its length alone, for a list)."""
     total = scheduler.get("num_train_timesteps", 1000)
-    if scheduler.get("trained_betas") is not None:
-        return NoiseSchedule(scheduler["trained_betas"]), {"schedule.num_timesteps": len(scheduler["trained_betas"])}
+    if (listed := scheduler.get("trained_betas")) is not None:
+        if not isinstance(listed, list) or not all(_is_number(beta) for beta in listed):
+            raise ValueError("trained_betas is no list of numbers")
+        return NoiseSchedule(listed), {"schedule.num_timesteps": len(listed)}
     kind = scheduler.get("beta_schedule", "linear")
     if kind == "squaredcos_cap_v2":
         described = {"schedule": "cosine", "schedule.num_timesteps": total}
         return NoiseSchedule.cosine(total), {**described, "schedule.offset": 0.008, "schedule.max_beta": 0.999}
-    if kind not in SCHEDULES:
-        raise ValueError(f"beta_schedule={kind} is not known")
+    if not isinstance(kind, str) or kind not in SCHEDULES:
+        raise ValueError(f"beta_schedule={kind} is not known; {', '.join(SCHEDULES)} and squaredcos_cap_v2 are")
     start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    for name, value in (("beta_start", start), ("beta_end", end)):
+        if not _is_number(value):
+            raise ValueError(f"{name}={value!r} is not a number")
     described = {"schedule": kind, "schedule.num_timesteps": total}
     return SCHEDULES[kind](total, start, end), {**described, "schedule.beta_start": start, "schedule.beta_end": end}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
+from ddim_lab.signals import Terminated
+
 __all__ = ["on_ranks"]
 
 
@@ -27,12 +29,19 @@ def on_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None
     Raises:
         RuntimeError: one of them failed; names its rank and its error.
     """
+    given = (count, _free_port(), torch.get_num_threads(), function, arguments)
+    started = spawn(_call, args=given, nprocs=count, join=False)  # type: ignore[no-untyped-call]
     try:
-        spawn(_call, args=(count, _free_port(), torch.get_num_threads(), function, arguments), nprocs=count)  # type: ignore[no-untyped-call]
+        while not started.join():
+            pass
     except ProcessRaisedException as error:
         raise RuntimeError(f"rank {error.error_index}: {str(error).strip().splitlines()[-1]}") from error
     except ProcessExitedException as error:
         raise RuntimeError(f"rank {error.error_index} ended before its work was done: {error}") from error
+    except (KeyboardInterrupt, Terminated):  # which a Ctrl-C alone would have told them, too
+        for process in started.processes:
+            process.kill()
+        raise
 
 
 def _call(

@@ -31,10 +31,13 @@ from ddim_lab.store import Store, content_key, read_json, read_record, write_jso
 from ddim_lab.store.housekeeping import working
 from ddim_lab.tasks.job import Job
 from ddim_lab.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
+from ddim_lab.trust import no_schema_warnings
 
 __all__ = ["Place", "environment", "job", "mirror_report", "one_line"]
 
 log = logging.getLogger("ddim_lab")
+
+no_schema_warnings()  # a launcher's worker imports this before it composes
 
 TRACEBACKS: Final = "DDIM_LAB_TRACEBACKS"
 """Set to 1 by the command line, for jobs wherever they run, where HYDRA_FULL_ERROR=1 asks for tracebacks."""
@@ -388,6 +391,8 @@ def _planned(place: Place) -> list[dict[str, Any]]:
 def one_line(error: BaseException) -> str:
     """An error for the user: its message without line breaks, its type in front where the message needs that."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:  # numpy's, torch's on a CPU
+        return f"out of memory ({text}): lower batch_size, or num_samples"
     told = isinstance(error, ConfigError | ValueError | ArithmeticError | RuntimeError | OSError)
     return text if told else f"{type(error).__name__}: {text}"
 

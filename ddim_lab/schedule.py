@@ -119,7 +119,13 @@ class NoiseSchedule:
             betas = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, ndmin=1)
         except ValueError as error:
             raise ValueError(f"{file} is not a list of betas, one number a line: {error}") from None
-        return cls(betas)
+        kind = betas.dtype if isinstance(betas, np.ndarray) else None  # an .npz under another name has several
+        if kind is None or kind.kind not in "fiu":
+            raise ValueError(f"{file} is not a list of betas: it holds {kind or 'several arrays'}")
+        try:
+            return cls(betas)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
     # -- values ------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import math
 import os
 import struct
 import sys
@@ -22,14 +23,14 @@ from typing import IO, Any, Final, NoReturn, final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_lab.__main__ import BAD_INPUT, FAILED, INTERRUPTED, checked_config
+from ddim_lab.__main__ import BAD_INPUT, FAILED, INTERRUPTED, check_outputs, checked_config
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import DiskImages, ImageData, ImageSet, MemoryImages
 from ddim_lab.datasets import load_data
+from ddim_lab.images import decode
 from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import (
     Level,
@@ -41,6 +42,7 @@ from ddim_lab.metrics.references import (
 )
 from ddim_lab.run import one_line
 from ddim_lab.runtime import Runtime
+from ddim_lab.signals import TERMINATED, Terminated, terminable
 from ddim_lab.store import Store, content_key, write_json
 from ddim_lab.store.housekeeping import working
 
@@ -78,6 +80,8 @@ def read_samples(path: Path) -> Samples:
     elif path.is_file() and path.suffix == ".npz":
         found = _npz(path)
     else:
+        if path.is_file():
+            raise ConfigError(f"{path} is neither a folder of images nor an .npz file with the array arr_0")
         raise ConfigError(f"{path}: there is no such folder of images or .npz file")
     if len(found.images) < 2:
         raise ConfigError(f"{path} holds {len(found.images)} images: at least 2 are needed")
@@ -126,7 +130,13 @@ def _npz(path: Path) -> Samples:
 def _image_shape(path: Path, file: IO[bytes]) -> tuple[int, int, int, int]:
     """Shape (N, H, W, C) from the header of an .npy file, which is left behind it."""
     formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = formats[np.lib.format.read_magic(file)](file)
+    version = np.lib.format.read_magic(file)
+    if version not in formats:
+        written = ".".join(map(str, version))
+        raise ConfigError(
+            f"{path}: arr_0 is in format {written} of numpy, 1.0 and 2.0 are read: numpy.savez writes it so"
+        )
+    shape, fortran, dtype = formats[version](file)
     if dtype != np.uint8:
         raise ConfigError(f"{path}: arr_0 must be uint8 images from 0 to 255, it is {dtype}")
     if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:] or fortran:
@@ -173,15 +183,8 @@ def _read_image(root: Path, shape: tuple[int, int, int], name: str) -> Tensor:
 
 
 def _decode(file: Path) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("L", "RGB", "P"):
-                raise ConfigError(f"{file} is of mode {image.mode}: 8-bit grey or RGB images are needed")
-            pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
-    except ConfigError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"the image {file} can't be read: {' '.join(str(error).split())[:100]}") from None
+    image = decode(file, file)
+    pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
@@ -245,7 +248,21 @@ def score(
                 quality.update(network(part.to(device)), start)
                 start += len(part)
                 bar.update(len(part))
-        return quality.compute()
+        return _finite(quality.compute())
+
+
+def _finite(quality: dict[str, Any]) -> dict[str, Any]:
+    """The values, where they are numbers: JSON has neither NaN nor infinity.
+
+    Raises:
+        RuntimeError: one is not finite; names it.
+    """
+    equal = quality["equal_n"] or {}
+    for name, value in [*quality.items(), *equal.items(), *enumerate(quality["leave_one_out"])]:
+        if isinstance(value, float) and not math.isfinite(value):
+            what = f"{quality['name']} without group {name}" if isinstance(name, int) else name
+            raise RuntimeError(f"{what} is {value}: the features of these images, or the reference, can't be compared")
+    return quality
 
 
 def _configured(
@@ -260,7 +277,7 @@ def _configured(
 ) -> tuple[Reference, Level | None]:
     """The reference that was named, and what as many held-out images score, as far as there are."""
     if statistics is not None:
-        return read_moments(statistics, features), None
+        return read_moments(statistics, features, "--reference"), None
     if metrics.reference_statistics is not None:
         reference = read_moments(Path(metrics.reference_statistics), features)
     else:
@@ -321,7 +338,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _main(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="python -m ddim_lab.score", description=__doc__.splitlines()[0].split(": ")[1])
-    parser.add_argument("path", type=Path, help="samples.npz (arr_0, uint8, NHWC) or a folder of images")
+    parser.add_argument("path", type=Path, nargs="?", help="samples.npz (arr_0, uint8, NHWC) or a folder of images")
     parser.add_argument(
         "--reference", type=Path, help="compare with these images, or statistics (mu, sigma), instead of the data set"
     )
@@ -330,16 +347,17 @@ def _main(arguments: Sequence[str]) -> int:
         "overrides", nargs="*", metavar="OPTION=VALUE", help="as python -m ddim_lab: data, metrics.*, runtime.*, ..."
     )
     asked = parser.parse_intermixed_args(arguments)
+    if asked.path is None or "=" in str(asked.path):
+        raise ConfigError("what is to be scored? give a samples.npz or a folder of images before the options")
+    if more := [text for text in asked.overrides if "=" not in text and not text.startswith("~")]:
+        raise ConfigError(f"{more[0]} is no OPTION=VALUE: to compare with it, give --reference {more[0]}")
     config = checked_config(asked.overrides)
     samples = read_samples(asked.path)
     against = asked.reference
     if against is not None and not _is_statistics(against):
         against = read_samples(against)
     store, runtime = Store(Path(config.outputs_dir)), Runtime.resolve(config.runtime)
-    try:
-        store.check_writable()
-    except OSError as error:
-        raise ConfigError(f"outputs_dir={config.outputs_dir} can't be written: {error}; set outputs_dir") from None
+    check_outputs(store)
     data, metrics = load_data(config.data), config.metrics
     with working(store):
         features = obtain_features(metrics.features, data, store, metrics.inception_weights, metrics.inception_tf32)
@@ -365,15 +383,17 @@ def _is_statistics(path: Path) -> bool:
 
 
 def main() -> None:
-    """Entry point. Exit status: 0, 1 failed, 2 wrong input (one line says what), 130 interrupted."""
+    """Entry point. Exit status: 0, 1 failed, 2 wrong input (one line says what), 130 interrupted, 143 terminated."""
     try:
-        sys.exit(_main(sys.argv[1:]))
+        with terminable():
+            status = _main(sys.argv[1:])
+        sys.exit(status)
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"ddim_lab: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"ddim_lab: {one_line(error)}", file=sys.stderr)
@@ -381,6 +401,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ddim_lab: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Terminated:
+        print("ddim_lab: terminated", file=sys.stderr)
+        sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":

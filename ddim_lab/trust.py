@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddim_lab.config import ConfigError
 
-__all__ = ["check_hydra", "check_secrets"]
+__all__ = ["check_hydra", "check_secrets", "no_schema_warnings"]
 
 PLUGINS: Final = "hydra_plugins.hydra_{0}_launcher.{0}_launcher."
 LAUNCHERS: Final = {
@@ -46,6 +47,11 @@ OURS: Final = (
 """Of Hydra's node: what no file may set."""
 
 SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+
+
+def no_schema_warnings() -> None:
+    """Our conf/hydra/launcher has other defaults than the plugins' configurations, and is checked against them."""
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def check_hydra(composed: DictConfig, ours: DictConfig) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ import torch
 from diffusers import __version__ as diffusers_version
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from torch import nn
 
 from ddim_lab.config import UNetConfig
@@ -76,6 +79,7 @@ def load_unet(folder: Path) -> nn.Module:
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
         raise ValueError(f"{folder} holds no weights: {WEIGHT_FILES[0]} (or .bin) is missing")
+    _check_tensors(file)
     try:
         network, found = UNet2DModel.from_pretrained(
             folder,
@@ -86,7 +90,7 @@ def load_unet(folder: Path) -> nn.Module:
         )
     except OSError:
         raise ValueError(f"{file} can't be read: it is damaged, cut short, or holds more than tensors") from None
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a configuration of the user's may lead diffusers to any
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         fault = lines[1] if len(lines) > 1 else str(error)
         raise ValueError(f"{file} does not fit {folder / 'config.json'}: {fault}") from None
@@ -98,6 +102,33 @@ def load_unet(folder: Path) -> nn.Module:
             raise ValueError(f"{file} holds NaN or infinite weights: {name}")
     module: nn.Module = network
     return module.eval().requires_grad_(False)
+
+
+def _check_tensors(file: Path) -> None:
+    """Raise ValueError unless a file of weights holds tensors of floating point by name, and nothing else."""
+    damaged = f"{file} can't be read: it is damaged, cut short, or holds more than tensors"
+    try:
+        if file.suffix == ".bin":
+            with warnings.catch_warnings():  # torch's, of a pickle that it then refuses
+                warnings.simplefilter("ignore")
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            kinds = {name: value.dtype for name, value in state.items()} if isinstance(state, Mapping) else None
+        elif file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                names = tensors.keys()
+                kinds = {name: _SAFE_KINDS.get(tensors.get_slice(name).get_dtype()) for name in names}
+        else:  # an index: diffusers reads what it names
+            return
+    except Exception:  # torch's reader raises whatever a damaged file leads it to
+        raise ValueError(damaged) from None
+    if kinds is None:
+        raise ValueError(f"{file} holds a {type(state).__name__}: tensors by name are needed")
+    if bad := sorted(name for name, kind in kinds.items() if kind is None or not kind.is_floating_point):
+        raise ValueError(f"{file}: {bad[0]} is not of floating point: quantised weights are not supported")
+
+
+_SAFE_KINDS: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""safetensors' names of what a weight may be."""
 
 
 def weights_digest(network: nn.Module) -> str:

@@ -60,7 +60,23 @@ WRONG = {
     "training.ema_decay=1": r"training.ema_decay=1: must be below 1",
     "sampling_devices=2 task=trajectory": r"sampling_devices=2 needs task=generate, or cannot_skip, not trajectory",
     "training.devices=3": r"training.devices=3 must divide training.batch_size=128",
-    "training.warmup_steps=2000": r"training.warmup_steps=2000 exceeds training.max_steps=1500",
+    "training.warmup_steps=2000": r"warmup_steps=2000 exceeds training.max_steps=1500: set training.warmup_steps",
+    "sampler.name=": r"sampler.name is empty: give a value, or leave it away",
+    "logger.project=": r"logger.project is empty",
+    "data=image_folder data.root=": r"data.root is empty",
+    "data.root=": r"data.root is empty",
+    "metrics.inception_weights=": r"metrics.inception_weights is empty",
+    "sampler.timesteps=5": r"sampler.timesteps=5: must be a list, as sampler.timesteps=\[A,B\]",
+    "model.attention=true": r"model.attention=True: must be a list",
+    "=3": r"=3: there is no option before the =; write option=value",
+    "+=3": r"\+=3: there is no option before the =",
+    "experiments=table1_digits": r"experiments: nothing is chosen of it yet; did you mean \+experiments=...\?",
+    "hydra.mode=foo": r"hydra.mode=foo: .*RUN.*MULTIRUN.*",
+    "hydra.foo=3": r"hydra.foo: there is no such option; --cfg hydra lists them",
+    "--resolve steps=3": r"--resolve is for --cfg: add --cfg job",
+    "--cfg job -m steps=3": r"--run, --multirun, --cfg, .* exclude each other: give one of them",
+    "-sc -m install=bash": r".* exclude each other: give one of them",
+    "sampler=glob(nothing*) -m": r"sampler=glob\(nothing\*\) stands for nothing: no choice matches",
     "model.attention=[true]": r"model.attention needs one true or false a level: 2, got 1",
     "model.block_out_channels=[30,30]": r"model.block_out_channels must be multiples of model.norm_num_groups=8",
     "save_samples=perhaps": r"save_samples=perhaps: must be true or false",
@@ -100,8 +116,50 @@ def test_an_outputs_folder_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    assert run([f"outputs_dir={tmp_path}/file/outputs"], monkeypatch) == 2
-    assert re.fullmatch(r"ddim_lab: outputs_dir=\S+ can't be written: .*\n", capsys.readouterr().err)
+    for option, place, more in (
+        ("outputs_dir", f"{tmp_path}/file/outputs", ()),
+        ("hydra.sweep.dir", f"{tmp_path}/file/sweep", ("-m", f"outputs_dir={tmp_path}/o")),
+    ):
+        assert run([f"{option}={place}", *more], monkeypatch) == 2
+        said = rf"ddim_lab: {option}={place} can't be written: .*; set {option}.*\n"
+        assert re.fullmatch(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("inside", ["locks", "cells", "models", "references", "sweeps"])
+def test_a_folder_in_the_outputs_that_cannot_be_written(
+    inside: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Said before any work; root may write everywhere, so a file is in the way."""
+    (tmp_path / inside).touch()
+    assert run([f"outputs_dir={tmp_path}"], monkeypatch) == 2
+    said = rf"ddim_lab: outputs_dir={tmp_path} can't be written: {inside} in it: .*; set outputs_dir, or make it .*\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == [inside]
+
+
+def test_an_empty_outputs_folder_is_not_this_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["outputs_dir=", "model=gaussian"], monkeypatch) == 2
+    assert capsys.readouterr().err == "ddim_lab: outputs_dir is empty: give a value, or leave it away\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_shell_completion_is_hydras(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["-sc", "install=bash"], monkeypatch) == 0
+    assert "COMP_" in capsys.readouterr().out
+    monkeypatch.setenv("COMP_LINE", "ddim-lab sampler=ddp")
+    assert run(["-sc", "query=bash"], monkeypatch) == 0
+    assert {"sampler=ddpm", "sampler=ddpm_large"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_pattern_of_choices_is_every_one_that_matches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = ["sampler=glob(ddpm*)", "steps=2", "model=gaussian", "metrics.features=pixels", "logger=csv", "-m"]
+    assert run([*line, "num_samples=32", "batch_size=16", f"outputs_dir={tmp_path}"], monkeypatch) == 0
+    assert "2 cells" in capsys.readouterr().err
 
 
 def test_a_process_says_one_line_and_no_traceback(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -30,7 +31,7 @@ from ddim_lab import datasets
 from ddim_lab.config import Config, ConfigError, UNetConfig, config_folder
 from ddim_lab.data import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8
 from ddim_lab.datasets import DEBIAN_FASHION_MNIST, FASHION_FILES, check_data, load_data
-from ddim_lab.models import obtain_model
+from ddim_lab.models import _moments, obtain_model
 from ddim_lab.runtime import Runtime
 from ddim_lab.store import Store
 
@@ -513,9 +514,8 @@ def test_an_image_cut_short_is_named_before_any_training(name: str, folder: Path
 def test_what_is_no_image_is_named(folder: Path) -> None:
     file = folder / "cats" / "01.png"
     file.write_bytes(b"no image IEND\xaeB`\x82")
-    data = image_folder(folder)
-    with pytest.raises(ConfigError, match=r"the image cats/01.png can't be read"):
-        data.split("all").first(24)
+    with pytest.raises(ConfigError, match=rf"the image {file} can't be read"):
+        check("image_folder", folder, "data.image_size=8", "model.block_out_channels=[32,32,32,32]")
 
 
 # -- the command line -----------------------------------------------------------------------------------
@@ -551,6 +551,57 @@ def test_a_job_on_images_from_disk(folder: Path, tmp_path: Path) -> None:
     (row,) = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
     assert row["data"] == "image_folder"
     assert float(row["fd"]) > 0
+
+
+@pytest.mark.parametrize("model", ["gaussian", "empirical"])
+def test_an_exact_model_of_images_from_disk_is_that_of_the_same_in_memory(
+    model: str, folder: Path, tmp_path: Path
+) -> None:
+    config = configure("data=image_folder", f"data.root={folder}", f"model={model}", "data.image_size=8")
+    on_disk = load_data(config.data)
+    held = dataclasses.replace(on_disk, train=MemoryImages(on_disk.train.first(22), on_disk.train.labels))
+    x_t, t = torch.randn(3, *on_disk.shape), torch.tensor([1, 400, 999])
+    none: Any = None
+    runtime = Runtime.resolve(config.runtime)
+    got, expected = (obtain_model(config, data, runtime, none, none).load()(x_t, t) for data in (on_disk, held))
+    assert len(on_disk.train) == 22
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    line = ("data=image_folder", f"data.root={folder}", f"model={model}", "data.image_size=8", "logger=csv")
+    assert tiny.run(tmp_path / "outputs", *line, "metrics.features=pixels", "steps=2", settings=tiny.SMALL) == 0
+
+
+def test_moments_are_those_of_all_images_at_once_in_whatever_batches() -> None:
+    images = MemoryImages(torch.from_numpy(pixels(600, 1, 4, 4)), torch.zeros(600, dtype=torch.int64))
+    images.images[:, 0, 0, 0] = 7  # never changes
+    whole = from_uint8(images.images).double()
+    mean, variance = _moments(images)
+    torch.testing.assert_close(mean, whole.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(variance, whole.var(0).clamp(min=127.5**-2), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("model=empirical",), r"model=empirical holds every training image in memory: 24 images .* 1 GiB at most .*"),
+        (
+            ("model=gaussian", "data.image_size=512"),
+            r"metrics.features=pixels takes 20 covariances of 786432 values .*",
+        ),
+    ],
+)
+def test_what_memory_has_no_room_for_is_refused_before_any_work(
+    line: tuple[str, ...],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("ddim_lab.models.HELD_AT_MOST", 2**27)
+    settings = ["data=image_folder", f"data.root={folder}", "data.image_size=2000", "metrics.features=pixels"]
+    assert tiny.run(tmp_path / "outputs", *settings, *line, settings=tiny.SMALL) == 2
+    assert re.fullmatch(rf"ddim_lab: {message}\n", capsys.readouterr().err)
+    assert not (tmp_path / "outputs").exists()
 
 
 # -- recipes --------------------------------------------------------------------------------------------

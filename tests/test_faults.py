@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from ddim_lab.memory import Halving
 from ddim_lab.models import Model
 from ddim_lab.module import DiffusionModule
+from ddim_lab.ranks import on_ranks
 from ddim_lab.sampler import Sampler
+from ddim_lab.signals import TERMINATED, Terminated, terminable
 
 EXACT = ("model=gaussian", "metrics.features=pixels", "logger=csv")
 
@@ -267,11 +269,27 @@ def test_out_of_memory_changes_no_noise_and_is_told(
     assert first == second  # SHA-256 of the images included
 
 
-# -- Ctrl-C ---------------------------------------------------------------------------------------------
+def test_no_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Tensor:
+        return torch.from_numpy(np.empty(2**55))
+
+    monkeypatch.setattr(Sampler, "sample", refuse)
+    assert tiny.run(tmp_path, *EXACT, "steps=2", settings=tiny.SMALL) == 1
+    assert swept(tmp_path)[0]["error"].endswith("lower batch_size, or num_samples")
 
 
+# -- Ctrl-C and SIGTERM ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
 @pytest.mark.parametrize("phase", ["training", "sampling"])
-def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(phase: str, tmp_path: Path) -> None:
+def test_a_signal_stops_within_seconds_and_says_how_to_go_on(
+    phase: str, number: signal.Signals, status: int, word: str, tmp_path: Path
+) -> None:
     outputs, busy = tmp_path / "outputs", tmp_path / "busy"
     line = ("metrics.features=pixels", "logger=csv", "steps=2,3", "-m", "checkpoint_seconds=0.000001")
 
@@ -299,11 +317,11 @@ def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(phase: str, tmp_path:
         time.sleep(0.02)
     time.sleep(0.2)
     asked = time.monotonic()
-    os.kill(child, signal.SIGINT)
-    assert forked.wait(child) == 130, (tmp_path / "log").read_text()
+    os.kill(child, number)
+    assert forked.wait(child) == status, (tmp_path / "log").read_text()
     assert time.monotonic() - asked < 20
     printed = (tmp_path / "log").read_text()
-    assert "interrupted; the same command goes on from what is done" in printed
+    assert printed.count(f"{word}; the same command goes on from what is done") == 1
     assert "Traceback" not in printed
     rows = tiny.results(tiny.sweeps(outputs)[0])
     assert [row["status"] for row in rows] == (["missing"] * 2 if phase == "training" else ["done", "missing"])
@@ -311,3 +329,36 @@ def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(phase: str, tmp_path:
     assert tiny.run(outputs, *line) == 0
     assert [row["cached"] for row in swept(outputs)] == (["False"] * 2 if phase == "training" else ["True", "False"])
     shutil.rmtree(outputs)
+
+
+def _linger(rank: int, folder: Path) -> None:
+    (folder / f"{os.getpid()}").touch()
+    time.sleep(300)
+
+
+def test_ranks_do_not_outlive_a_command_that_is_terminated(tmp_path: Path) -> None:
+    """They would be waited for at its end, however long they work."""
+
+    def run() -> int:
+        with terminable():
+            try:
+                on_ranks(2, _linger, tmp_path)
+            except Terminated:
+                return TERMINATED
+        return 0
+
+    child = forked.start(run, tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while len(ranks := [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]) < 2:
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    os.kill(child, signal.SIGTERM)
+    assert forked.wait(child) == 143, (tmp_path / "log").read_text()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{rank}/cmdline").exists() and _state(rank) != "Z" for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _state(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]

@@ -137,16 +137,19 @@ def test_other_weights_are_not_called_fid(weights: Path, tmp_path: Path) -> None
 
 
 def test_faulty_weights_are_refused_in_one_line(weights: Path, tmp_path: Path) -> None:
-    half, empty, other, thing = (tmp_path / name for name in ("half.pth", "empty.pth", "other.pth", "thing.pth"))
+    names = ("half.pth", "empty.pth", "other.pth", "thing.pth", "words.pth")
+    half, empty, other, thing, words_alone = (tmp_path / name for name in names)
     half.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     empty.touch()
     torch.save({"fc.weight": torch.zeros(3)}, other)
     torch.save([1, 2], thing)
+    words_alone.write_text("root:x:0:0:root:/root:/bin/bash\n")  # which leads torch's unpickler to an IndexError
     for path, words in (
         (half, "is damaged or another kind of file"),
         (empty, "is damaged or another kind of file"),
         (other, "does not hold the weights of torch-fidelity's Inception network"),
         (thing, "holds no weights"),
+        (words_alone, "is damaged or another kind of file"),
     ):
         with pytest.raises(ConfigError, match=words) as refused:
             check_weights(path)

@@ -65,6 +65,7 @@ def test_a_sweep_side_by_side(arguments: tuple[str, ...], expected: list[dict[st
     process = start(tmp_path, *arguments)
     printed = process.communicate(timeout=400)[0]
     assert process.returncode == 0, printed
+    assert "ConfigStore" not in printed  # which Hydra says in every worker, of conf/hydra/launcher
     (sweep,) = tiny.sweeps(tmp_path)
     assert same(sweep, expected)
     assert (sweep / "report.html").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -168,7 +169,11 @@ def faulty(**arrays: Any) -> dict[str, Any]:
         (faulty(sigma=np.triu(np.ones((4, 4)))), "must be symmetric"),
         (faulty(sigma=-np.eye(4)), "no negative variance"),
         (faulty(mu=np.array([{}, {}, {}, {}], dtype=object)), r"is not a whole \.npz file of numbers .*pickle"),
-        (faulty(mu=np.array(["a", "b", "c", "d"])), r"is not a whole \.npz file of numbers"),
+        (faulty(mu=np.array(["a", "b", "c", "d"])), r"must be real numbers, it has mu of <U1"),
+        (faulty(sigma=np.eye(4) * (1 + 1j)), r"must be real numbers, it has sigma of complex128"),
+        (faulty(mu=np.full(4, 1e200)), r"holds values up to 1e\+200, which no features"),
+        (faulty(sigma=np.eye(4) * 1e300), r"holds values up to 1e\+300, which no features"),
+        (faulty(sigma=np.ones((4, 4)) * 2 - np.eye(4)), r"least eigenvalue is -1 beside a largest of 7"),
     ],
 )
 def test_faulty_statistics_are_refused_in_one_line(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -176,6 +181,15 @@ def test_faulty_statistics_are_refused_in_one_line(arrays: dict[str, Any], words
     with pytest.raises(ConfigError, match=words) as refused:
         read_moments(tmp_path / "s.npz", PIXELS)
     assert "\n" not in str(refused.value)
+
+
+def test_a_covariance_of_few_images_is_one_in_spite_of_its_rounding(tmp_path: Path) -> None:
+    """Rank 9 of 40: 31 eigenvalues are zero, as well as float32 can say it."""
+    features = dataclasses.replace(PIXELS, num_features=40)
+    sigma = np.cov(normal(0, 10, 40).T).astype(np.float32)
+    assert np.linalg.eigvalsh(sigma.astype(np.float64))[0] < 0
+    np.savez(tmp_path / "s.npz", mu=np.zeros(40), sigma=sigma)
+    assert read_moments(tmp_path / "s.npz", features).moments.count is None
 
 
 def test_damaged_and_missing_statistics(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,10 @@ from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ddim_lab import score
+from ddim_lab.config import ImageFolderConfig
+from ddim_lab.datasets import load_data
+
 EXACT = ("metrics.features=pixels", "logger=csv", "steps=2")
 
 
@@ -31,12 +37,14 @@ def refused(
     arguments: tuple[str, ...],
     message: str,
     capsys: pytest.CaptureFixture[str],
-    settings: Any = tiny.SMALL,
+    *,
+    status: int | None = None,
 ) -> None:
-    """The command fails with a line that matches, and no more than its log around it."""
+    """The command fails (with `status`, if given) with a line that matches, and no more than its log around it."""
+    wanted = (1, 2) if status is None else (status,)
     status = tiny.run(outputs, *EXACT, *arguments, settings=tiny.SMALL)
     printed = capsys.readouterr()
-    assert status in (1, 2), printed
+    assert status in wanted, printed
     assert re.search(message, printed.err), printed.err
     assert "Traceback" not in printed.err + printed.out
     if status == 2:
@@ -52,6 +60,12 @@ def refused(
 def png(*shape: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def saved(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -72,15 +86,20 @@ def flipped(content: bytes) -> bytes:
 
 
 IMAGES = {
-    "corrupt": (flipped(png(8, 8)), r"the image 05\.png can't be read"),
+    "corrupt": (flipped(png(8, 8)), r"the image \S+/images/05\.png can't be read"),
     "empty": (b"", r"05\.png is cut short"),
     "cut short": (png(8, 8)[:-9], r"05\.png is cut short"),
     "text": (b"this is no image", r"05\.png is cut short"),
-    "text with an end": (b"this is no image IEND\xaeB`\x82", r"the image 05\.png can't be read: cannot identify"),
-    "a bomb": (bomb(), r"the image 05\.png can't be read: .*decompression bomb"),
-    "headers alone": (png(8, 8)[:33] + png(8, 8)[-12:], r"the image 05\.png can't be read"),
-    "an HTML page": (b"<html>404</html>IEND\xaeB`\x82", r"the image 05\.png can't be read"),
-    "a pickle": (b"\x80\x04\x95IEND\xaeB`\x82", r"the image 05\.png can't be read"),
+    "text with an end": (
+        b"this is no image IEND\xaeB`\x82",
+        r"the image \S+/images/05\.png can't be read: cannot identify",
+    ),
+    "a bomb": (bomb(), r"the image \S+/images/05\.png can't be read: .*decompression bomb"),
+    "headers alone": (png(8, 8)[:33] + png(8, 8)[-12:], r"the image \S+/images/05\.png can't be read"),
+    "an HTML page": (b"<html>404</html>IEND\xaeB`\x82", r"the image \S+/images/05\.png can't be read"),
+    "a pickle": (b"\x80\x04\x95IEND\xaeB`\x82", r"the image \S+/images/05\.png can't be read"),
+    "a JPEG": (saved("JPEG"), r"05\.png is a JPEG named \.png: rename it to 05\.jpg"),
+    "a GIF": (saved("GIF"), r"05\.png is a GIF named \.png: convert it to PNG"),
 }
 
 
@@ -93,7 +112,7 @@ def test_a_folder_with_a_bad_image(kind: str, tmp_path: Path, capsys: pytest.Cap
     content, message = IMAGES[kind]
     (folder / "05.png").write_bytes(content)
     data = ("data=image_folder", f"data.root={folder}", "data.image_size=8", "data.channels=1", "model=gaussian")
-    refused(tmp_path / "outputs", (*data, "metrics.reference=all"), message, capsys)
+    refused(tmp_path / "outputs", data, message, capsys, status=2)
     assert len(list(folder.glob("*.png"))) == 8
 
 
@@ -121,23 +140,61 @@ def test_a_folder_that_is_none_of_images(kind: str, tmp_path: Path, capsys: pyte
     refused(tmp_path / "outputs", line, message, capsys)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
-def test_any_kind_of_pixels_is_taken(mode: str, tmp_path: Path) -> None:
-    """Not rubbish: converted to the channels that were asked for."""
-    folder = tmp_path / "images"
+def picture(mode: str, number: int = 0) -> Image.Image:
+    """Noise of a mode; "P+" has a transparent colour."""
+    random = np.random.default_rng(number)
+    if mode == "I;16":
+        return Image.fromarray(random.integers(0, 65536, (9, 8), dtype=np.uint16))
+    return Image.fromarray(random.integers(0, 256, (9, 8, 3), dtype=np.uint8)).convert(mode.rstrip("+"))
+
+
+def pictures(folder: Path, mode: str) -> Path:
     folder.mkdir()
     for number in range(8):
-        image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 8, 3), dtype=np.uint8))
         kind = "jpg" if mode == "CMYK" else "png"
-        (image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)).save(
-            folder / f"{number}.{kind}"
-        )
-    data = ("data=image_folder", f"data.root={folder}", "data.image_size=8", "data.channels=3", "model=gaussian")
-    line = (*EXACT, *data, "num_samples=4", "batch_size=4")
-    status = tiny.run(tmp_path / "outputs", *line, settings=())
-    assert status in (0, 1)
-    if status:  # a model of all images in memory is not for images on disk
-        assert "too large" in tiny.results(tiny.sweeps(tmp_path / "outputs")[0])[0]["error"]
+        transparent = {"transparency": 0} if mode == "P+" else {}
+        picture(mode, number).save(folder / f"{number}.{kind}", **transparent)
+    return folder
+
+
+def scored(path: Path, outputs: Path, *overrides: str) -> int:
+    line = ["score", str(path), "metrics.features=pixels", f"outputs_dir={outputs}", *overrides]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as stop:
+            score.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK"])
+def test_any_kind_of_8_bit_pixels_is_taken(mode: str, tmp_path: Path) -> None:
+    """Not rubbish: converted to the channels that were asked for, by both that read images."""
+    folder = pictures(tmp_path / "images", mode)
+    config = ImageFolderConfig(
+        name="image_folder", root=str(folder), image_size=8, channels=3, held_out=0.5, num_samples=4
+    )
+    assert load_data(config).split("all").first(8).shape == (8, 3, 8, 8)
+    assert len(score.read_samples(folder).images.first(8)) == 8
+
+
+@pytest.mark.parametrize(
+    ("mode", "remedy"),
+    [("LA", "put it on"), ("RGBA", "put it on"), ("P+", "put it on"), ("I;16", "scale it")],
+)
+def test_pixels_that_would_be_cut_off_are_refused(
+    mode: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By both that read images, in the same words: PIL takes 16 bits for white, and drops what is transparent."""
+    folder = pictures(tmp_path / "images", mode)
+    line = ("data=image_folder", f"data.root={folder}", "data.image_size=8", "model=gaussian")
+    assert tiny.run(tmp_path / "outputs", *EXACT, *line, settings=()) == 2
+    shown = {"P+": "P with transparency"}.get(mode, mode)
+    said = rf"ddim_lab: {folder}/0.png is of mode {shown}: 8-bit grey or RGB images are needed; {remedy} .*\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+    assert not (tmp_path / "outputs").exists()
+    assert scored(folder, tmp_path / "outputs") == 2
+    assert re.fullmatch(said, capsys.readouterr().err)
 
 
 # -- betas ----------------------------------------------------------------------------------------------
@@ -157,8 +214,10 @@ BETAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "binary": ("betas.txt", lambda path: path.write_bytes(bytes(range(256))), r"betas\.txt|betas"),
     "NaN": ("betas.txt", lambda path: path.write_text("0.1\nnan\n"), r"betas? .*between 0 and 1|finite|nan"),
     "too large": ("betas.txt", lambda path: path.write_text("0.2\n1.1\n"), r"between 0 and 1"),
-    "a matrix": ("betas.npy", lambda path: np.save(path, np.full((3, 3), 0.1)), r"."),
-    "objects": ("betas.npy", lambda path: np.save(path, np.array([Evil(path.with_name("ran"))])), r"."),
+    "a matrix": ("betas.npy", lambda path: np.save(path, np.full((3, 3), 0.1)), r"betas\.npy: .* shape \(3, 3\)"),
+    "words in an array": ("betas.npy", lambda path: np.save(path, np.array(["a"])), r"betas\.npy is not .* holds <U1"),
+    "complex": ("betas.npy", lambda path: np.save(path, np.full(3, 0.1j)), r"betas\.npy is not .* holds complex128"),
+    "objects": ("betas.npy", lambda path: np.save(path, np.array([Evil(path.with_name("ran"))])), r"betas\.npy"),
     "no array": ("betas.npy", lambda path: path.write_bytes(b"rubbish"), r"betas\.npy"),
     "a folder": ("betas.txt", lambda path: path.mkdir(), r"betas\.txt"),
 }
@@ -217,6 +276,20 @@ def pickled(folder: Path) -> None:
     torch.save({"conv_in.weight": Evil(folder / "ran")}, folder / "diffusion_pytorch_model.bin")
 
 
+def old_pickle(folder: Path) -> None:
+    """Not torch's format: it warns of the protocol before it refuses."""
+    (folder / WEIGHTS).unlink()
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"conv_in.weight": Evil(folder / "ran")}))
+
+
+def binary(content: Any) -> Callable[[Path], object]:
+    def replace(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        torch.save(content, folder / "diffusion_pytorch_model.bin")
+
+    return replace
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"no config\.json of a U-Net there"),
     "a configuration that is no JSON": (
@@ -250,6 +323,18 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"does not fit",
     ),
     "a pickle": (pickled, r"can't be read: it is damaged, cut short, or holds more than tensors"),
+    "an old pickle": (old_pickle, r"can't be read: it is damaged, cut short, or holds more than tensors"),
+    "a list of numbers": (binary([1, 2]), r"\.bin holds a list: tensors by name are needed"),
+    "a word for a tensor": (binary({"conv_in.weight": "x"}), r"can't be read: it is .* holds more than tensors"),
+    "quantised weights": (
+        weighted(lambda tensors: tensors.update({name: t.to(torch.int8) for name, t in tensors.items()})),
+        r"safetensors: conv_in\.bias is not of floating point: quantised weights are not supported",
+    ),
+    "quantised weights in .bin": (binary({"b": torch.ones(3, dtype=torch.int8)}), r"\.bin: b is not of floating point"),
+    "a word for a size": (configured(sample_size="x"), r"config\.json: sample_size='x' is neither a size nor"),
+    "half a size": (configured(sample_size=[8]), r"config\.json: sample_size=\[8\] is neither a size nor"),
+    "a word for widths": (configured(block_out_channels="x"), r"does not fit"),
+    "no layers": (configured(layers_per_block=None), r"does not fit"),
 }
 
 

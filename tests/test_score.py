@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,8 +165,31 @@ def transparent(folder: Path) -> Path:
     return path
 
 
+def version_3(folder: Path) -> Path:
+    content = io.BytesIO()
+    np.lib.format.write_array(content, images(), version=(3, 0))
+    with zipfile.ZipFile(folder / "v3.npz", "w") as archive:
+        archive.writestr("arr_0.npy", content.getvalue())
+    return folder / "v3.npz"
+
+
+def plain_array(folder: Path) -> Path:
+    np.save(folder / "array.npy", images())
+    return folder / "array.npy"
+
+
+def bomb(folder: Path) -> Path:
+    """20,000 x 20,000 pixels in 50 kB."""
+    path = folder_of(folder / "bomb", images(3))
+    Image.new("1", (20_000, 20_000)).save(path / "0001.png")
+    return path
+
+
 FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda folder: folder / "nowhere.npz", r"there is no such folder of images or \.npz file"),
+    "no .npz": (plain_array, r"array\.npy is neither a folder of images nor an \.npz file"),
+    "another version": (version_3, r"v3\.npz: arr_0 is in format 3\.0 of numpy, 1\.0 and 2\.0 are read"),
+    "bomb": (bomb, r"the image \S+0001\.png can't be read: .*decompression bomb"),
     "float": (save("f.npz", arr_0=images() / 255.0), "arr_0 must be uint8 images from 0 to 255, it is float64"),
     "channels first": (save("c.npz", arr_0=images().transpose(0, 3, 1, 2)), r"arr_0 must be \[N, height, width"),
     "flat": (save("d.npz", arr_0=images().reshape(30, 64)), r"its shape is \(30, 64\)"),
@@ -194,6 +219,30 @@ def test_faulty_arguments_are_one_clear_line(tmp_path: Path, capsys: pytest.Capt
     for arguments, words in (
         (("--refrence", "x"), "unrecognized arguments"),
         (("x.npz", "steps=0"), "steps=0: must be at least 1"),
+        ((), "what is to be scored"),
+        (("steps=3",), "what is to be scored"),
+        (("a.npz", "b.npz"), r"b\.npz is no OPTION=VALUE: to compare with it, give --reference b\.npz"),
     ):
         assert run(tmp_path, *arguments)[0] == 2
         assert re.fullmatch(rf"ddim_lab: .*{words}.*\n", capsys.readouterr().err)
+
+
+def test_faulty_statistics_are_named_by_the_option_that_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "one.npz", arr_0=images())
+    np.savez(tmp_path / "s.npz", mu=np.full(64, np.nan), sigma=np.eye(64))
+    assert run(tmp_path, str(tmp_path / "one.npz"), "--reference", str(tmp_path / "s.npz"))[0] == 2
+    assert re.fullmatch(r"ddim_lab: --reference=\S+s\.npz holds NaN .*\n", capsys.readouterr().err)
+
+
+def test_no_value_that_is_none_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddim_lab.metrics.quality.Quality.compute", lambda self: {**QUALITY, "kid": float("nan")})
+    np.savez(tmp_path / "one.npz", arr_0=images())
+    assert run(tmp_path, str(tmp_path / "one.npz")) == (1, {})
+    assert re.fullmatch(r"ddim_lab: kid is nan: .*\n", capsys.readouterr().err)
+
+
+QUALITY = {"name": "FD", "fd": 1.0, "equal_n": None, "leave_one_out": [1.0]}

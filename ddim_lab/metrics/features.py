@@ -6,6 +6,7 @@ Only the 2015 Inception network gives "FID"; what these give is named "FD (...)"
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ddim_lab.config import Config, ConfigError, ImageFolderConfig
 from ddim_lab.data import ImageData
 from ddim_lab.metrics.classifier import make_classifier, recipe_for
 from ddim_lab.metrics.extractor import Extractor, Pixels
+from ddim_lab.metrics.frechet import GROUPS
 from ddim_lab.metrics.inception import (
     INCEPTION_FEATURES,
     PUBLISHED_SHA256,
@@ -60,6 +62,8 @@ def check_features(config: Config, files: Sequence[Path]) -> None:
     """
     if config.metrics.features == "inception":
         check_weights(find_weights(config.metrics.inception_weights))
+    if config.metrics.features == "pixels":
+        _check_room(config)
     if config.metrics.features == "classifier" and isinstance(config.data, ImageFolderConfig):
         root = Path(config.data.root).expanduser().absolute()
         parents = {file.relative_to(root).parts[:-1][:1] for file in files}
@@ -68,6 +72,19 @@ def check_features(config: Config, files: Sequence[Path]) -> None:
                 f"metrics.features=classifier learns from labels, and the images in data.root={config.data.root} are"
                 " not sorted into two folders or more, one a class: set metrics.features=inception or pixels"
             )
+
+
+def _check_room(config: Config) -> None:
+    """Raise ConfigError where the sums that a Fréchet distance of pixels needs are larger than this machine."""
+    needed = 8 * GROUPS * math.prod(config.data.shape) ** 2
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        channels, height, width = config.data.shape
+        raise ConfigError(
+            f"metrics.features=pixels takes {GROUPS} covariances of {math.prod(config.data.shape)} values"
+            f" ({channels}x{height}x{width}): {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; set"
+            " metrics.features=inception, or take smaller images"
+        )
 
 
 def num_features(config: Config) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
@@ -130,8 +130,10 @@ def _digest(path: str, size: int, modified: int) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():  # torch's, of a pickle that it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path} is damaged or another kind of file ({reason[:100]})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import zipfile
@@ -196,29 +197,52 @@ def check_reference(metrics: MetricsConfig, num_features: int) -> None:
         _read(Path(metrics.reference_statistics), num_features)
 
 
-def read_moments(path: Path, features: Features) -> Reference:
+OPTION: Final = "metrics.reference_statistics"
+
+
+def read_moments(path: Path, features: Features, option: str = OPTION) -> Reference:
     """The statistics in a .npz file with arrays mu [D] and sigma [D, D], as the field's evaluators write them.
 
     Of how many images they are is not known, and neither are the images: no kernel distance, precision or recall.
 
+    Args:
+        path: the file.
+        features: the extractor that they are compared with.
+        option: what named the file, for messages.
+
     Raises:
         ConfigError: it is missing, damaged, or does not fit the extractor; one line.
     """
-    mu, sigma = _read(path, features.num_features)
+    mu, sigma = _read(path, features.num_features, option)
     digest = hashlib.sha256(mu.tobytes() + sigma.tobytes()).hexdigest()
     key = content_key({"features": features.digest, "statistics": digest})
     moments = Moments(torch.from_numpy(mu), torch.from_numpy(sigma), None)
     return Reference(f"{path.name}, SHA-256 {digest[:12]}, n unknown", key, moments, None, None)
 
 
-def _read(path: Path, size: int) -> tuple[Float64, Float64]:
-    say = f"metrics.reference_statistics={path}"
-    path = path.expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{say}: there is no such file")
+LARGEST: Final = float(np.finfo(np.float32).max)
+"""Of what statistics may hold: features are float32, and a distance of values up to here is finite in float64."""
+
+
+def _read(path: Path, size: int, option: str = OPTION) -> tuple[Float64, Float64]:
+    file = path.expanduser()
+    if not file.is_file():
+        raise ConfigError(f"{option}={path}: there is no such file")
+    state = file.stat()
+    return _read_whole(str(file), size, f"{option}={path}", state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_whole(path: str, size: int, say: str, length: int, modified: int) -> tuple[Float64, Float64]:
+    """Read and check the file once, as long as its size and time are the same: eigenvalues take seconds at D = 2048."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            mu, sigma = (np.asarray(file[name], dtype=np.float64) for name in ("mu", "sigma"))
+        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
+            given = {name: file[name] for name in ("mu", "sigma")}
+            if bad := [f"{name} of {array.dtype}" for name, array in given.items() if array.dtype.kind not in "fiu"]:
+                raise ConfigError(f"{say}: mu and sigma must be real numbers, it has {bad[0]}")
+            mu, sigma = (np.asarray(array, dtype=np.float64) for array in given.values())
+    except ConfigError:
+        raise
     except KeyError:
         raise ConfigError(f"{say}: the arrays mu and sigma are needed, it has {', '.join(file.files)}") from None
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
@@ -233,6 +257,14 @@ def _read(path: Path, size: int) -> tuple[Float64, Float64]:
         raise ConfigError(f"{say} holds NaN or infinite values")
     if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max() or sigma.diagonal().min() < 0:
         raise ConfigError(f"{say}: sigma is no covariance: it must be symmetric, with no negative variance")
+    if (most := max(np.abs(mu).max(), np.abs(sigma).max())) > LARGEST:
+        raise ConfigError(f"{say}: it holds values up to {most:.2g}, which no features (float32) have")
+    values = np.linalg.eigvalsh(sigma)
+    if values[0] < -1e-6 * values[-1]:
+        raise ConfigError(
+            f"{say}: sigma is no covariance: its least eigenvalue is {values[0]:.2g} beside a largest of"
+            f" {values[-1]:.2g}, and none may be negative"
+        )
     return mu, sigma
 
 

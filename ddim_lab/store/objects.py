@@ -42,10 +42,15 @@ class Store:
         self.used: Final[set[tuple[Kind, str]]] = set()
 
     def check_writable(self) -> None:
-        """Raise OSError now rather than after an hour of work."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.root, prefix=".probe-"):
-            pass
+        """Raise OSError, with the folder's name, now rather than after an hour of work."""
+        inside = [self.root / name for name in ("locks", "sweeps", *KINDS)]
+        for folder in [self.root, *(path for path in inside if path.exists())]:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
+                    pass
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(folder)) from None
 
     def path(self, kind: Kind, key: str) -> Path:
         """Where the object is, or would be."""

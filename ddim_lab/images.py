@@ -1,0 +1,56 @@
+"""One image file: decoded whole, or refused in one line that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Final
+
+from PIL import Image
+
+from ddim_lab.config import ConfigError
+
+__all__ = ["FORMATS", "decode", "format_of"]
+
+READABLE: Final = frozenset({"1", "L", "P", "RGB", "CMYK"})
+"""PIL's modes that become 8-bit grey or RGB without values cut off or layers dropped."""
+
+FORMATS: Final = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+"""What a file is by its suffix, as PIL names it."""
+
+
+def decode(source: Path | IO[bytes], name: object) -> Image.Image:
+    """The image in a file, decoded whole, in one of the modes that `convert` takes to L or RGB faithfully.
+
+    Args:
+        source: the file.
+        name: what it is called in messages.
+
+    Raises:
+        ConfigError: it is damaged, a decompression bomb, transparent or of more than 8 bits; one line.
+    """
+    try:
+        with Image.open(source) as image:
+            image.load()
+    except Exception as error:  # decoders raise whatever a damaged file leads them to, bombs included
+        raise ConfigError(f"the image {name} can't be read: {' '.join(str(error).split())[:200]}") from None
+    if image.has_transparency_data:
+        shown = image.mode if image.mode not in READABLE else f"{image.mode} with transparency"
+        raise ConfigError(
+            f"{name} is of mode {shown}: 8-bit grey or RGB images are needed; put it on a background"
+            " (ImageMagick: -background white -alpha remove -alpha off)"
+        )
+    if image.mode not in READABLE:  # PIL would cut values above 255 off, rather than scale them
+        raise ConfigError(
+            f"{name} is of mode {image.mode}: 8-bit grey or RGB images are needed; scale it to 8 bits"
+            " (ImageMagick: -depth 8)"
+        )
+    return image
+
+
+def format_of(file: Path) -> str | None:
+    """What a file begins like, as PIL names it; None where that is no image."""
+    try:
+        with Image.open(file) as image:
+            return image.format
+    except Exception:  # as in `decode`
+        return None

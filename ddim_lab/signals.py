@@ -1,0 +1,42 @@
+"""SIGTERM as an exception, so that what a scheduler or `kill` ends is left in order, as Ctrl-C leaves it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Final, final
+
+__all__ = ["TERMINATED", "Terminated", "terminable"]
+
+TERMINATED: Final = 128 + int(signal.SIGTERM)
+"""Exit status of a command that SIGTERM ended, as a shell has it."""
+
+
+@final
+class Terminated(BaseException):
+    """This process was sent SIGTERM."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Round a command: SIGTERM in it raises `Terminated`. A Trainer's own handler calls the one that it finds here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = os.getpid()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != ours:  # a fork, as of a data loader: nobody there would catch it
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
