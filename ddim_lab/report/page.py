@@ -519,8 +519,8 @@ def speed_section(content: Content) -> Section | None:
     ]
     if late := contended(cells):
         notes.append(
-            f"{_count(len(late), 'cell')} marked “contended” ran beside other work (another job here, or on a CPU anything that took a core): the time is no fair measure, and "
-            "stays out of the charts and the fit."
+            f"{_count(len(late), 'cell')} marked “contended” ran beside other work (another job here, or on a CPU "
+            "anything that took a core): the time is no fair measure, and stays out of the charts and the fit."
         )
     columns = (
         "",
