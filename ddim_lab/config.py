@@ -6,6 +6,7 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -50,6 +51,10 @@ def _batch_size(given: Any) -> Any:
     if isinstance(given, int) and given < 1:
         raise PydanticCustomError("batch_size", "must be at least 1, or auto")
     return given
+
+
+MOST_STATES: Final = 8 * 2**30
+"""Bytes of float32 states of one set, at most, for tasks that compare two sets image by image in memory."""
 
 
 class ConfigError(ValueError):
@@ -550,6 +555,13 @@ class Config(_Group):
                 self.build_sampler(steps=task.reference_steps)
             except ValueError as error:
                 raise ConfigError(f"task.reference_steps={task.reference_steps}: {error}") from None
+        if isinstance(task, ConsistencyConfig | PrecisionConfig):
+            size = math.prod(self.data.shape) * 4
+            if self.num_samples * size > MOST_STATES:
+                raise ConfigError(
+                    f"num_samples={self.num_samples} is too many for task={task.name}, which holds all states in"
+                    f" memory: at most {MOST_STATES // size} ({MOST_STATES // 2**30} GiB) for data={self.data.name}"
+                )
         if isinstance(task, SearchTimestepsConfig):
             self._check_search(task)
         if self.metrics.reference_statistics is not None and not isinstance(task, GenerateConfig | CannotSkipConfig):

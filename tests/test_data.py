@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import hydra
 import numpy as np
 import pytest
 import tiny
@@ -27,7 +26,7 @@ from torchvision.datasets import CIFAR10, CelebA
 from torchvision.transforms import functional
 
 from ddim_lab import datasets
-from ddim_lab.config import Config, ConfigError, UNetConfig, config_folder
+from ddim_lab.config import Config, ConfigError, UNetConfig
 from ddim_lab.data import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8
 from ddim_lab.datasets import DEBIAN_FASHION_MNIST, FASHION_FILES, check_data, load_data
 from ddim_lab.models import obtain_model
@@ -38,8 +37,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def configure(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=["metrics.features=pixels", *overrides]))
+    return tiny.configure("metrics.features=pixels", *overrides)
 
 
 def load(name: str, root: Path, *overrides: str) -> ImageData:

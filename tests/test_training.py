@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
 from ddim_lab.checkpoints import VerifiedCheckpoints
-from ddim_lab.config import Config, UNetConfig, config_folder
+from ddim_lab.config import Config, UNetConfig
 from ddim_lab.data import ImageData, MemoryImages
 from ddim_lab.datasets import load_data
 from ddim_lab.loaders import TrainingBatches, _StepBatches
@@ -30,14 +29,9 @@ from ddim_lab.unet import weights_digest
 DECAY = 0.9
 
 
-def configure(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
-
-
 def settings(*overrides: str) -> Config:
     """A few steps of a tiny network on digits, with everything random switched on."""
-    return configure(
+    return tiny.configure(
         "training.max_steps=9",
         "training.warmup_steps=0",
         "training.learning_rate_decay=constant",

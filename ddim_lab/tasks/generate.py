@@ -34,7 +34,7 @@ from ddim_lab.sampler import EpsModel, Transition
 from ddim_lab.store import Store, read_json
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview
-from ddim_lab.tasks.sampling import batches, diverged, network_in_place
+from ddim_lab.tasks.sampling import batches, check_finite, network_in_place
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
@@ -108,8 +108,7 @@ class _Maker:
         x_0, sampling = timed(lambda: walk(self.network), self.device)
 
         def extract() -> tuple[Tensor, Tensor]:
-            if not bool(torch.isfinite(x_0).all()):
-                raise diverged(walk, self.network, self.sampler)
+            check_finite(x_0, walk, self.network, self.sampler)
             images = to_uint8(x_0)
             return images, self.features(images)
 
@@ -162,13 +161,20 @@ def sample_uint8(
     noise: NamedNoise,
     device: torch.device,
 ) -> Tensor:
-    """The named samples as uint8 [B, C, H, W] on the device; ValueError where they are not finite."""
+    """The named samples as uint8 [B, C, H, W] on the device.
+
+    Raises:
+        NonFiniteError: as `check_finite`.
+    """
     indices = indices.to(device)
     x_T = noise.initial(indices, torch.empty(len(indices), *shape, device=device))
-    try:
-        return to_uint8(sampler.sample(network, x_T, indices=indices, noise=noise))
-    except ValueError as error:
-        raise ValueError(f"{error}: {sampler} diverged on this model") from None
+
+    def walk(model: EpsModel) -> Tensor:
+        return sampler.sample(model, x_T, indices=indices, noise=noise)
+
+    x_0 = walk(network)
+    check_finite(x_0, walk, network, sampler)
+    return to_uint8(x_0)
 
 
 def identity(job: Job) -> dict[str, Any]:
