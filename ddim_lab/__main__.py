@@ -185,6 +185,11 @@ def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, di
         raise ConfigError(_explain(error)) from error
     checked = [_check(cell) for cell in cells]
     first = checked[0]
+    for option in ("outputs_dir", "logger", "study"):
+        if any(getattr(config, option) != getattr(first, option) for config in checked):
+            raise ConfigError(
+                f"{option} must be the same in all cells of a sweep, which share one report: run the command for each"
+            )
     outputs = Path(first.outputs_dir).absolute()
     sweep = _sweep_folder(base, overrides, outputs, many)
     plan = {

@@ -112,21 +112,31 @@ def _root(config: DataConfig) -> Path:
     return (Path(named).expanduser() if named else Path.home() / ".cache" / "ddim_lab").absolute() / config.name
 
 
+DOWNLOAD_LOCK: Final = ".download.lock"
+
+
+@contextlib.contextmanager
+def _no_download(folder: Path) -> Iterator[None]:
+    """Wait until nobody downloads into `folder`; a folder that has seen no download is not written to."""
+    with FileLock(folder / DOWNLOAD_LOCK) if (folder / DOWNLOAD_LOCK).exists() else contextlib.nullcontext():
+        yield
+
+
 @contextlib.contextmanager
 def _download(name: str, folder: Path, how_else: str) -> Iterator[None]:
-    """Round a download into `folder`: one process at a time, and failures in one line that ends in `how_else`.
+    """Guards a download into `folder`: one process at a time, and failures in one line that ends in `how_else`.
 
     A folder that was not there before a download that failed is not there after it.
     """
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".download.lock"):
+        with FileLock(folder / DOWNLOAD_LOCK):
             log.info("data=%s is not there: downloading it to %s", name, folder)
             yield
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        if made and not any(file.name != ".download.lock" for file in folder.glob("*")):
+        if made and not any(file.name != DOWNLOAD_LOCK for file in folder.glob("*")):
             shutil.rmtree(folder, ignore_errors=True)
         raise ConfigError(f"data={name} is not in {folder}, and the download failed ({reason}): {how_else}") from None
 
@@ -184,6 +194,9 @@ def _find_fashion_mnist(config: FashionMnistConfig) -> tuple[Path, ...]:
     for place in places:
         files = tuple(place / name for name in FASHION_FILES)
         there = [file for file in files if file.is_file()]
+        if 0 < len(there) < len(files):  # another process may be moving in what it has downloaded, one by one
+            with _no_download(place):
+                there = [file for file in files if file.is_file()]
         if len(there) == len(files):
             for (name, size, modified), file in zip(_signature(files), files, strict=True):
                 if (fault := _gzip_fault(name, size, modified)) is not None:

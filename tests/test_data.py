@@ -11,6 +11,8 @@ import pickle
 import re
 import shutil
 import struct
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CelebA
@@ -243,6 +246,30 @@ def test_half_a_download_is_not_taken_for_a_whole_one(
     data = load_data(configure("data=fashion_mnist").data)
     assert data.train.labels.tolist() == arrays[1].tolist()
     assert fetched == [*FASHION_FILES[:3], *FASHION_FILES[2:]]  # those that were whole are not fetched twice
+
+
+def test_files_that_another_process_is_moving_in_are_waited_for(
+    fashion: tuple[Path, list[np.ndarray]], offline: Path
+) -> None:
+    root, _ = fashion
+    place = offline / "downloads" / "fashion_mnist"
+    place.mkdir(parents=True)
+    for name in FASHION_FILES[:2]:
+        shutil.copy(root / name, place)
+    locked = threading.Event()
+
+    def other() -> None:
+        with FileLock(place / ".download.lock"):
+            locked.set()
+            time.sleep(0.5)
+            for name in FASHION_FILES[2:]:
+                shutil.copy(root / name, place)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    locked.wait()
+    check("fashion_mnist", None)
+    thread.join()
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
