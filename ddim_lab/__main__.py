@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.errors import one_line
 from ddim_lab.trust import check_hydra, check_secrets
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "checked_config", "main"]
@@ -98,7 +99,7 @@ def _refuse_arguments(message: str) -> NoReturn:
 
 def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Sequence[str] = ()) -> int:
     """Let Hydra do what the arguments say, with `more` overrides; its exit status."""
-    from ddim_lab.run import TRACEBACKS, job, one_line
+    from ddim_lab.run import TRACEBACKS, job
 
     # Hydra's parser takes overrides in one piece only.
     flags = [text for text in arguments if text not in asked.overrides]
@@ -166,7 +167,7 @@ def _compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
     except (YAMLError, OSError, ValueError) as error:
-        raise ConfigError(f"a configuration file can't be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
 
 
 def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[Config]]:
@@ -353,9 +354,9 @@ def _explain(error: Exception) -> str:
     if "Error parsing override" in text or re.search(
         r"mismatched input|LexerNoViableAlt|no viable alternative|extraneous input|token recognition", text
     ):
-        return f"an override can't be read: {' '.join(text.split())}; write option=value, and quote special characters"
+        return f"an override can't be read: {one_line(text)}; write option=value, and quote special characters"
     lines = text.strip().splitlines()
-    return " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
+    return one_line(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
 
 
 def _unknown_option(name: str) -> str:

@@ -37,6 +37,7 @@ from ddim_lab.config import (
     LsunConfig,
 )
 from ddim_lab.data import DiskImages, ImageData, MemoryImages, NoImages
+from ddim_lab.errors import one_line
 from ddim_lab.store import read_record, write_record
 
 __all__ = ["check_data", "load_data"]
@@ -135,10 +136,11 @@ def _download(name: str, folder: Path, how_else: str) -> Iterator[None]:
             log.info("data=%s is not there: downloading it to %s", name, folder)
             yield
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         if made and not any(file.name != DOWNLOAD_LOCK for file in folder.glob("*")):
             shutil.rmtree(folder, ignore_errors=True)
-        raise ConfigError(f"data={name} is not in {folder}, and the download failed ({reason}): {how_else}") from None
+        raise ConfigError(
+            f"data={name} is not in {folder}, and the download failed ({one_line(error)}): {how_else}"
+        ) from None
 
 
 @functools.lru_cache(maxsize=256)
@@ -343,7 +345,7 @@ def _read_image(prepare: Callable[[Image.Image], Image.Image], get: Callable[[st
         with Image.open(source) as image:
             pixels = np.array(prepare(image))
     except Exception as error:  # decoders raise whatever a damaged file leads them to, bombs included
-        raise ConfigError(f"the image {name} can't be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"the image {name} can't be read: {one_line(error)}") from None
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 

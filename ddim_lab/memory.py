@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddim_lab.errors import one_line
+
 __all__ = ["Halving", "forward_bytes"]
 
 log = logging.getLogger("ddim_lab")
@@ -46,8 +48,7 @@ class Halving(nn.Module):
                 outputs = [self.network(*part) for part in zip(torch.split(x, size), torch.split(t, size), strict=True)]
             except torch.OutOfMemoryError as error:
                 if size == 1:
-                    words = " ".join(str(error).split())
-                    raise RuntimeError(f"out of memory with a single image a forward: {words}") from None
+                    raise RuntimeError(f"out of memory with a single image a forward: {one_line(error)}") from None
             else:
                 if len(outputs) == 1:
                     return outputs[0]

@@ -21,8 +21,9 @@ from typing import Any, Final, final
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ddim_lab.config import AUTO, Config, ConfigError
+from ddim_lab.config import AUTO, Config
 from ddim_lab.datasets import load_data, without_images
+from ddim_lab.errors import one_line
 from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import curves, static_charts, text_tables
 from ddim_lab.report.series import noise_label
@@ -32,7 +33,7 @@ from ddim_lab.store.housekeeping import working
 from ddim_lab.tasks.job import Job
 from ddim_lab.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
 
-__all__ = ["Place", "environment", "job", "mirror_report", "one_line"]
+__all__ = ["Place", "environment", "job", "mirror_report"]
 
 log = logging.getLogger("ddim_lab")
 
@@ -380,13 +381,6 @@ def _planned(place: Place) -> list[dict[str, Any]]:
         return list(read_record(place.sweep / "plan.json")["cells"])
     except (OSError, ValueError):
         return []
-
-
-def one_line(error: BaseException) -> str:
-    """An error for the user: its message without line breaks, its type in front where the message needs that."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    told = isinstance(error, ConfigError | ValueError | ArithmeticError | RuntimeError | OSError)
-    return text if told else f"{type(error).__name__}: {text}"
 
 
 @contextlib.contextmanager

@@ -68,3 +68,13 @@ def test_every_sampler_preset_has_every_key() -> None:
     keys = {file.stem: set(OmegaConf.load(file)) for file in files}
     assert len(set(map(frozenset, keys.values()))) == 1, keys
     assert all(OmegaConf.load(file)["name"] == file.stem for file in files)
+
+
+def test_a_recipe_says_only_what_is_not_the_defaults() -> None:
+    """What an option means stands in default.yaml alone: a file that repeats it would go stale."""
+    default = OmegaConf.load(config_folder() / "training" / "default.yaml")
+    for file in (config_folder() / "training").glob("*.yaml"):
+        if file.stem != "default":
+            own = OmegaConf.to_container(OmegaConf.load(file))
+            assert own.pop("defaults") == ["default", "_self_"]
+            assert all(default[name] != value for name, value in own.items()), file.name

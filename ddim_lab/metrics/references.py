@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import ImageData, ImageSet, Split
+from ddim_lab.errors import one_line
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
 from ddim_lab.store import Store, content_key
@@ -165,8 +166,7 @@ def _read(path: Path, size: int) -> tuple[Float64, Float64]:
     except KeyError:
         raise ConfigError(f"{say}: the arrays mu and sigma are needed, it has {', '.join(file.files)}") from None
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{say} is not a whole .npz file of numbers ({reason[:100]})") from None
+        raise ConfigError(f"{say} is not a whole .npz file of numbers ({one_line(error)[:100]})") from None
     if mu.shape != (size,) or sigma.shape != (size, size):
         raise ConfigError(
             f"{say}: these features need mu of shape ({size},) and sigma of ({size}, {size}), it has {mu.shape} and"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +20,11 @@ from ddim_lab.config import Config
 from ddim_lab.data import ImageData, MemoryImages, from_uint8, to_uint8
 from ddim_lab.datasets import load_data
 from ddim_lab.memory import Halving
-from ddim_lab.metrics.determinism import max_abs_diff, noise_variance
+from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, nhwc, noise_variance
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.references import obtain_reference, read_moments, reference_of
 from ddim_lab.metrics.speed import peak_memory_bytes, timed
-from ddim_lab.metrics.statistics import median_nearest_distance
+from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.models import obtain_model
 from ddim_lab.noise import NamedNoise, NoiseSource
 from ddim_lab.ranks import on_ranks
@@ -43,9 +42,6 @@ __all__ = ["Walk", "identity", "measure", "resample"]
 
 COMPARED: Final = 32
 """First samples, at most, on which determinism is measured, in a batch of their own."""
-
-NEAREST_AT_MOST: Final = 10_000
-"""Samples whose nearest neighbours are looked up, at most."""
 
 NEAREST_WORK: Final = 10**11
 """The search costs samples x training images x pixels, and takes so many products at most."""
@@ -134,7 +130,7 @@ class _Samples:
     def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
         self.full_batch_seconds: list[float] = []
         self.contended = False
-        sha256 = hashlib.sha256()
+        sha256 = ImagesHash()
         images = []
         count = 0
         for batch in chunks:
@@ -142,7 +138,7 @@ class _Samples:
                 self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
                 self.first = batch.tensors["x_0"]
             quality.update(batch.tensors["features"], count)
-            sha256.update(_nhwc(batch.images).tobytes())
+            sha256.update(batch.images)
             if count < NEAREST_AT_MOST:
                 images.append(batch.images[: NEAREST_AT_MOST - count])
             if batch.warm and len(batch) == self.size:
@@ -328,13 +324,13 @@ def resample(job: Job, folder: Path, cell: Path) -> None:
     config, runtime, sampler = job.config, job.runtime, job.sampler
     expected = read_json(cell / "result.json")["measurements"]["determinism"]["sha256"]
     noise = runtime.noise(config.seed)
-    sha256 = hashlib.sha256()
+    sha256 = ImagesHash()
 
     def again() -> Iterator[Tensor]:
         with network_in_place(job) as network:
             for indices in batches(job, config.num_samples):
                 images = sample_uint8(sampler, network, indices, job.data.shape, noise, runtime.torch_device).cpu()
-                sha256.update(_nhwc(images).tobytes())
+                sha256.update(images)
                 yield images
 
     write_samples(folder / "samples.npz", config.num_samples, again())
@@ -357,15 +353,11 @@ def write_samples(path: Path, count: int, batches: Iterable[Tensor]) -> None:
         batches: uint8 [B, C, H, W], N images together.
     """
     with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
-        for number, images in enumerate(map(_nhwc, batches)):
+        for number, images in enumerate(map(nhwc, batches)):
             if number == 0:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(images.tobytes())
-
-
-def _nhwc(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ddim_lab.config import InterpolateConfig
 from ddim_lab.data import from_uint8
 from ddim_lab.interpolate import slerp_grid, slerp_line
-from ddim_lab.metrics.statistics import median_nearest_distance
+from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import sheet
 from ddim_lab.tasks.sampling import batches, check_finite, network_in_place, start
@@ -26,9 +26,6 @@ __all__ = ["identity", "measure"]
 
 SHOWN: Final = 8
 """Lines of the picture."""
-
-NEAREST_AT_MOST: Final = 10_000
-"""Midpoints and training images, at most, of the search for the nearest: it costs midpoints x images."""
 
 
 def identity(job: Job) -> dict[str, Any]:
