@@ -265,7 +265,7 @@ def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path
     return outputs / "sweeps" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
 
-# -- run, report, say -----------------------------------------------------------------------------------
+# -- run and report --------------------------------------------------------------------------------------
 
 
 def _run(
@@ -350,7 +350,7 @@ def _explain(error: Exception) -> str:
             else f"no config {match.group(1)}"
         )
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
-        return f"+{match.group(1)}: the option exists; leave the + away"
+        return f"+{match.group(1)}: the option exists; drop the +"
     if "Error parsing override" in text or re.search(
         r"mismatched input|LexerNoViableAlt|no viable alternative|extraneous input|token recognition", text
     ):
@@ -363,7 +363,7 @@ def _unknown_option(name: str) -> str:
     composed = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     known = sorted(_flat(composed))
     if name in known:
-        return f"{name}: there is no such option with the other choices that are made (as model=...); leave it away"
+        return f"{name}: there is no such option with the other choices made here (such as model=...); drop it"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
 

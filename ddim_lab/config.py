@@ -392,7 +392,7 @@ class MetricsConfig(_Group):
     noise_seeds: Annotated[StrictInt, Field(ge=2)]
 
     def identity(self) -> dict[str, Any]:
-        """What of it names a cell: not files and networks, which are named by the digests of their content."""
+        """The part of it that enters a cell's key: not files and networks, which enter by content digests."""
         by_content = {"features", "inception_weights", "inception_tf32", "reference", "reference_statistics"}
         return self.model_dump(exclude=by_content)
 
@@ -589,7 +589,9 @@ class Config(_Group):
     def _check_peers(self) -> None:
         sampler = self.sampler
         if not isinstance(self.model, UNetConfig | PretrainedConfig):
-            raise ConfigError(f"task=speed_peers needs a U-Net, which others can run: model={self.model.kind} is none")
+            raise ConfigError(
+                f"task=speed_peers needs a U-Net, which others can run: model={self.model.kind} is not one"
+            )
         if (sampler.variance, sampler.clip, sampler.spacing, sampler.timesteps) != (
             "posterior",
             "none",
@@ -640,7 +642,7 @@ class Config(_Group):
         return self.schedule.build()
 
     def build_sampler(self, prediction: Prediction = "eps", steps: int | None = None) -> Sampler:
-        """The sampler on its schedule; with `steps`, the same at so many steps (a list of timesteps then gives way)."""
+        """The sampler on its schedule; with `steps`, the same with that many steps (instead of a list of timesteps)."""
         return Sampler(
             self.build_schedule(),
             steps=self.steps if steps is None else steps,

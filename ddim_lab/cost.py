@@ -1,4 +1,4 @@
-"""What a sweep will cost, said before it starts: image-forwards, and hours on this device.
+"""Estimates a sweep's cost up front: image-forwards, and hours on this device.
 
 An image-forward is the network evaluated once on one image: the unit that every sampler spends.
 """

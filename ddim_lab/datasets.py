@@ -154,7 +154,7 @@ def _check_md5(name: str, files: Sequence[Path], published: Iterable[str]) -> No
     for (path, size, modified), file, md5 in zip(_signature(files), files, published, strict=True):
         if _md5(path, size, modified) != md5:
             raise ConfigError(
-                f"data={name}: {file} is damaged or cut short (MD5 is not {md5}): delete it, get it again"
+                f"data={name}: {file} is damaged or cut short (MD5 is not {md5}): delete it and download it again"
             )
 
 
@@ -202,11 +202,11 @@ def _find_fashion_mnist(config: FashionMnistConfig) -> tuple[Path, ...]:
         if len(there) == len(files):
             for (name, size, modified), file in zip(_signature(files), files, strict=True):
                 if (fault := _gzip_fault(name, size, modified)) is not None:
-                    raise ConfigError(f"data=fashion_mnist: {file} is damaged ({fault}): get it again")
+                    raise ConfigError(f"data=fashion_mnist: {file} is damaged ({fault}): download it again")
             return files
         if there:
             lacking = next(file for file in files if file not in there)
-            raise ConfigError(f"data=fashion_mnist: {lacking} is missing beside {there[0].name}: get it again")
+            raise ConfigError(f"data=fashion_mnist: {lacking} is missing beside {there[0].name}: download it again")
     searched = " nor ".join(map(str, places[1:]))
     how_else = f"(nor in {searched}) apt-get install dataset-fashion-mnist, or set data.root to the four IDX .gz files"
     with _download("fashion_mnist", root, how_else):
@@ -335,7 +335,7 @@ def _check_end(file: Path) -> None:
     with file.open("rb") as content:
         content.seek(max(0, file.stat().st_size - 4096))
         if end not in content.read():
-            raise ConfigError(f"{file} is cut short: it has no end-of-image mark; get it again")
+            raise ConfigError(f"{file} is cut short: it has no end-of-image mark; download it again")
 
 
 def _read_image(prepare: Callable[[Image.Image], Image.Image], get: Callable[[str], Any], name: str) -> Tensor:
@@ -354,7 +354,7 @@ def _beside(root: Path, name: str) -> Path:
 
 
 def crop_face(image: Image.Image) -> Image.Image:
-    """CelebA as in the paper's code: the square of 128 pixels round (89, 121), resized to 64x64 on the 8-bit image."""
+    """CelebA as in the paper's code: the square of 128 pixels around (89, 121), resized to 64x64 on the 8-bit image."""
     return image.convert("RGB").crop((25, 57, 153, 185)).resize((64, 64), Image.Resampling.BILINEAR)
 
 
@@ -432,7 +432,7 @@ def _find_lsun(config: LsunConfig) -> tuple[Path, ...]:
         whole = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         if file.stat().st_size < whole:
             raise ConfigError(
-                f"data={config.name}: {file} is cut short ({file.stat().st_size} of {whole} bytes): get it again"
+                f"data={config.name}: {file} is cut short ({file.stat().st_size} of {whole} bytes): download it again"
             )
     return files
 
@@ -445,7 +445,7 @@ def _lsun_environment(folder: str) -> Any:
     try:
         environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
-        raise ConfigError(f"{folder}/data.mdb is damaged ({error}): get it again") from None
+        raise ConfigError(f"{folder}/data.mdb is damaged ({error}): download it again") from None
     _open_environments.append(environment)
     return environment
 

@@ -36,7 +36,7 @@ class Pretrained:
         digest: `weights_digest` of it.
         parameters: number of them.
         prediction: what it predicts.
-        note: what was assumed of it, for the user; None where it says all itself.
+        note: what was assumed of it, for the user; None if the checkpoint is self-describing.
     """
 
     folder: Path

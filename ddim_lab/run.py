@@ -206,14 +206,14 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
 
 
 def _objects(store: Store, others: Sequence[Sequence[str]] = ()) -> list[list[str]]:
-    """What of the store was used, as [kind, key]: not pruned as long as the sweep is there."""
+    """The store's objects that were used, as [kind, key]: not pruned as long as the sweep exists."""
     return [list(pair) for pair in sorted({*store.used, *((kind, key) for kind, key in others)})]
 
 
 def _task(name: str) -> Any:
     """The module of a task, with two functions.
 
-    `identity(job)` gives what of the task's settings names a cell. `measure(job, folder, work)` measures it and writes
+    `identity(job)` gives the task's part of a cell's key. `measure(job, folder, work)` measures it and writes
     its files into `folder`; what it leaves in `work` is there again if it is killed and started anew.
     """
     return importlib.import_module(f"ddim_lab.tasks.{name}")
@@ -332,7 +332,7 @@ def mirror_report(sweep: Path, rows: Sequence[Mapping[str, Any]], config: Config
 
 
 def _pointers(sweep: Path) -> Iterator[dict[str, Any]]:
-    """What the sweep's jobs left, in order of time; a record that can't be read is the report's to tell of."""
+    """What the sweep's jobs left, by job number; records that can't be read are left for the report to mention."""
     for path in sorted(sweep.glob("jobs/*/pointer.json"), key=lambda path: int(path.parent.name)):
         with contextlib.suppress(OSError, ValueError):
             yield read_record(path)
@@ -352,7 +352,7 @@ def _tracking(config: Config, sweep: Path) -> TrackingConfig:
 
 
 def _time_left(place: Place) -> str:
-    """An estimate from the cells of this sweep that were computed: their time a forward, times the forwards to go."""
+    """Estimated from this sweep's computed cells: their time per forward, times the forwards that remain."""
     pointers = {pointer["number"]: pointer for pointer in _pointers(place.sweep)}
     spent, done, to_do = 0.0, 0, 0
     for number, cell in enumerate(_planned(place)):

@@ -173,7 +173,7 @@ def test_a_damaged_idx_file_is_named(
 ) -> None:
     root, _ = fashion
     damage(root / name)
-    with pytest.raises(ConfigError, match=rf"{root / name} is damaged \(.*\): get it again"):
+    with pytest.raises(ConfigError, match=rf"{root / name} is damaged \(.*\): download it again"):
         check("fashion_mnist", root)
 
 

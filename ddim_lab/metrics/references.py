@@ -34,7 +34,7 @@ __all__ = [
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
 
 KEPT_AT_MOST: Final = 50_000
-"""Feature vectors kept one by one, at most: kernel distance, precision and recall compare the first so many."""
+"""Feature vectors kept one by one, at most: kernel distance, precision and recall compare no more than these."""
 
 
 @final
@@ -84,7 +84,7 @@ def obtain_reference(
         features: extractor.
         data, split: which images.
         store: where they are kept.
-        count: the first so many; None for all.
+        count: how many, from the first; None for all.
         keep_features: keep the vectors, too (`KEPT_AT_MOST`): an object of its own.
         device: where features are extracted; None for the CPU.
     """
@@ -131,7 +131,7 @@ def obtain_statistics(
 
 
 def check_reference(metrics: MetricsConfig, num_features: int) -> None:
-    """What of the reference can be known before anything is computed: whether a file of statistics fits.
+    """Checks on the reference that need no computation: a file of statistics must fit.
 
     Raises:
         ConfigError: as `read_moments`.

@@ -35,8 +35,7 @@ class Entry:
 class TextTable:
     """A paper-shaped table, ready to be written: heading, columns, labelled rows of entries, notes under it.
 
-    `kind` says which measure the values are, `rows` pairs each series' label with its entries, and a place that
-    was not planned is None.
+    `rows` pairs each series' label with its entries; a place that was not planned is None.
     """
 
     heading: str

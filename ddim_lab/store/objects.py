@@ -152,7 +152,7 @@ class Store:
         """Hold the lock of the first of these names that is free, and yield it; waits as long as none is."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        said = False
+        reported = False
         while True:
             for name in names:
                 file_lock = FileLock(folder / f"{name}.lock")
@@ -165,9 +165,9 @@ class Store:
                 finally:
                     file_lock.release()
                 return
-            if not said:
+            if not reported:
                 log.info("waiting for %s: other processes hold all %s", waiting_for, len(names))
-                said = True
+                reported = True
             time.sleep(0.2)
 
     @contextlib.contextmanager

@@ -188,7 +188,7 @@ class _Timing:
         }
 
     def in_turns(self, walks: Sequence[tuple[Sampler, int]], rounds: int, meanwhile: Contention) -> list[float]:
-        """Median seconds of each walk over so many batches; in turns, so that a device that drifts bends no line."""
+        """Median seconds of each walk over its batches; in turns, so that a device that drifts bends no line."""
         seconds = []
         for _ in range(rounds):
             seconds.append(
@@ -198,7 +198,7 @@ class _Timing:
         return [float(value) for value in np.median(seconds, axis=0)]
 
     def peak_memory(self, sampler: Sampler, batches: int) -> int | None:
-        """Bytes at most during so many batches (on a CPU of the process so far)."""
+        """Peak bytes over this many batches (on a CPU, of the process so far)."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._walk(sampler, batches)

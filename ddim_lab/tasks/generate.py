@@ -44,7 +44,7 @@ COMPARED: Final = 32
 """First samples, at most, on which determinism is measured, in a batch of their own."""
 
 NEAREST_WORK: Final = 10**11
-"""The search costs samples x training images x pixels, and takes so many products at most."""
+"""Products, at most, of the search for the nearest: it costs samples x training images x pixels."""
 
 
 class Walk(Protocol):
@@ -174,7 +174,7 @@ def sample_uint8(
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """What of the task's settings names a cell: those of the metrics, with the digests of what they compare with."""
+    """The task's part of a cell's key: the metrics' settings, and the digests of what they compare with."""
     metrics = job.config.metrics
     # A file of statistics says nothing of the images whose nearest neighbours and equal-N distance are measured, too.
     images = {} if metrics.reference_statistics is None else {"data": job.data.digest, "split": metrics.reference}

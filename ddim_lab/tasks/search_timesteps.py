@@ -112,7 +112,7 @@ class _Score:
         return jackknife_se(self.replicates)
 
     def above(self, other: _Score) -> tuple[float, float]:
-        """How much further this list is than another, and the paired standard error of that."""
+        """FD of this list minus the other's, and the paired standard error of that difference."""
         return self.fd - other.fd, paired_se(other.replicates, self.replicates)
 
 
