@@ -38,6 +38,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.errors import one_line
 from ddim_lab.signals import TERMINATED, Terminated, terminable
 from ddim_lab.trust import check_hydra, check_secrets, no_schema_warnings
 
@@ -112,7 +113,7 @@ def _refuse_arguments(message: str) -> NoReturn:
 
 def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Sequence[str] = ()) -> int:
     """Let Hydra do what the arguments say, with `more` overrides; its exit status."""
-    from ddim_lab.run import TRACEBACKS, job, one_line
+    from ddim_lab.run import TRACEBACKS, job
 
     # Hydra's parser takes overrides in one piece only.
     flags = [text for text in arguments if text not in asked.overrides]
@@ -182,7 +183,7 @@ def _compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
     except (YAMLError, OSError, ValueError) as error:
-        raise ConfigError(f"a configuration file can't be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
 
 
 def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[Config]]:
@@ -203,6 +204,11 @@ def _plan(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, di
 
     checked = [_check(cell) for cell in cells]
     first = checked[0]
+    for option in ("outputs_dir", "logger", "study"):
+        if any(getattr(config, option) != getattr(first, option) for config in checked):
+            raise ConfigError(
+                f"{option} must be the same in all cells of a sweep, which share one report: run the command for each"
+            )
     outputs = Path(first.outputs_dir).absolute()
     sweep = _sweep_folder(base, overrides, outputs, many)
     plan = {
@@ -290,7 +296,7 @@ def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path
     return outputs / "sweeps" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
 
-# -- run, report, say -----------------------------------------------------------------------------------
+# -- run and report --------------------------------------------------------------------------------------
 
 
 def _run(
@@ -392,13 +398,13 @@ def _explain(error: Exception) -> str:
             else f"no config {match.group(1)}"
         )
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
-        return f"+{match.group(1)}: the option exists; leave the + away"
+        return f"+{match.group(1)}: the option exists; drop the +"
     if "Error parsing override" in text or re.search(
         r"mismatched input|LexerNoViableAlt|no viable alternative|extraneous input|token recognition", text
     ):
-        return f"an override can't be read: {' '.join(text.split())}; write option=value, and quote special characters"
+        return f"an override can't be read: {one_line(text)}; write option=value, and quote special characters"
     lines = text.strip().splitlines()
-    return " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
+    return one_line(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
 
 
 def _unknown_option(name: str) -> str:
@@ -407,7 +413,7 @@ def _unknown_option(name: str) -> str:
     composed = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     known = sorted(_flat(composed))
     if name in known:
-        return f"{name}: there is no such option with the other choices that are made (as model=...); leave it away"
+        return f"{name}: there is no such option with the other choices made here (such as model=...); drop it"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"{name}: there is no such option" + (
         f"; did you mean {near[0]}?" if near else f"; {_lists(name)} lists them"

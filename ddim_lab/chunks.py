@@ -29,7 +29,7 @@ __all__ = ["Batch", "SampleChunks"]
 log = logging.getLogger("ddim_lab")
 
 CHUNK_BYTES: Final = 2**28
-"""A chunk is written when it holds so much, whatever the time."""
+"""A chunk is written when it holds this much, whatever the time."""
 
 _NAME: Final = re.compile(r"(\d{9,})-(\d{9,})-([0-9a-f]{16})\.safetensors")
 
@@ -72,7 +72,7 @@ class SampleChunks:
         folder: where the chunks lie; made when the first is written.
         num_samples: N; the samples are 0 ... N - 1.
         batch_size: samples of a batch; the last one is partial.
-        every_seconds: a chunk is written when so much time has passed since the one before.
+        every_seconds: a chunk is written when this much time has passed since the one before.
     """
 
     def __init__(self, folder: Path, num_samples: int, batch_size: int, every_seconds: float) -> None:

@@ -6,6 +6,7 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -53,6 +54,10 @@ def _batch_size(given: Any) -> Any:
     if isinstance(given, int) and given < 1:
         raise PydanticCustomError("batch_size", "must be at least 1, or auto")
     return given
+
+
+MOST_STATES: Final = 8 * 2**30
+"""Bytes of float32 states of one set, at most, for tasks that compare two sets image by image in memory."""
 
 
 class ConfigError(ValueError):
@@ -390,7 +395,7 @@ class MetricsConfig(_Group):
     noise_seeds: Annotated[StrictInt, Field(ge=2)]
 
     def identity(self) -> dict[str, Any]:
-        """What of it names a cell: not files and networks, which are named by the digests of their content."""
+        """The part of it that enters a cell's key: not files and networks, which enter by content digests."""
         by_content = {"features", "inception_weights", "inception_tf32", "reference", "reference_statistics"}
         return self.model_dump(exclude=by_content)
 
@@ -612,6 +617,13 @@ class Config(_Group):
                 self.build_sampler(steps=task.reference_steps)
             except ValueError as error:
                 raise ConfigError(f"task.reference_steps={task.reference_steps}: {error}") from None
+        if isinstance(task, ConsistencyConfig | PrecisionConfig):
+            size = math.prod(self.data.shape) * 4
+            if self.num_samples * size > MOST_STATES:
+                raise ConfigError(
+                    f"num_samples={self.num_samples} is too many for task={task.name}, which holds all states in"
+                    f" memory: at most {MOST_STATES // size} ({MOST_STATES // 2**30} GiB) for data={self.data.name}"
+                )
         if isinstance(task, SearchTimestepsConfig):
             self._check_search(task)
         if self.metrics.reference_statistics is not None and not isinstance(task, GenerateConfig | CannotSkipConfig):
@@ -639,7 +651,9 @@ class Config(_Group):
     def _check_peers(self) -> None:
         sampler = self.sampler
         if not isinstance(self.model, UNetConfig | PretrainedConfig):
-            raise ConfigError(f"task=speed_peers needs a U-Net, which others can run: model={self.model.kind} is none")
+            raise ConfigError(
+                f"task=speed_peers needs a U-Net, which others can run: model={self.model.kind} is not one"
+            )
         if (sampler.variance, sampler.clip, sampler.spacing, sampler.timesteps) != (
             "posterior",
             "none",
@@ -690,7 +704,7 @@ class Config(_Group):
         return self.schedule.build()
 
     def build_sampler(self, prediction: Prediction = "eps", steps: int | None = None) -> Sampler:
-        """The sampler on its schedule; with `steps`, the same at so many steps (a list of timesteps then gives way)."""
+        """The sampler on its schedule; with `steps`, the same with that many steps (instead of a list of timesteps)."""
         return Sampler(
             self.build_schedule(),
             steps=self.steps if steps is None else steps,
@@ -749,7 +763,7 @@ def _explain(error: ValidationError) -> str:
     if kind in ("float_type", "float_parsing", "finite_number"):
         return f"{place}={given}: must be a finite number"
     if kind == "string_too_short":
-        return f"{place} is empty: give a value, or leave it away"
+        return f"{place} is empty: give a value, or drop it"
     if kind == "tuple_type":
         return f"{place}={given}: must be a list, as {place}=[A,B]"
     if kind == "bool_type":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
+from ddim_lab.errors import one_line
 from ddim_lab.tracking import logged_in
 
 if TYPE_CHECKING:
@@ -175,8 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for made in (workspace(*found.groups()), report(*found.groups())):
             print(made.save().url)
     except Exception as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        print(f"error: W&B did not take it: {text}", file=sys.stderr)
+        print(f"error: W&B did not take it: {one_line(error)[:300]}", file=sys.stderr)
         return 1
     return 0
 

@@ -20,12 +20,17 @@ __all__ = [
     "JoinedImages",
     "MemoryImages",
     "NoImages",
+    "NonFiniteError",
     "Split",
     "from_uint8",
     "to_uint8",
 ]
 
 Split = Literal["train", "held_out", "all"]
+
+
+class NonFiniteError(ValueError):
+    """Images hold NaN or infinity: what made them diverged. Nothing else is wrong with them."""
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -37,10 +42,10 @@ def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] -> uint8, rounded to the nearest level (not truncated) and clamped; inverse of `from_uint8`.
 
     Raises:
-        ValueError: the images hold NaN or infinity, which no uint8 stands for.
+        NonFiniteError: the images hold NaN or infinity, which no uint8 stands for.
     """
     if not bool(torch.isfinite(images).all()):
-        raise ValueError("the images hold NaN or infinite values")
+        raise NonFiniteError("the images hold NaN or infinite values")
     return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -37,6 +37,7 @@ from ddim_lab.config import (
     LsunConfig,
 )
 from ddim_lab.data import DiskImages, ImageData, MemoryImages, NoImages
+from ddim_lab.errors import one_line
 from ddim_lab.images import FORMATS, decode, format_of
 from ddim_lab.store import read_record, write_record
 
@@ -124,23 +125,34 @@ def _root(config: DataConfig) -> Path:
     return (Path(named).expanduser() if named else Path.home() / ".cache" / "ddim_lab").absolute() / config.name
 
 
+DOWNLOAD_LOCK: Final = ".download.lock"
+
+
+@contextlib.contextmanager
+def _no_download(folder: Path) -> Iterator[None]:
+    """Wait until nobody downloads into `folder`; a folder that has seen no download is not written to."""
+    with FileLock(folder / DOWNLOAD_LOCK) if (folder / DOWNLOAD_LOCK).exists() else contextlib.nullcontext():
+        yield
+
+
 @contextlib.contextmanager
 def _download(name: str, folder: Path, how_else: str) -> Iterator[None]:
-    """Round a download into `folder`: one process at a time, and failures in one line that ends in `how_else`.
+    """Guards a download into `folder`: one process at a time, and failures in one line that ends in `how_else`.
 
     A folder that was not there before a download that failed is not there after it.
     """
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".download.lock"):
+        with FileLock(folder / DOWNLOAD_LOCK):
             log.info("data=%s is not there: downloading it to %s", name, folder)
             yield
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        if made and not any(file.name != ".download.lock" for file in folder.glob("*")):
+        if made and not any(file.name != DOWNLOAD_LOCK for file in folder.glob("*")):
             shutil.rmtree(folder, ignore_errors=True)
-        raise ConfigError(f"data={name} is not in {folder}, and the download failed ({reason}): {how_else}") from None
+        raise ConfigError(
+            f"data={name} is not in {folder}, and the download failed ({one_line(error)}): {how_else}"
+        ) from None
 
 
 @functools.lru_cache(maxsize=256)
@@ -154,7 +166,7 @@ def _check_md5(name: str, files: Sequence[Path], published: Iterable[str]) -> No
     for (path, size, modified), file, md5 in zip(_signature(files), files, published, strict=True):
         if _md5(path, size, modified) != md5:
             raise ConfigError(
-                f"data={name}: {file} is damaged or cut short (MD5 is not {md5}): delete it, get it again"
+                f"data={name}: {file} is damaged or cut short (MD5 is not {md5}): delete it and download it again"
             )
 
 
@@ -196,14 +208,17 @@ def _find_fashion_mnist(config: FashionMnistConfig) -> tuple[Path, ...]:
     for place in places:
         files = tuple(place / name for name in FASHION_FILES)
         there = [file for file in files if file.is_file()]
+        if 0 < len(there) < len(files):  # another process may be moving in what it has downloaded, one by one
+            with _no_download(place):
+                there = [file for file in files if file.is_file()]
         if len(there) == len(files):
             for (name, size, modified), file in zip(_signature(files), files, strict=True):
                 if (fault := _gzip_fault(name, size, modified)) is not None:
-                    raise ConfigError(f"data=fashion_mnist: {file} is damaged ({fault}): get it again")
+                    raise ConfigError(f"data=fashion_mnist: {file} is damaged ({fault}): download it again")
             return files
         if there:
             lacking = next(file for file in files if file not in there)
-            raise ConfigError(f"data=fashion_mnist: {lacking} is missing beside {there[0].name}: get it again")
+            raise ConfigError(f"data=fashion_mnist: {lacking} is missing beside {there[0].name}: download it again")
     searched = " nor ".join(map(str, places[1:]))
     how_else = f"(nor in {searched}) apt-get install dataset-fashion-mnist, or set data.root to the four IDX .gz files"
     with _download("fashion_mnist", root, how_else):
@@ -344,7 +359,7 @@ def _check_end(file: Path) -> None:
             return
     kind, named = format_of(file), FORMATS[file.suffix.lower()]
     if kind in (None, named):
-        raise ConfigError(f"{file} is cut short: it has no end-of-image mark; get it again")
+        raise ConfigError(f"{file} is cut short: it has no end-of-image mark; download it again")
     suffix = next((suffix for suffix in ENDS if FORMATS[suffix] == kind), None)
     remedy = f"convert it to {named}" if suffix is None else f"rename it to {file.stem}{suffix}"
     raise ConfigError(f"{file} is a {kind} named {file.suffix}: {remedy}")
@@ -362,7 +377,7 @@ def _beside(root: Path, name: str) -> Path:
 
 
 def crop_face(image: Image.Image) -> Image.Image:
-    """CelebA as in the paper's code: the square of 128 pixels round (89, 121), resized to 64x64 on the 8-bit image."""
+    """CelebA as in the paper's code: the square of 128 pixels around (89, 121), resized to 64x64 on the 8-bit image."""
     return image.convert("RGB").crop((25, 57, 153, 185)).resize((64, 64), Image.Resampling.BILINEAR)
 
 
@@ -440,7 +455,7 @@ def _find_lsun(config: LsunConfig) -> tuple[Path, ...]:
         whole = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         if file.stat().st_size < whole:
             raise ConfigError(
-                f"data={config.name}: {file} is cut short ({file.stat().st_size} of {whole} bytes): get it again"
+                f"data={config.name}: {file} is cut short ({file.stat().st_size} of {whole} bytes): download it again"
             )
     return files
 
@@ -453,7 +468,7 @@ def _lsun_environment(folder: str) -> Any:
     try:
         environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
-        raise ConfigError(f"{folder}/data.mdb is damaged ({error}): get it again") from None
+        raise ConfigError(f"{folder}/data.mdb is damaged ({error}): download it again") from None
     _open_environments.append(environment)
     return environment
 

@@ -1,4 +1,4 @@
-"""A network in the shape in which a device runs it fastest, behind the call that the sampler makes.
+"""Wraps a network for fast inference behind the sampler's calling convention.
 
     x_t [B, C, H, W] fp32, t [B] int64  ->  output [B, C, H, W] fp32, in x_t's memory layout
 

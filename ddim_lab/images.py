@@ -8,6 +8,7 @@ from typing import IO, Final
 from PIL import Image
 
 from ddim_lab.config import ConfigError
+from ddim_lab.errors import one_line
 
 __all__ = ["FORMATS", "decode", "format_of"]
 
@@ -32,7 +33,7 @@ def decode(source: Path | IO[bytes], name: object) -> Image.Image:
         with Image.open(source) as image:
             image.load()
     except Exception as error:  # decoders raise whatever a damaged file leads them to, bombs included
-        raise ConfigError(f"the image {name} can't be read: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"the image {name} can't be read: {one_line(error)[:200]}") from None
     if image.has_transparency_data:
         shown = image.mode if image.mode not in READABLE else f"{image.mode} with transparency"
         raise ConfigError(

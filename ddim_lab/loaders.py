@@ -16,7 +16,7 @@ from ddim_lab.data import ImageSet, MemoryImages
 __all__ = ["SampleIndices", "TrainingBatches", "rank_part"]
 
 MOST_WORKERS: Final = 16
-"""Processes that decode images, at most; never more than there are cores."""
+"""Processes that decode images for a rank, at most; all ranks' together are no more than the cores there are."""
 
 RESIDENT_AT_MOST: Final = 4 * 2**30
 """Bytes of images that may live on a GPU while it trains; those of larger sets are copied batch by batch."""
@@ -92,14 +92,15 @@ class TrainingBatches(pl.LightningDataModule):
         self._images, self._batch_size, self._seed = images, batch_size, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        first_step, part = 0, slice(None)
+        first_step, part, ranks = 0, slice(None), 1
         if self.trainer is not None:
             first_step = self.trainer.global_step
-            part = rank_part(self._batch_size, self.trainer.global_rank, self.trainer.world_size)
+            ranks = self.trainer.world_size
+            part = rank_part(self._batch_size, self.trainer.global_rank, ranks)
         batches = _StepBatches(len(self._images), self._batch_size, self._seed, first_step, part)
         if isinstance(self._images, MemoryImages):
             return DataLoader(_Indices(), batch_sampler=batches, collate_fn=_as_it_is)  # type: ignore[arg-type]
-        workers = min(MOST_WORKERS, os.cpu_count() or 1)
+        workers = min(MOST_WORKERS, max(1, _cores() // ranks))
         return DataLoader(self._images, batch_sampler=batches, collate_fn=_as_it_is, num_workers=workers)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> dict[str, Tensor]:
@@ -110,6 +111,14 @@ class TrainingBatches(pl.LightningDataModule):
                 self._images = self._images.to(device)
             batch = self._images.__getitems__(batch.to(self._images.images.device, non_blocking=True))
         return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+
+
+def _cores() -> int:
+    """Cores that this process may run on: a batch system, or taskset, may leave it a few of the machine's."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
 
 
 @final

@@ -1,4 +1,4 @@
-"""Doing with the memory there is, and how much of it a forward takes."""
+"""Fitting batches into available memory, and how much of it a forward takes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddim_lab.errors import one_line
+
 __all__ = ["Halving", "forward_bytes"]
 
 log = logging.getLogger("ddim_lab")
@@ -20,13 +22,13 @@ log = logging.getLogger("ddim_lab")
 
 @final
 class Halving(nn.Module):
-    """A network whose batches follow each other in parts where the device's memory is too small for the whole.
+    """Splits a batch into smaller forwards when it does not fit in device memory.
 
-    Images of a batch don't see each other in it, so parts give what the whole gives, but for rounding; noise, states
-    and the cell's batch size stay as they are.
+    Images in a batch do not interact, so the parts give what the whole gives, up to rounding; noise, states and the
+    cell's batch size stay as they are.
 
     Attributes:
-        at_most: images of one forward; None as long as every batch went through whole.
+        at_most: images of one forward; None until a batch has been split.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -46,8 +48,7 @@ class Halving(nn.Module):
                 outputs = [self.network(*part) for part in zip(torch.split(x, size), torch.split(t, size), strict=True)]
             except torch.OutOfMemoryError as error:
                 if size == 1:
-                    words = " ".join(str(error).split())
-                    raise RuntimeError(f"out of memory with a single image a forward: {words}") from None
+                    raise RuntimeError(f"out of memory with a single image a forward: {one_line(error)}") from None
             else:
                 if len(outputs) == 1:
                     return outputs[0]
@@ -83,7 +84,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operations make, as long as something holds them.
 
     Args:
-        there: tensors that were there before; views of them are nothing new.
+        there: tensors that existed before; views of them are not counted.
     """
 
     def __init__(self, there: Iterable[Tensor]) -> None:

@@ -35,8 +35,7 @@ __all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_recipe"]
 CURVE: Final = "training_curve.csv"
 
 TRAINING_VERSION: Final = 2
-"""Raised whenever the same recipe would be trained otherwise."""
-"""Raised whenever the same configuration would train to other weights."""
+"""Raised whenever the same recipe would train to other weights."""
 
 Mirror = Callable[[dict[str, float], int], None]
 
@@ -49,7 +48,7 @@ class Model:
     Attributes:
         kind: "unet", "pretrained", "gaussian" or "empirical".
         digest: identifies the weights (or the data and schedule of an exact model).
-        weights: "ema", "raw", "pretrained" or "exact".
+        weights: "ema", "raw", "random", "pretrained" or "exact".
         parameters: number of them.
         fingerprint: of the training, or None.
         prediction: what it predicts.
@@ -67,7 +66,7 @@ class Model:
     load: Callable[[], nn.Module]
 
     def recipe(self) -> dict[str, Any]:
-        """What of it names a cell."""
+        """The part of it that enters a cell's key."""
         return {"kind": self.kind, "digest": self.digest, "weights": self.weights, "prediction": self.prediction}
 
 
@@ -145,7 +144,7 @@ _LEVEL_VARIANCE: Final = 127.5**-2
 
 
 def check_model(config: Config, count: int | None = None) -> None:
-    """What of the model can be known before the images are read: whether a checkpoint is there, whole, and fits.
+    """Checks on the model that need no images: a checkpoint must be there, whole, and fit.
 
     Args:
         config: the job.

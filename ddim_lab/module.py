@@ -26,10 +26,11 @@ from ddim_lab.config import ConfigError, TrainingConfig, UNetConfig
 from ddim_lab.data import ImageData, from_uint8
 from ddim_lab.diffusion import eps_loss, q_sample
 from ddim_lab.engine import compile_whole, too_many_compilations
-from ddim_lab.lightning import interruptible, switches_kept
+from ddim_lab.lightning import interruptible
 from ddim_lab.loaders import TrainingBatches, rank_part
 from ddim_lab.precision import ends_without_autocast
 from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.switches import switches_kept
 from ddim_lab.unet import build_unet
 
 __all__ = ["DiffusionModule", "train"]

@@ -72,9 +72,9 @@ class NamedNoise:
     Args:
         seed: 0 <= seed < 2^64.
         stream: separates uses that share a seed, 0 <= stream < 2^32; 0 is sampling.
-        compiled: let torch.compile make one kernel of it (some 200 operations otherwise). The random words are the
-            same; their float64 logarithm and cosine may be another library's, which the rounding to float32 nearly
-            always hides.
+        compiled: fuse its some 200 operations into one kernel with torch.compile. The random words are the same;
+            their float64 logarithm and cosine may come from another library, a difference that rounding to float32
+            nearly always hides.
     """
 
     def __init__(self, seed: int, stream: int = 0, compiled: bool = False) -> None:

@@ -44,7 +44,7 @@ def lower_precision(network: nn.Module, dtype: torch.dtype, keep: Collection[Par
     Keys of the state dict change (a layer's weights are then those of its `layer`).
 
     Args:
-        network: the U-Net, fp32, for inference alone: gradients are not thought of.
+        network: the U-Net, fp32, for inference only: gradients are not supported.
         dtype: torch.bfloat16 or torch.float16.
         keep: parts that stay fp32; none is a network that is `dtype` throughout.
     """

@@ -13,6 +13,7 @@ import numpy as np
 
 from ddim_lab.config import ConfigError, ScheduleConfig
 from ddim_lab.diffusion import Prediction
+from ddim_lab.errors import one_line
 from ddim_lab.schedule import NoiseSchedule
 
 __all__ = ["Pretrained", "inspect_pretrained"]
@@ -36,7 +37,7 @@ class Pretrained:
         digest: `weights_digest` of it.
         parameters: number of them.
         prediction: what it predicts.
-        note: what was assumed of it, for the user; None where it says all itself.
+        note: what was assumed of it, for the user; None if the checkpoint is self-describing.
     """
 
     folder: Path
@@ -115,7 +116,7 @@ def _fetch(repository: str) -> Path:
             continue
         if _has_weights(folder) or _has_weights(folder / "unet"):
             return folder
-    words = "it holds no U-Net" if reason is None else " ".join(str(reason).split())[:200]
+    words = "it holds no U-Net" if reason is None else one_line(reason)[:200]
     raise ConfigError(
         f"model.path={repository}: no such folder here, not in the hub's cache, and the hub did not give it ({words});"
         " run once with a network, or give the folder of a copy"

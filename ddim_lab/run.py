@@ -21,8 +21,9 @@ from typing import Any, Final, final
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ddim_lab.config import AUTO, Config, ConfigError
+from ddim_lab.config import AUTO, Config
 from ddim_lab.datasets import load_data, without_images
+from ddim_lab.errors import one_line
 from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import curves, static_charts, text_tables
 from ddim_lab.report.series import noise_label
@@ -33,7 +34,7 @@ from ddim_lab.tasks.job import Job
 from ddim_lab.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
 from ddim_lab.trust import no_schema_warnings
 
-__all__ = ["Place", "environment", "job", "mirror_report", "one_line"]
+__all__ = ["Place", "environment", "job", "mirror_report"]
 
 log = logging.getLogger("ddim_lab")
 
@@ -208,14 +209,14 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
 
 
 def _objects(store: Store, others: Sequence[Sequence[str]] = ()) -> list[list[str]]:
-    """What of the store was used, as [kind, key]: not pruned as long as the sweep is there."""
+    """The store's objects that were used, as [kind, key]: not pruned as long as the sweep exists."""
     return [list(pair) for pair in sorted({*store.used, *((kind, key) for kind, key in others)})]
 
 
 def _task(name: str) -> Any:
     """The module of a task, with two functions.
 
-    `identity(job)` gives what of the task's settings names a cell. `measure(job, folder, work)` measures it and writes
+    `identity(job)` gives the task's part of a cell's key. `measure(job, folder, work)` measures it and writes
     its files into `folder`; what it leaves in `work` is there again if it is killed and started anew.
     """
     return importlib.import_module(f"ddim_lab.tasks.{name}")
@@ -334,7 +335,7 @@ def mirror_report(sweep: Path, rows: Sequence[Mapping[str, Any]], config: Config
 
 
 def _pointers(sweep: Path) -> Iterator[dict[str, Any]]:
-    """What the sweep's jobs left, in order of time; a record that can't be read is the report's to tell of."""
+    """What the sweep's jobs left, by job number; records that can't be read are left for the report to mention."""
     for path in sorted(sweep.glob("jobs/*/pointer.json"), key=lambda path: int(path.parent.name)):
         with contextlib.suppress(OSError, ValueError):
             yield read_record(path)
@@ -354,10 +355,7 @@ def _tracking(config: Config, sweep: Path) -> TrackingConfig:
 
 
 def _time_left(place: Place) -> str:
-    """An estimate from the cells of this sweep that were computed: their time a forward, times the forwards to go.
-
-    None is made where a cell has no forwards to go by.
-    """
+    """Estimated from this sweep's computed cells: their time per forward, times the forwards that remain."""
     pointers = {pointer["number"]: pointer for pointer in _pointers(place.sweep)}
     spent, done, to_do = 0.0, 0, 0
     for number, cell in enumerate(_planned(place)):
@@ -386,15 +384,6 @@ def _planned(place: Place) -> list[dict[str, Any]]:
         return list(read_record(place.sweep / "plan.json")["cells"])
     except (OSError, ValueError):
         return []
-
-
-def one_line(error: BaseException) -> str:
-    """An error for the user: its message without line breaks, its type in front where the message needs that."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:  # numpy's, torch's on a CPU
-        return f"out of memory ({text}): lower batch_size, or num_samples"
-    told = isinstance(error, ConfigError | ValueError | ArithmeticError | RuntimeError | OSError)
-    return text if told else f"{type(error).__name__}: {text}"
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from ddim_lab.engine import Engine
 from ddim_lab.memory import forward_bytes
 from ddim_lab.noise import NamedNoise
 from ddim_lab.precision import Part, lower_precision
+from ddim_lab.switches import switches_kept
 
 __all__ = ["Precision", "Runtime"]
 
@@ -221,17 +222,12 @@ class Runtime:
     def applied(self) -> Iterator[None]:
         """Set torch's switches, and put them back."""
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
-        deterministic = torch.are_deterministic_algorithms_enabled()
         tf32 = self.precision != "fp32"
-        matmul.allow_tf32, cudnn.allow_tf32 = tf32, tf32
-        cudnn.benchmark, cudnn.deterministic = self.cudnn_benchmark, self.deterministic
-        torch.use_deterministic_algorithms(self.deterministic)
-        try:
+        with switches_kept():
+            matmul.allow_tf32, cudnn.allow_tf32 = tf32, tf32
+            cudnn.benchmark, cudnn.deterministic = self.cudnn_benchmark, self.deterministic
+            torch.use_deterministic_algorithms(self.deterministic)
             yield
-        finally:
-            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
-            torch.use_deterministic_algorithms(deterministic)
 
     def wrap(self, network: nn.Module, batch_size: int) -> nn.Module:
         """The network under these settings, changed in place.

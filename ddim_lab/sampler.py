@@ -76,7 +76,7 @@ def step(transition: Transition, x_t: Tensor, eps: Tensor, noise: Tensor | None 
     they are exactly (1, 0) for `none` and `x0_eps`: a repeated timestep moves nothing, to the last bit.
     """
     ab, ab_prev = transition.alpha_bar, transition.alpha_bar_prev
-    direction = math.sqrt(max(1.0 - ab_prev - transition.sigma**2, 0.0))  # never below but by rounding
+    direction = math.sqrt(max(1.0 - ab_prev - transition.sigma**2, 0.0))  # negative only through rounding
     if clip == "none":
         keep = math.sqrt(ab_prev / ab)
         mean = torch.add(x_t * keep, eps, alpha=direction - keep * math.sqrt(1.0 - ab))

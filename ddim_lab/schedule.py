@@ -249,7 +249,7 @@ def timestep_pairs(timesteps: Sequence[int] | Ints, num_timesteps: int) -> tuple
     """The walk from noise to image: pairs (t, t_prev), descending, the last t_prev being -1.
 
     Args:
-        timesteps: visited timesteps in either order. A repeated one is kept: it costs a forward and moves nothing
+        timesteps: visited timesteps in either order. A repeated one is kept: it costs a forward pass and is a no-op
             (unless the step clips x_0 and keeps eps).
         num_timesteps: T.
 

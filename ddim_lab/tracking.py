@@ -1,4 +1,4 @@
-"""Mirror one job into Weights & Biases. The only file that knows wandb, and the first that may fail.
+"""Mirror one job into Weights & Biases. The only file that imports wandb; its failures never stop a job.
 
 The files under `outputs/` are the truth; a W&B run repeats them. Hence three rules:
 

@@ -70,7 +70,7 @@ def check_hydra(composed: DictConfig, ours: DictConfig) -> None:
     for place, key, value in _entries(OmegaConf.to_container(composed, resolve=False), ""):
         in_hydra = place.startswith("hydra.")
         if key == "_target_" and not (in_hydra and value in CALLABLE):
-            raise ConfigError(f"{place}={value}: it is not among what may be called")
+            raise ConfigError(f"{place}={value}: this target is not on the allow-list")
         if in_hydra and (key == "()" or (key == "class" and value not in HANDLERS)):
             raise ConfigError(f"{place}={value}: log handlers may be {', '.join(sorted(HANDLERS))} alone")
         if in_hydra and isinstance(value, str) and value.startswith(("ext://", "cfg://")) and value not in STREAMS:

@@ -83,6 +83,8 @@ WRONG = {
     "steps=10,25": r"steps=10,25 lists several values: add -m",
     "-m steps=10,25,0": r"steps=0: must be at least 1",
     "-m sampler.eta=0,0.5,7 steps=10,25,50": r"eta=7 is too large",
+    "-m logger=csv,wandb": r"logger must be the same in all cells of a sweep",
+    "-m study.title=a,b logger=csv": r"study must be the same in all cells of a sweep",
     "steps": r"steps",
     "--multirrun steps=10": r"unrecognized arguments: --multirrun",
     "hydra.run.dir=elsewhere": r"hydra.run.dir is fixed",
@@ -160,6 +162,17 @@ def test_a_pattern_of_choices_is_every_one_that_matches(
     line = ["sampler=glob(ddpm*)", "steps=2", "model=gaussian", "metrics.features=pixels", "logger=csv", "-m"]
     assert run([*line, "num_samples=32", "batch_size=16", f"outputs_dir={tmp_path}"], monkeypatch) == 0
     assert "2 cells" in capsys.readouterr().err
+
+
+def test_a_sweep_has_one_outputs_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["-m", "logger=csv", f"outputs_dir={tmp_path}/a,{tmp_path}/b"], monkeypatch) == 2
+    assert capsys.readouterr().err == (
+        "ddim_lab: outputs_dir must be the same in all cells of a sweep, which share one report:"
+        " run the command for each\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_says_one_line_and_no_traceback(tmp_path: Path) -> None:

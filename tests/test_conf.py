@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 import pytest
 import tiny
 from omegaconf import OmegaConf
 
-from ddim_lab.config import Config, config_folder
+from ddim_lab.config import config_folder
 
 CHOICES = [
     (group.name, path.stem)
@@ -42,16 +41,11 @@ def test_there_is_something_to_test() -> None:
     assert len(CHOICES) >= 20
 
 
-def compose(overrides: list[str]) -> Config:
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=overrides))
-
-
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_is_valid(group: str, choice: str, tmp_path: Path) -> None:
     (tmp_path / "betas.txt").write_text("\n".join(f"{1e-4 + 2e-5 * k}" for k in range(1000)))
     overrides = [text.format(folder=tmp_path) for text in NEEDS.get((group, choice), [])]
-    config = compose([f"{group}={choice}", *overrides])
+    config = tiny.configure(f"{group}={choice}", *overrides)
     assert config.build_sampler().nfe > 0
 
 
@@ -74,3 +68,13 @@ def test_every_sampler_preset_has_every_key() -> None:
     keys = {file.stem: set(OmegaConf.load(file)) for file in files}
     assert len(set(map(frozenset, keys.values()))) == 1, keys
     assert all(OmegaConf.load(file)["name"] == file.stem for file in files)
+
+
+def test_a_recipe_says_only_what_is_not_the_defaults() -> None:
+    """What an option means stands in default.yaml alone: a file that repeats it would go stale."""
+    default = OmegaConf.load(config_folder() / "training" / "default.yaml")
+    for file in (config_folder() / "training").glob("*.yaml"):
+        if file.stem != "default":
+            own = OmegaConf.to_container(OmegaConf.load(file))
+            assert own.pop("defaults") == ["default", "_self_"]
+            assert all(default[name] != value for name, value in own.items()), file.name

@@ -12,23 +12,25 @@ import pickle
 import re
 import shutil
 import struct
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import hydra
 import numpy as np
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CelebA
 from torchvision.transforms import functional
 
 from ddim_lab import datasets
-from ddim_lab.config import Config, ConfigError, UNetConfig, config_folder
+from ddim_lab.config import Config, ConfigError, UNetConfig
 from ddim_lab.data import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8
 from ddim_lab.datasets import DEBIAN_FASHION_MNIST, FASHION_FILES, check_data, load_data
 from ddim_lab.models import _moments, obtain_model
@@ -39,8 +41,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def configure(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=["metrics.features=pixels", *overrides]))
+    return tiny.configure("metrics.features=pixels", *overrides)
 
 
 def load(name: str, root: Path, *overrides: str) -> ImageData:
@@ -173,7 +174,7 @@ def test_a_damaged_idx_file_is_named(
 ) -> None:
     root, _ = fashion
     damage(root / name)
-    with pytest.raises(ConfigError, match=rf"{root / name} is damaged \(.*\): get it again"):
+    with pytest.raises(ConfigError, match=rf"{root / name} is damaged \(.*\): download it again"):
         check("fashion_mnist", root)
 
 
@@ -246,6 +247,30 @@ def test_half_a_download_is_not_taken_for_a_whole_one(
     data = load_data(configure("data=fashion_mnist").data)
     assert data.train.labels.tolist() == arrays[1].tolist()
     assert fetched == [*FASHION_FILES[:3], *FASHION_FILES[2:]]  # those that were whole are not fetched twice
+
+
+def test_files_that_another_process_is_moving_in_are_waited_for(
+    fashion: tuple[Path, list[np.ndarray]], offline: Path
+) -> None:
+    root, _ = fashion
+    place = offline / "downloads" / "fashion_mnist"
+    place.mkdir(parents=True)
+    for name in FASHION_FILES[:2]:
+        shutil.copy(root / name, place)
+    locked = threading.Event()
+
+    def other() -> None:
+        with FileLock(place / ".download.lock"):
+            locked.set()
+            time.sleep(0.5)
+            for name in FASHION_FILES[2:]:
+                shutil.copy(root / name, place)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    locked.wait()
+    check("fashion_mnist", None)
+    thread.join()
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")

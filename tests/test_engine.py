@@ -89,6 +89,17 @@ def test_for_speed_a_cpu_compiles_and_stays_in_fp32() -> None:
     assert not runtime(aim="speed", deterministic=True).compile
 
 
+def test_a_runtime_leaves_determinism_as_it_was() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with runtime(deterministic=False).applied():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_nothing_that_is_resolved_says_auto() -> None:
     for aim in ("faithful", "speed"):
         assert "auto" not in runtime(aim=aim).recipe().values()

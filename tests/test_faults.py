@@ -9,7 +9,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ddim_lab.data import NonFiniteError
 from ddim_lab.memory import Halving
 from ddim_lab.models import Model
 from ddim_lab.module import DiffusionModule
+from ddim_lab.noise import NamedNoise
 from ddim_lab.ranks import on_ranks
 from ddim_lab.sampler import Sampler
+from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.signals import TERMINATED, Terminated, terminable
+from ddim_lab.tasks.generate import sample_uint8
 
 EXACT = ("model=gaussian", "metrics.features=pixels", "logger=csv")
 
@@ -130,7 +134,7 @@ class Poisoned(nn.Module):
         return output * float("nan") if int(t[0]) == self.at else output
 
 
-@pytest.mark.parametrize("task", ["generate", "consistency"])
+@pytest.mark.parametrize("task", ["generate", "consistency", "reconstruct", "interpolate", "trajectory"])
 def test_images_that_are_not_finite_name_the_step(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Model.__init__
 
@@ -144,10 +148,35 @@ def test_images_that_are_not_finite_name_the_step(task: str, tmp_path: Path, mon
     assert tiny.run(tmp_path, *line, settings=tiny.SMALL) == 1
     rows = swept(tmp_path)
     # uniform, 3 steps: 666, 333, 0; 4 steps: 750, 500, 250, 0
-    if task == "generate":
+    if task != "consistency":  # its reference visits every timestep
         assert [row["status"] for row in rows] == ["done", "failed"]
     assert "NaN or infinite values, first in the network's output at step" in rows[1]["error"]
     assert "(t = 500)" in rows[1]["error"]
+
+
+def test_only_what_is_not_finite_is_called_diverged() -> None:
+    sampler, indices = Sampler(NoiseSchedule.linear(), steps=2), torch.arange(3)
+
+    def sampled(network: nn.Module) -> Tensor:
+        return sample_uint8(sampler, network, indices, (1, 4, 4), NamedNoise(0), torch.device("cpu"))
+
+    with pytest.raises(ValueError, match=r"returned shape \(3, 0, 4, 4\)") as wrong:
+        sampled(Function(lambda x: x[:, :0]))
+    assert not isinstance(wrong.value, NonFiniteError)
+    assert "diverged" not in str(wrong.value)
+    with pytest.raises(NonFiniteError, match=r"at step 1 \(t = 500\).* diverged on this model"):
+        sampled(Function(lambda x: x * float("inf")))
+
+
+class Function(nn.Module):
+    """A model of the state alone."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def test_a_state_that_overflows_names_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from ddim_lab.config import DigitsConfig
 from ddim_lab.data import from_uint8, to_uint8
 from ddim_lab.datasets import load_data
-from ddim_lab.metrics.determinism import max_abs_diff, noise_variance, uint8_sha256
+from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, noise_variance
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.features import obtain_features
 from ddim_lab.metrics.frechet import GROUPS, FrechetDistance
@@ -160,7 +160,14 @@ def test_determinism_measures() -> None:
     expected = torch.stack([a, b]).double().var(dim=0).mean(1)
     torch.testing.assert_close(noise_variance([a, b]), expected, rtol=1e-12, atol=0.0)
     images = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
-    assert uint8_sha256(images) == hashlib.sha256(images.permute(0, 2, 3, 1).numpy().tobytes()).hexdigest()
+    whole, parts = ImagesHash(), ImagesHash()
+    whole.update(images)
+    for part in images.split(1):
+        parts.update(part)
+    assert whole.hexdigest() == hashlib.sha256(images.permute(0, 2, 3, 1).numpy().tobytes()).hexdigest()
+    assert parts.hexdigest() == whole.hexdigest()
+    with pytest.raises(ValueError, match="expected uint8 images"):
+        whole.update(images.float())
 
 
 def test_the_digits_are_the_ones_we_know() -> None:

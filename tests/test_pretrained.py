@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pytest
 import tiny
@@ -19,7 +18,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.config import Config, ConfigError
 from ddim_lab.models import Model, _say_once, check_model, obtain_model
 from ddim_lab.noise import NamedNoise
 from ddim_lab.unet import load_unet, weights_digest
@@ -28,8 +27,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def configure(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=["metrics.features=pixels", *overrides]))
+    return tiny.configure("metrics.features=pixels", *overrides)
 
 
 def pretrained(path: Path | str, *overrides: str) -> Config:

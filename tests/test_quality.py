@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pytest
 import tiny
@@ -20,7 +19,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from ddim_lab.config import Config, ConfigError, DigitsConfig, MetricsConfig, config_folder
+from ddim_lab.config import ConfigError, DigitsConfig, MetricsConfig
 from ddim_lab.datasets import load_data
 from ddim_lab.metrics import kernel, precision_recall
 from ddim_lab.metrics.classifier import LARGE, SMALL, make_classifier, recipe_for
@@ -208,8 +207,7 @@ def test_damaged_and_missing_statistics(tmp_path: Path) -> None:
 
 
 def metrics(*overrides: str) -> MetricsConfig:
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=list(overrides))).metrics
+    return tiny.configure(*overrides).metrics
 
 
 def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> None:

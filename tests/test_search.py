@@ -18,8 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddim_lab.config import config_folder
+from ddim_lab.data import NonFiniteError
 from ddim_lab.gaps import log_gaps, timesteps_of_log_gaps, warped
+from ddim_lab.metrics import features
+from ddim_lab.metrics.extractor import Pixels
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
+from ddim_lab.tasks import search_timesteps as task
 from ddim_lab.tasks.search_timesteps import builtin_timesteps, search
 
 pytest.importorskip("optuna")
@@ -274,8 +278,6 @@ def test_another_final_seed_scores_the_same_search(outputs: Path, monkeypatch: p
 def test_an_interrupted_search_goes_on_to_the_same_list(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ddim_lab.tasks import search_timesteps as task
-
     original, calls = task._distances, []
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
@@ -297,6 +299,51 @@ def test_an_interrupted_search_goes_on_to_the_same_list(
         resumed["measurements"]["timesteps"]
         == json.loads((cell(outputs) / "result.json").read_text())["measurements"]["timesteps"]
     )
+
+
+def test_a_fault_is_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that are not finite are the list's fault, and remembered; any other error ends the search."""
+    original, calls = task._distances, []
+
+    def faulty(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments[3])
+        if len(calls) == 2:
+            raise NonFiniteError("the images hold NaN")
+        if len(calls) == 4:
+            raise ValueError("the model returned shape (1, 2, 3)")
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(task, "_distances", faulty)
+    assert tiny.run(tmp_path, *SEARCH, settings=()) == 1
+    assert "the model returned shape" in tiny.results(tiny.sweeps(tmp_path)[0])[0]["error"]
+    (work,) = (tmp_path / "references").glob("*.partial")
+    scores = [json.loads(line) for line in (work / "scores.jsonl").read_text().splitlines()]
+    assert [tuple(score["timesteps"]) for score in scores] == calls[:3]
+    assert [np.isinf(score["fd"]) for score in scores] == [False, True, False]
+
+
+def test_a_score_after_a_torn_line_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    task._RememberedScores(path).add((1, 2), 0.5)
+    with path.open("a") as file:
+        file.write('{"timesteps": [1, 3')  # cut short
+    task._RememberedScores(path).add((1, 4), 0.25)
+    kept = task._RememberedScores(path)
+    assert (kept.get((1, 2)), kept.get((1, 3)), kept.get((1, 4))) == (0.5, None, 0.25)
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_the_feature_network_is_loaded_once_for_all_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    class Counted(Pixels):
+        def __init__(self) -> None:
+            super().__init__()
+            loaded.append(self)
+
+    monkeypatch.setattr(features, "Pixels", Counted)
+    started(tmp_path)
+    assert len(loaded) == 2  # for the reference, and for the samples
 
 
 # what is refused before any work

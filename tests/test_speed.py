@@ -12,15 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import hydra
 import numpy as np
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.config import ConfigError
 from ddim_lab.datasets import without_images
+from ddim_lab.metrics.extractor import Pixels
 from ddim_lab.metrics.speed import (
     WAITED_AT_MOST,
     Contention,
@@ -29,6 +29,7 @@ from ddim_lab.metrics.speed import (
     forward_flops,
     product_ceiling,
 )
+from ddim_lab.metrics.statistics import FeatureSums
 from ddim_lab.models import obtain_model
 from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import Sampler
@@ -40,14 +41,9 @@ from ddim_lab.tasks.job import Job
 SMALL = ("model.block_out_channels=[8,8]", "model.weights=random", "logger=csv", "steps=4")
 
 
-def configured(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
-
-
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    config = configured("task=speed_peers", *SMALL)
+    config = tiny.configure("task=speed_peers", *SMALL)
     store, runtime = Store(tmp_path_factory.mktemp("outputs")), Runtime.resolve(config.runtime)
     data = without_images(config.data)
     model = obtain_model(config, data, runtime, store, lambda: None)
@@ -119,21 +115,21 @@ def test_an_untrained_network_is_the_same_one_every_time(job: Job) -> None:
 
 def test_an_untrained_network_is_not_measured_for_quality() -> None:
     with pytest.raises(ConfigError, match="is an untrained network"):
-        configured("model.weights=random")
+        tiny.configure("model.weights=random")
 
 
 def test_peers_are_given_a_walk_that_they_have() -> None:
     with pytest.raises(ConfigError, match="walks that all peers have"):
-        configured("task=speed_peers", "sampler=ddpm_large")
+        tiny.configure("task=speed_peers", "sampler=ddpm_large")
     with pytest.raises(ConfigError, match="needs a U-Net"):
-        configured("task=speed_peers", "model=gaussian")
+        tiny.configure("task=speed_peers", "model=gaussian")
 
 
 def test_a_line_needs_three_points() -> None:
     with pytest.raises(ConfigError, match="3 different numbers"):
-        configured("task=benchmark", "task.fitted_steps=[2,2,3]")
+        tiny.configure("task=benchmark", "task.fitted_steps=[2,2,3]")
     with pytest.raises(ConfigError, match="fitted_steps"):
-        configured("task=benchmark", "task.fitted_steps=[2,3,1001]")
+        tiny.configure("task=benchmark", "task.fitted_steps=[2,3,1001]")
 
 
 def test_an_exact_model_on_a_short_schedule_is_timed(tmp_path: Path) -> None:
@@ -224,7 +220,7 @@ def test_the_walk_with_noise_is_the_same_walk_at_eta_1() -> None:
         (("sampler.eta=0.3",), 0.3, "posterior"),
         (("sampler=ddpm_large",), 1.0, "large"),
     ):
-        config = configured("task=benchmark", *SMALL, *overrides)
+        config = tiny.configure("task=benchmark", *SMALL, *overrides)
         job = cast(
             "Job",
             SimpleNamespace(config=config, sampler=config.build_sampler(), model=SimpleNamespace(prediction="eps")),
@@ -272,12 +268,36 @@ def test_references_are_taken_on_the_device_of_the_samples(
     assert set(devices) == {torch.device("cpu")}
 
 
+@pytest.mark.parametrize("task", ["precision", "consistency", "search_timesteps"])
+def test_features_of_samples_are_taken_on_the_device_of_the_samples(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if task == "search_timesteps":
+        pytest.importorskip("optuna")
+    devices = []
+
+    class Noted(Pixels):
+        def to(self, device: torch.device) -> Pixels:
+            devices.append(device)
+            return self
+
+    monkeypatch.setattr("ddim_lab.metrics.features.Pixels", Noted)
+    for module in ("precision", "search_timesteps"):
+        moments = FeatureSums.of([torch.randn(200, 64)]).moments()
+        found = SimpleNamespace(moments=moments)
+        monkeypatch.setattr(f"ddim_lab.tasks.{module}.obtain_reference", lambda *_, found=found, **__: found)
+    more = ("task.trials=8", "task.search_samples=40") if task == "search_timesteps" else ()
+    line = (f"task={task}", "model=gaussian", "metrics.features=pixels", "steps=3", "logger=csv", *more)
+    assert tiny.run(tmp_path, *line, settings=tiny.SMALL) == 0
+    assert devices == [torch.device("cpu")]
+
+
 # -- precision -------------------------------------------------------------------------------------------
 
 
 def test_a_standard_error_needs_three_samples() -> None:
     with pytest.raises(ConfigError, match="task=precision needs 3 samples for a standard error, got 2"):
-        configured("task=precision", "num_samples=2")
+        tiny.configure("task=precision", "num_samples=2")
 
 
 def test_both_runtimes_are_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ddim_lab.store import Store, content_key, read_json, write_json
+from ddim_lab.store.housekeeping import inventory
 
 
 def _write(text: str) -> Callable[[Path], None]:
@@ -182,3 +184,33 @@ def test_an_outputs_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         Store(tmp_path / "file" / "outputs").check_writable()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_users_umask_decides_who_may_read(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder, _ = Store(tmp_path).obtain("cells", "k", _write("one"))
+        write_json(tmp_path / "value.json", 1)
+    finally:
+        os.umask(before)
+    files = [folder / "MANIFEST.json", folder / "other.bin", tmp_path / "value.json"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~umask}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
+
+
+def test_what_a_running_job_takes_away_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    folder, _ = store.obtain("cells", "k", _write("one"))
+    whole = inventory(store)
+    (folder / ".pointer.json.1a2b").write_text("being written")
+    (tmp_path / "cells" / ".k-1a2b").mkdir()
+    lstat = Path.lstat
+
+    def raced(path: Path) -> os.stat_result:
+        if path.name.endswith("1a2b"):
+            raise FileNotFoundError(path)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", raced)
+    assert inventory(store) == whole

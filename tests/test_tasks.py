@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from ddim_lab.analytic import GaussianEps
+from ddim_lab.config import ConfigError
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.tasks import interpolate, trajectory
 from ddim_lab.tasks.cannot_skip import DDPMFormula
 from ddim_lab.tasks.interpolate import path_lengths
 from ddim_lab.tasks.pictures import sheet
@@ -128,11 +130,12 @@ def test_slerp_is_the_smoother_way(tmp_path: Path) -> None:
 
 def test_path_lengths_by_hand() -> None:
     straight = torch.linspace(0, 1, 5).reshape(1, 5, 1, 1, 1)
-    assert path_lengths(straight) == pytest.approx((1.0, 0.25))
-    jump = torch.tensor([0.0, 0.0, 1.0, 1.0]).reshape(1, 4, 1, 1, 1)
-    assert path_lengths(jump) == (1.0, 1.0)
+    jump = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]).reshape(1, 5, 1, 1, 1)
+    lengths, largest = path_lengths(torch.cat([straight, jump]))
+    assert lengths.tolist() == pytest.approx([1.0, 1.0])
+    assert largest.tolist() == pytest.approx([0.25, 1.0])
     corner = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]).reshape(1, 3, 1, 1, 2)
-    assert path_lengths(corner) == pytest.approx((7 / 5, 4 / 5))
+    assert [float(value) for value in path_lengths(corner)] == pytest.approx([7 / 5, 4 / 5])
 
 
 # trajectory
@@ -154,6 +157,35 @@ def test_shown_moments(nfe: int, columns: int) -> None:
     assert moments[0] == 0
     assert moments[-1] == nfe
     assert len(moments) == len(set(moments)) == min(columns, nfe + 1)
+
+
+def test_of_a_trajectory_only_what_is_shown_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N may be what it is for other tasks: the states of all samples at all moments would not fit."""
+    kept: dict[str, tuple[int, ...]] = {}
+    monkeypatch.setattr(trajectory, "preview", lambda folder, images: kept.update(preview=images.shape))
+    monkeypatch.setattr(trajectory, "sheet", lambda path, rows: kept.update({path.name: rows.shape}))
+    cells(tmp_path, "task=trajectory", "task.columns=6", "steps=20", "batch_size=3")
+    assert kept == {"preview": (12, 1, 8, 8), "trajectory.png": (8, 6, 1, 8, 8)}
+
+
+def test_of_lines_only_some_midpoints_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpolate, "NEAREST_AT_MOST", 5)
+    lines, way = NamedNoise(0).initial(torch.arange(12), torch.empty(12, 3, 1, 2, 2)), interpolate._Way()
+    for part in torch.split(lines, 4):
+        way.add(part)
+    assert torch.equal(torch.cat(way.midpoints), lines[:5, 1])
+    assert sum(part.untyped_storage().nbytes() for part in way.midpoints) == 5 * 4 * 4
+    assert way.count == 12
+    assert way.path == tuple(float(values.median()) for values in path_lengths(lines))
+
+
+@pytest.mark.parametrize("task", ["consistency", "precision"])
+def test_more_states_than_memory_holds_are_refused(task: str) -> None:
+    most = 2**33 // (3 * 256 * 256 * 4)
+    settings = (f"task={task}", "data=lsun_church", "metrics.features=inception")
+    tiny.configure(*settings, f"num_samples={most}")
+    with pytest.raises(ConfigError, match=rf"num_samples={most + 1} is too many for task={task}.*: at most {most} "):
+        tiny.configure(*settings, f"num_samples={most + 1}")
 
 
 # cannot_skip

@@ -11,17 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import hydra
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
 from ddim_lab.checkpoints import VerifiedCheckpoints
-from ddim_lab.config import Config, UNetConfig, config_folder
-from ddim_lab.data import ImageData, MemoryImages
+from ddim_lab.config import Config, UNetConfig
+from ddim_lab.data import DiskImages, ImageData, MemoryImages
 from ddim_lab.datasets import load_data
 from ddim_lab.loaders import TrainingBatches, _StepBatches
 from ddim_lab.module import READ_EVERY, DiffusionModule, train
@@ -30,14 +30,9 @@ from ddim_lab.unet import weights_digest
 DECAY = 0.9
 
 
-def configure(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
-
-
 def settings(*overrides: str) -> Config:
     """A few steps of a tiny network on digits, with everything random switched on."""
-    return configure(
+    return tiny.configure(
         "training.max_steps=9",
         "training.warmup_steps=0",
         "training.learning_rate_decay=constant",
@@ -362,6 +357,21 @@ def test_a_training_leaves_torchs_switches_as_they_were(data: ImageData, tmp_pat
     finally:
         cudnn.deterministic = False
         torch.use_deterministic_algorithms(False)
+
+
+def test_workers_share_the_cores_a_process_may_use(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_disk = DiskImages(["a"], torch.zeros(1, dtype=torch.int64), data.shape, lambda name: torch.zeros(1), "")
+    batches = TrainingBatches(on_disk, 4, seed=0)
+
+    def workers(ranks: int) -> int:
+        batches.trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=ranks)
+        return batches.train_dataloader().num_workers
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    assert [workers(ranks) for ranks in (1, 4, 24)] == [12, 3, 1]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert [workers(ranks) for ranks in (1, 8)] == [16, 8]
 
 
 def test_another_seed_is_another_training(data: ImageData, undisturbed: Any, tmp_path: Path) -> None:

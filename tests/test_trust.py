@@ -37,8 +37,14 @@ HOSTILE = {
     "another folder": ("hydra:\n  run:\n    dir: {ran}\n", r"hydra\.run is set by a file"),
     "what is dumped": ("hydra:\n  output_subdir: {ran}\n", r"hydra\.output_subdir is set by a file"),
     "a search path": ("hydra:\n  searchpath: [pkg://evil]\n", r"searchpath"),
-    "a target": ("study:\n  _target_: os.system\n  command: touch {ran}\n", r"study\._target_=os\.system: it is not"),
-    "a target in a list": ("model:\n  attention: [{{_target_: os.system}}]\n", r"_target_=os\.system: it is not among"),
+    "a target": (
+        "study:\n  _target_: os.system\n  command: touch {ran}\n",
+        r"study\._target_=os\.system: this target is not on the allow-list",
+    ),
+    "a target in a list": (
+        "model:\n  attention: [{{_target_: os.system}}]\n",
+        r"_target_=os\.system: this target is not on the allow-list",
+    ),
     "Python in YAML": ("study:\n  title: !!python/object/apply:os.system [touch {ran}]\n", r"."),
     "a key": ("study:\n  title: key ${{oc.env:WANDB_API_KEY}}\n", r"study\.title holds the value of \$WANDB_API_KEY"),
     "a preset's path": ("task:\n  preset: ../../evil\n", r"task\.preset"),
@@ -77,8 +83,8 @@ def test_a_hostile_file_runs_nothing(
 
 
 COMMAND_LINES = {
-    "hydra.launcher._target_=os.system": r"hydra\.launcher\._target_=os\.system: it is not among what may be called",
-    "+hydra.callbacks.evil._target_=os.system": r"_target_=os\.system: it is not among",
+    "hydra.launcher._target_=os.system": r"hydra\.launcher\._target_=os\.system: this target is not on the allow-list",
+    "+hydra.callbacks.evil._target_=os.system": r"_target_=os\.system: this target is not on the allow-list",
     "hydra.job_logging.handlers.console.class=subprocess.Popen": r"log handlers may be logging\.StreamHandler alone",
     "hydra.job_logging.handlers.console.stream=ext://os.environ": r"log streams may be ext://sys\.stderr or",
     "--config-name evil": r"--config-name can't be used here",

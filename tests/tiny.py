@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
 import pytest
 
 from ddim_lab.__main__ import main
+from ddim_lab.config import Config, config_folder
 from ddim_lab.runtime import _missing_for_compiling
 
 needs_compiler = pytest.mark.skipif(
@@ -37,6 +39,12 @@ def run(outputs: Path, *arguments: str, settings: Sequence[str] = TINY) -> int:
             main()
     assert isinstance(stop.value.code, int)
     return stop.value.code
+
+
+def configure(*overrides: str) -> Config:
+    """The checked configuration of one job, as Hydra composes it."""
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
 
 
 def sweeps(outputs: Path) -> list[Path]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["max_abs_diff", "noise_variance", "uint8_sha256"]
+__all__ = ["ImagesHash", "max_abs_diff", "nhwc", "noise_variance"]
 
 
 def max_abs_diff(runs: Sequence[Tensor]) -> float:
@@ -26,8 +28,24 @@ def noise_variance(runs: Sequence[Tensor]) -> Tensor:
     return differences.var(dim=0).flatten(1).mean(1)
 
 
-def uint8_sha256(images: Tensor) -> str:
-    """SHA-256 of uint8 images [N, C, H, W] as bytes in NHWC order, which is how samples.npz holds them."""
+def nhwc(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 images [B, C, H, W] as samples.npz holds them: [B, H, W, C]."""
     if images.dtype != torch.uint8:
         raise ValueError(f"expected uint8 images, got {images.dtype}")
-    return hashlib.sha256(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes()).hexdigest()
+    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+@final
+class ImagesHash:
+    """SHA-256 of uint8 images as bytes in NHWC order (`nhwc`), batch by batch."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def update(self, images: Tensor) -> None:
+        """Add the next images, [B, C, H, W]."""
+        self._sha256.update(nhwc(images).tobytes())
+
+    def hexdigest(self) -> str:
+        """Of all that was added."""
+        return self._sha256.hexdigest()

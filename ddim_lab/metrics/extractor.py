@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.data import from_uint8
+from ddim_lab.switches import switches_kept
 
 __all__ = ["Extractor", "Pixels", "exact_float32", "tf32_products"]
 
@@ -51,12 +52,9 @@ def _own_switches(*, tf32: bool) -> Iterator[None]:
     cuDNN does not search for the fastest algorithm: what it finds depends on the moment, and rounds otherwise.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, False
-    try:
+    with switches_kept():
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, False
         yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 @final

@@ -51,7 +51,7 @@ class Features:
 
 
 def check_features(config: Config, files: Sequence[Path]) -> None:
-    """What of `metrics.features` can be known before anything is computed; Inception's weights are downloaded.
+    """Checks on `metrics.features` that need no computation; Inception's weights are downloaded.
 
     Args:
         config: the job.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.config import ConfigError
+from ddim_lab.errors import one_line
 from ddim_lab.metrics.extractor import Extractor, exact_float32, tf32_products
 
 __all__ = ["INCEPTION_FEATURES", "PUBLISHED_SHA256", "Inception", "check_weights", "find_weights", "weights_digest"]
@@ -91,7 +92,7 @@ def find_weights(asked: str | None) -> Path:
             # It is in its place only when it is whole and its checksum is the published one.
             torch.hub.download_url_to_file(WEIGHTS_URL, str(path), hash_prefix=PUBLISHED_SHA256)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ConfigError(
                 f"metrics.features=inception: {path} is missing, and the download failed ({reason}):"
                 f" get {WEIGHTS_URL} elsewhere, and put it there or set metrics.inception_weights"
@@ -134,7 +135,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ConfigError(f"{path} is damaged or another kind of file ({reason[:100]})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"{path} holds no weights, but something else")

@@ -52,7 +52,7 @@ def kernel_distance(
     """Kernel distance of samples to a reference, averaged over random subsets of both; the same ones every time.
 
     Args:
-        samples, reference: features [N, D] and [M, D]; memory-mapped arrays do.
+        samples, reference: features [N, D] and [M, D]; memory-mapped arrays are accepted.
         subsets: how many.
         subset_size: vectors of either set in a subset; all of the smaller set where it has fewer.
         device: where it is computed, in float64; None for the CPU.

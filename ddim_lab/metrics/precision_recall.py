@@ -32,8 +32,8 @@ def precision_recall(
     """Precision and recall, both from 0 to 1.
 
     Args:
-        samples, reference: features [N, D] and [M, D]; memory-mapped arrays do. Both numbers should be the same: more
-            points make smaller balls.
+        samples, reference: features [N, D] and [M, D]; memory-mapped arrays are accepted. N and M should be equal:
+            more points make smaller balls.
         neighbours: k.
         reference_radii: `squared_radii` of the reference, where they are known.
         device: where it is computed, in float32; None for the CPU.

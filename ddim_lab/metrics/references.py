@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import ImageData, ImageSet, Split
+from ddim_lab.errors import one_line
 from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
@@ -37,7 +38,7 @@ __all__ = [
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
 
 KEPT_AT_MOST: Final = 50_000
-"""Feature vectors kept one by one, at most: kernel distance, precision and recall compare the first so many."""
+"""Feature vectors kept one by one, at most: kernel distance, precision and recall compare no more than these."""
 
 
 @final
@@ -103,7 +104,7 @@ def obtain_reference(
         features: extractor.
         data, split: which images.
         store: where they are kept.
-        count: the first so many; None for all.
+        count: how many, from the first; None for all.
         keep_features: keep the vectors, too (`KEPT_AT_MOST`): an object of its own.
         device: where features are extracted; None for the CPU.
     """
@@ -188,7 +189,7 @@ def obtain_level(
 
 
 def check_reference(metrics: MetricsConfig, num_features: int) -> None:
-    """What of the reference can be known before anything is computed: whether a file of statistics fits.
+    """Checks on the reference that need no computation: a file of statistics must fit.
 
     Raises:
         ConfigError: as `read_moments`.
@@ -246,8 +247,7 @@ def _read_whole(path: str, size: int, say: str, length: int, modified: int) -> t
     except KeyError:
         raise ConfigError(f"{say}: the arrays mu and sigma are needed, it has {', '.join(file.files)}") from None
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{say} is not a whole .npz file of numbers ({reason[:100]})") from None
+        raise ConfigError(f"{say} is not a whole .npz file of numbers ({one_line(error)[:100]})") from None
     if mu.shape != (size,) or sigma.shape != (size, size):
         raise ConfigError(
             f"{say}: these features need mu of shape ({size},) and sigma of ({size}, {size}), it has {mu.shape} and"

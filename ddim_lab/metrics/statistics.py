@@ -13,10 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["VECTORS", "FeatureSums", "Moments", "VectorFile", "median_nearest_distance", "read_vectors"]
+__all__ = [
+    "NEAREST_AT_MOST",
+    "VECTORS",
+    "FeatureSums",
+    "Moments",
+    "VectorFile",
+    "median_nearest_distance",
+    "read_vectors",
+]
 
 VECTORS: Final = "features.npy"
 """What a file of feature vectors is called."""
+
+NEAREST_AT_MOST: Final = 10_000
+"""Images whose nearest neighbours are looked up, at most: `median_nearest_distance` costs images x others."""
 
 
 @final

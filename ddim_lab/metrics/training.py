@@ -1,4 +1,4 @@
-"""Training of the classifier whose features `metrics.features=classifier` compares: seconds, on the CPU."""
+"""Training of the classifier whose features `metrics.features=classifier` compares: on the CPU."""
 
 from __future__ import annotations
 

@@ -17,14 +17,13 @@ Nothing here imports torch. The parts, each on top of the ones before:
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddim_lab.report.rows import csv_text, sweep_rows
 from ddim_lab.report.sweep import ReportError, Sweep, read_sweep
+from ddim_lab.store import write_text
 
 __all__ = [
     "ReportError",
@@ -76,11 +75,11 @@ def _build(sweep: Sweep) -> Path:
 
     folder, tables = sweep.folder, paper_tables(sweep)
     try:
-        _write(folder / "results.csv", csv_text(sweep_rows(sweep)))
-        _write(folder / "table.md", markdown(sweep, tables))
-        _write(folder / "table.tex", latex(sweep, tables))
+        write_text(folder / "results.csv", csv_text(sweep_rows(sweep)))
+        write_text(folder / "table.md", markdown(sweep, tables))
+        write_text(folder / "table.tex", latex(sweep, tables))
         report = folder / "report.html"
-        _write(report, page(sweep))
+        write_text(report, page(sweep))
     except OSError as error:
         raise ReportError(f"the report can't be written into {folder}: {error}") from error
     return report
@@ -151,21 +150,7 @@ def write_figures(sweep_dir: Path, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for chart in sweep_charts(read_sweep(sweep_dir)):
             written.append(folder / f"{chart.name}.svg")
-            _write(written[-1], static_svg(chart))
+            write_text(written[-1], static_svg(chart))
     except OSError as error:
         raise ReportError(f"the figures can't be written into {folder}: {error}") from error
     return written
-
-
-def _write(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all: beside it first, then in its place."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    beside = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        beside.chmod(0o644)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

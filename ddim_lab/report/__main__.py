@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         if asked.figures is not None and len(asked.sweeps) > 1:
-            raise ReportError("--figures is for one sweep: give one, or leave it away")
+            raise ReportError("--figures is for one sweep: give one, or drop it")
         if len(asked.sweeps) == 1 and asked.output is None:
             print(build(Path(asked.sweeps[0])))
             if asked.figures is not None:
                 print(*write_figures(Path(asked.sweeps[0]), asked.figures), sep="\n")
         elif len(asked.sweeps) == 1:
-            raise ReportError("--output is for a comparison: give several sweeps, or leave it away")
+            raise ReportError("--output is for a comparison: give several sweeps, or drop it")
         else:
             from ddim_lab.report.compare import name_folders
 

@@ -84,7 +84,7 @@ def _spell(values: set[Any]) -> str:
 
 
 def _join_environments(environments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What all share as it is; what differs, sweep by sweep."""
+    """Values that all sweeps share, once; values that differ, listed by sweep."""
     joined: dict[str, Any] = {}
     for key in dict.fromkeys(key for environment in environments.values() for key in environment):
         if key in ("git_dirty", "packages"):

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from ddim_lab.errors import one_line
 from ddim_lab.report.charts import Chart, page_spec, sweep_charts
 from ddim_lab.report.measures import NOISE_VARIANCE, has_noise_variance, measures_of
 from ddim_lab.report.pictures import Embedded, embed
@@ -35,7 +36,6 @@ from ddim_lab.report.text import (
     measure_text,
     metric_facts,
     number,
-    one_line,
     over_training_seeds,
     paper_text,
     steps_text,

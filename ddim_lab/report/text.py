@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddim_lab.errors import one_line
 from ddim_lab.report.measures import NOISE_VARIANCE, Measure, has_noise_variance, measures_of
 from ddim_lab.report.series import (
     Level,
@@ -51,8 +52,7 @@ class Entry:
 class TextTable:
     """A paper-shaped table, ready to be written: heading, columns, labelled rows of entries, notes under it.
 
-    `kind` says which measure the values are, `rows` pairs each series' label with its entries, and a place that
-    was not planned is None.
+    `rows` pairs each series' label with its entries; a place that was not planned is None.
     """
 
     heading: str
@@ -528,10 +528,6 @@ def _with_paper(entry: Entry) -> str:
     if entry.difference is not None:
         parts.append(number(entry.difference, decimals([entry.paper]), sign=True))
     return " / ".join(parts)
-
-
-def one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
 
 
 def md(text: str) -> str:

@@ -11,7 +11,7 @@ prunes. The parts, each on top of the ones before:
 
     files         single files: replaced whole, records that carry their hash
     objects       sealed folders, their locks
-    housekeeping  what is there, what refers to it, what may go
+    housekeeping  the inventory, its users, and what may be pruned
 """
 
 from ddim_lab.store.files import (

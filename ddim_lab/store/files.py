@@ -1,4 +1,4 @@
-"""Single files that are there whole or not at all, and records that carry their own hash."""
+"""Atomic file writes, and records that carry their own hash."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,17 +47,17 @@ def content_key(content: Mapping[str, Any]) -> str:
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old one or the whole new one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with fresh.open("xb") as file:  # not by tempfile, whose files are their owner's alone whatever the umask
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

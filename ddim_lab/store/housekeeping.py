@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def inventory(store: Store) -> list[Item]:
             items.append(_item("sweeps", inside, "damaged", ()))
     for path in sorted((store.root / "presets").rglob("*.yaml*")):
         items.append(_item("presets", path, _state(path), ()))
-    return sorted(items, key=lambda item: (item.kind, item.changed, item.name))
+    there = [item for item in items if item is not None]
+    return sorted(there, key=lambda item: (item.kind, item.changed, item.name))
 
 
 def verify(store: Store) -> tuple[int, list[Path]]:
@@ -176,7 +178,14 @@ def _children(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _item(kind: str, path: Path, state: State, users: tuple[str, ...]) -> Item:
-    files = [file.lstat() for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path.lstat()]
-    changed = datetime.fromtimestamp(max(file.st_mtime for file in files or [path.lstat()]))
-    return Item(kind, path.name, state, path, sum(file.st_size for file in files), changed, users)
+def _item(kind: str, path: Path, state: State, users: tuple[str, ...]) -> Item | None:
+    """The item at a path; None where it is gone: a running job renames and removes what it works on."""
+    inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
+    files = []
+    for file in inside:
+        with contextlib.suppress(FileNotFoundError):
+            files.append(file.lstat())
+    with contextlib.suppress(FileNotFoundError):
+        changed = datetime.fromtimestamp(max(file.st_mtime for file in files or [path.lstat()]))
+        return Item(kind, path.name, state, path, sum(file.st_size for file in files), changed, users)
+    return None

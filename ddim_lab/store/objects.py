@@ -1,4 +1,4 @@
-"""Sealed folders under their content's name, and the locks round their making."""
+"""Sealed folders under their content's name, and the locks around their making."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -90,7 +91,8 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             for stale in target.parent.glob(f".{key[:12]}-*"):  # of builds that were killed: the lock is ours
                 shutil.rmtree(stale, ignore_errors=True)
-            fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key[:12]}-"))
+            fresh = target.with_name(f".{key[:12]}-{secrets.token_hex(4)}")
+            fresh.mkdir()
             try:
                 build(fresh)
                 seal(fresh, kind, key)
@@ -155,7 +157,7 @@ class Store:
         """Hold the lock of the first of these names that is free, and yield it; waits as long as none is."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        said = False
+        reported = False
         while True:
             for name in names:
                 file_lock = FileLock(folder / f"{name}.lock")
@@ -168,9 +170,9 @@ class Store:
                 finally:
                     file_lock.release()
                 return
-            if not said:
+            if not reported:
                 log.info("waiting for %s: other processes hold all %s", waiting_for, len(names))
-                said = True
+                reported = True
             time.sleep(0.2)
 
     @contextlib.contextmanager
@@ -234,7 +236,6 @@ def seal(folder: Path, kind: str, key: str) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             entries[path.relative_to(folder).as_posix()] = {"sha256": _digest(path), "bytes": path.stat().st_size}
-    folder.chmod(0o755)
     write_record(folder / MANIFEST, {"schema": 1, "kind": kind, "key": key, "files": entries})
 
 

@@ -22,6 +22,7 @@ from ddim_lab.metrics.speed import (
     timed,
     timed_libraries,
 )
+from ddim_lab.report.estimates import Line, fit_line
 from ddim_lab.sampler import Sampler
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.sampling import start
@@ -91,8 +92,8 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             "ceiling_teraflops": ceiling / 1e12,
             "ceiling_share": rate / ceiling,
             "forwards_per_second": largest["images_per_second"] * nfe,
-            "steps_r_squared": steps_line["r_squared"],
-            "samples_r_squared": samples_line["r_squared"],
+            "steps_r_squared": steps_line.r_squared,
+            "samples_r_squared": samples_line.r_squared,
             "memory_growth": None if not memory[0] or memory[-1] is None else memory[-1] / memory[0] - 1.0,
         },
         phases=phases,
@@ -184,7 +185,7 @@ class _Timing:
         }
 
     def in_turns(self, walks: Sequence[tuple[Sampler, int]], rounds: int, meanwhile: Contention) -> list[float]:
-        """Median seconds of each walk over so many batches; in turns, so that a device that drifts bends no line."""
+        """Median seconds of each walk over its batches; in turns, so that a device that drifts bends no line."""
         seconds = []
         for _ in range(rounds):
             seconds.append(
@@ -200,11 +201,10 @@ class _Timing:
         return peak.nbytes
 
 
-def _line(points: list[tuple[int, float]]) -> dict[str, float]:
-    from scipy.stats import linregress
-
-    fit = linregress([x for x, _ in points], [y for _, y in points])
-    return {"slope": float(fit.slope), "intercept": float(fit.intercept), "r_squared": float(fit.rvalue) ** 2}
+def _line(points: list[tuple[int, float]]) -> Line:
+    line = fit_line(*zip(*points, strict=True))
+    assert line is not None  # config.py asks for three points or more
+    return line
 
 
 def _row(row: dict[str, Any], nfe: int, flops: int, ceiling: float) -> list[str]:
@@ -229,5 +229,6 @@ def _points(points: list[tuple[int, float]]) -> str:
     return ", ".join(f"{x:,}: {y:.4g} s" for x, y in points)
 
 
-def _digits(line: dict[str, float]) -> list[str]:
-    return [f"{line['slope']:.4g}", f"{line['intercept']:.3g}", f"{line['r_squared']:.5f}"]
+def _digits(line: Line) -> list[str]:
+    r_squared = "" if line.r_squared is None else f"{line.r_squared:.5f}"
+    return [f"{line.slope:.4g}", f"{line.intercept:.3g}", r_squared]

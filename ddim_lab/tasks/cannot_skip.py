@@ -76,7 +76,7 @@ class DDPMFormula:
             eps = eps_from(self.sampler.prediction, output.float(), x, ab)
             beta = 1.0 - alpha
             x = (x - beta / math.sqrt(1.0 - ab) * eps) / math.sqrt(alpha)
-            variance = max((1.0 - ab / alpha) / (1.0 - ab) * beta, 0.0)  # 0 at the last step, but for rounding
+            variance = max((1.0 - ab / alpha) / (1.0 - ab) * beta, 0.0)  # 0 at the last step, up to rounding
             if variance > 0.0 and walk.t_prev >= 0:
                 x = x + math.sqrt(variance) * noise(indices, walk.t, x)
         return x

@@ -16,12 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.config import ConsistencyConfig
-from ddim_lab.data import to_uint8
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import content_key
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
-from ddim_lab.tasks.sampling import mean_and_se, network_in_place, sample_states, squared_error, states_identity
+from ddim_lab.tasks.sampling import (
+    extract,
+    mean_and_se,
+    network_in_place,
+    sample_states,
+    squared_error,
+    states_identity,
+)
 
 __all__ = ["identity", "measure"]
 
@@ -51,11 +57,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
         same = own.transitions == reference_sampler.transitions
         images = reference if same else sample_states(job, own, network, count)
     sampled = time.perf_counter()
-    features = job.features.load()
-    with torch.inference_mode():
-        of_images, of_reference = (
-            torch.cat([features(part).double() for part in torch.split(to_uint8(x), 512)]) for x in (images, reference)
-        )
+    of_images, of_reference = (features.cpu().double() for features in extract(job, images, reference))
     mse, mse_se = mean_and_se(squared_error(images, reference))
     distance, distance_se = mean_and_se((of_images - of_reference).norm(dim=1))
     preview(folder, images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,11 +20,11 @@ from ddim_lab.config import Config
 from ddim_lab.data import ImageData, MemoryImages, from_uint8, to_uint8
 from ddim_lab.datasets import load_data
 from ddim_lab.memory import Halving
-from ddim_lab.metrics.determinism import max_abs_diff, noise_variance
+from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, nhwc, noise_variance
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.references import obtain_level, obtain_reference, read_moments, reference_of
 from ddim_lab.metrics.speed import Contention, PeakMemory, timed
-from ddim_lab.metrics.statistics import median_nearest_distance
+from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.models import obtain_model
 from ddim_lab.noise import NamedNoise, NoiseSource
 from ddim_lab.ranks import on_ranks
@@ -34,7 +33,7 @@ from ddim_lab.sampler import EpsModel, Transition
 from ddim_lab.store import Store, read_json
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview
-from ddim_lab.tasks.sampling import batches, diverged, mean_and_se, network_in_place
+from ddim_lab.tasks.sampling import batches, check_finite, mean_and_se, network_in_place
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
@@ -47,11 +46,8 @@ COMPARED: Final = 32
 FORWARDS_ALONE: Final = 20
 """One in so many of a walk's forwards is timed alone, right after each batch's walk."""
 
-NEAREST_AT_MOST: Final = 10_000
-"""Samples whose nearest neighbours are looked up, at most."""
-
 NEAREST_WORK: Final = 10**11
-"""The search costs samples x training images x pixels, and takes so many products at most."""
+"""Products, at most, of the search for the nearest: it costs samples x training images x pixels."""
 
 
 class Walk(Protocol):
@@ -126,8 +122,7 @@ class _Maker:
         forwards = self.forwards(x_T)
 
         def extract() -> tuple[Tensor, Tensor]:
-            if not bool(torch.isfinite(x_0).all()):
-                raise diverged(walk, self.network, self.sampler)
+            check_finite(x_0, walk, self.network, self.sampler)
             images = to_uint8(x_0)
             return images, self.features(images)
 
@@ -162,7 +157,7 @@ class _Samples:
     def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
         self.full_batches: list[_Timed] = []
         self.contended = False
-        sha256 = hashlib.sha256()
+        sha256 = ImagesHash()
         images = []
         count = 0
         for batch in chunks:
@@ -170,7 +165,7 @@ class _Samples:
                 self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
                 self.first = batch.tensors["x_0"]
             quality.update(batch.tensors["features"], count)
-            sha256.update(_nhwc(batch.images).tobytes())
+            sha256.update(batch.images)
             if count < NEAREST_AT_MOST:
                 images.append(batch.images[: NEAREST_AT_MOST - count])
             if batch.warm and len(batch) == self.size:
@@ -189,17 +184,24 @@ def sample_uint8(
     noise: NamedNoise,
     device: torch.device,
 ) -> Tensor:
-    """The named samples as uint8 [B, C, H, W] on the device; ValueError where they are not finite."""
+    """The named samples as uint8 [B, C, H, W] on the device.
+
+    Raises:
+        NonFiniteError: as `check_finite`.
+    """
     indices = indices.to(device)
     x_T = noise.initial(indices, torch.empty(len(indices), *shape, device=device))
-    try:
-        return to_uint8(sampler.sample(network, x_T, indices=indices, noise=noise))
-    except ValueError as error:
-        raise ValueError(f"{error}: {sampler} diverged on this model") from None
+
+    def walk(model: EpsModel) -> Tensor:
+        return sampler.sample(model, x_T, indices=indices, noise=noise)
+
+    x_0 = walk(network)
+    check_finite(x_0, walk, network, sampler)
+    return to_uint8(x_0)
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """What of the task's settings names a cell: those of the metrics, with the digests of what they compare with."""
+    """The task's part of a cell's key: the metrics' settings, and the digests of what they compare with."""
     metrics = job.config.metrics
     # A file of statistics says nothing of the images whose nearest neighbours and equal-N distance are measured, too.
     images = {} if metrics.reference_statistics is None else {"data": job.data.digest, "split": metrics.reference}
@@ -345,13 +347,13 @@ def resample(job: Job, folder: Path, cell: Path) -> None:
     config, runtime, sampler = job.config, job.runtime, job.sampler
     expected = read_json(cell / "result.json")["measurements"]["determinism"]["sha256"]
     noise = runtime.noise(config.seed)
-    sha256 = hashlib.sha256()
+    sha256 = ImagesHash()
 
     def again() -> Iterator[Tensor]:
         with network_in_place(job) as network:
             for indices in batches(job, config.num_samples):
                 images = sample_uint8(sampler, network, indices, job.data.shape, noise, runtime.torch_device).cpu()
-                sha256.update(_nhwc(images).tobytes())
+                sha256.update(images)
                 yield images
 
     write_samples(folder / "samples.npz", config.num_samples, again())
@@ -374,15 +376,11 @@ def write_samples(path: Path, count: int, batches: Iterable[Tensor]) -> None:
         batches: uint8 [B, C, H, W], N images together.
     """
     with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
-        for number, images in enumerate(map(_nhwc, batches)):
+        for number, images in enumerate(map(nhwc, batches)):
             if number == 0:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(images.tobytes())
-
-
-def _nhwc(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:

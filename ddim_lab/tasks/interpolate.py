@@ -7,8 +7,9 @@ the two images, which is the straight line between them.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,15 @@ from torch import Tensor, nn
 from ddim_lab.config import InterpolateConfig
 from ddim_lab.data import from_uint8
 from ddim_lab.interpolate import slerp_grid, slerp_line
-from ddim_lab.metrics.statistics import median_nearest_distance
+from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import sheet
-from ddim_lab.tasks.sampling import batches, finite, network_in_place, start
+from ddim_lab.tasks.sampling import batches, check_finite, network_in_place, start
 
 __all__ = ["identity", "measure"]
 
 SHOWN: Final = 8
 """Lines of the picture."""
-
-NEAREST_AT_MOST: Final = 10_000
-"""Midpoints and training images, at most, of the search for the nearest: it costs midpoints x images."""
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -41,25 +39,28 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     assert isinstance(task, InterpolateConfig)
     points = task.points
     clock = time.perf_counter()
-    ways: dict[str, list[Tensor]] = {"slerp": [], "lerp": []}
+    ways = {"slerp": _Way(), "lerp": _Way(), "cross-fade": _Way()}
+    shown: list[Tensor] = []
+    ends: list[Tensor] = []  # [2, B, C, H, W]
     with network_in_place(job) as network:
         for indices in batches(job, job.config.num_samples // 2):
             a, b = start(job, 2 * indices), start(job, 2 * indices + 1)
-            ways["slerp"].append(_decode(job, network, slerp_line(a, b, points)))
-            ways["lerp"].append(_decode(job, network, torch.stack([a.lerp(b, w) for w in _weights(points)], dim=1)))
+            slerped = _decode(job, network, slerp_line(a, b, points))
+            ways["slerp"].add(slerped)
+            ways["lerp"].add(_decode(job, network, torch.stack([a.lerp(b, w) for w in _weights(points)], dim=1)))
+            first, last = slerped[:, 0], slerped[:, -1]
+            row = int(indices[0])
+            shown.append(slerped[: max(SHOWN - row, 0)].clone())  # a slice would hold on to the whole batch
+            ends.append(torch.stack([first, last])[:, : max(NEAREST_AT_MOST - row, 0)].clone())
+            ways["cross-fade"].add(torch.stack([first.lerp(last, w) for w in _weights(points)], dim=1))
         grid = _decode(job, network, slerp_grid(start(job, torch.arange(4, device=a.device)), task.grid))
-    lines = {name: finite(torch.cat(parts), sampler) for name, parts in ways.items()}
-    first, last = lines["slerp"][:, 0], lines["slerp"][:, -1]
-    lines["cross-fade"] = torch.stack([first.lerp(last, w) for w in _weights(points)], dim=1)
     seconds = time.perf_counter() - clock
-    sheet(folder / "lines.png", lines["slerp"][:SHOWN])
+    sheet(folder / "lines.png", torch.cat(shown))
     sheet(folder / "grid.png", grid)
     train = from_uint8(job.data.train.batch(torch.arange(min(len(job.data.train), NEAREST_AT_MOST))))
-    paths = {name: path_lengths(line) for name, line in lines.items()}
-    nearest = {
-        name: median_nearest_distance(line[:, points // 2][:NEAREST_AT_MOST], train) for name, line in lines.items()
-    }
-    at_ends = median_nearest_distance(torch.cat([first, last])[:NEAREST_AT_MOST], train)
+    paths = {name: way.path for name, way in ways.items()}
+    nearest = {name: median_nearest_distance(torch.cat(way.midpoints), train) for name, way in ways.items()}
+    at_ends = median_nearest_distance(torch.cat(ends, dim=1).flatten(0, 1)[:NEAREST_AT_MOST], train)
     length, largest = paths["slerp"]
     return Measured(
         measurements={
@@ -73,7 +74,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             "lerp_midpoint_to_train": nearest["lerp"],
             "crossfade_midpoint_to_train": nearest["cross-fade"],
             "ends_to_train": at_ends,
-            "interpolation_lines": len(first),
+            "interpolation_lines": ways["slerp"].count,
             "interpolation_points": points,
         },
         phases={"sampling": seconds, "metrics": time.perf_counter() - clock - seconds},
@@ -82,7 +83,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
                 "title": "Three ways between two images",
                 "columns": ["way", "path length", "largest step", "midpoint to nearest training image"],
                 "rows": [
-                    *([name, *paths[name], nearest[name]] for name in lines),
+                    *([name, *paths[name], nearest[name]] for name in ways),
                     ["the ends themselves", None, None, at_ends],
                 ],
             }
@@ -94,18 +95,50 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     )
 
 
-def path_lengths(lines: Tensor) -> tuple[float, float]:
-    """Medians over lines of the path's length and of its largest step, both in units of the straight line's length.
+@final
+class _Way:
+    """What is measured of one way's lines, batch by batch; the lines are not kept.
+
+    Attributes:
+        count: lines so far.
+        midpoints: images of the first `NEAREST_AT_MOST` lines, in batches.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.midpoints: list[Tensor] = []
+        self._lengths: list[Tensor] = []
+        self._largest: list[Tensor] = []
+
+    def add(self, lines: Tensor) -> None:
+        """Take the next lines, images [B, points, C, H, W]."""
+        length, largest = path_lengths(lines)
+        self._lengths.append(length)
+        self._largest.append(largest)
+        self.midpoints.append(lines[: max(NEAREST_AT_MOST - self.count, 0), lines.shape[1] // 2].clone())
+        self.count += len(lines)
+
+    @property
+    def path(self) -> tuple[float, float]:
+        """Medians over lines of `path_lengths`."""
+        return float(torch.cat(self._lengths).median()), float(torch.cat(self._largest).median())
+
+
+def path_lengths(lines: Tensor) -> tuple[Tensor, Tensor]:
+    """The length of each line's path and of its largest step, both in units of the straight line's length.
 
     A straight, even path has length 1 and a largest step of 1 / (points - 1); a jump makes the largest step near 1.
 
     Args:
         lines: images [B, points, C, H, W].
+
+    Returns:
+        Two of float64 [B].
     """
     images = lines.double().flatten(2)
     straight = (images[:, -1] - images[:, 0]).norm(dim=1)
     steps = images.diff(dim=1).norm(dim=2)
-    return float((steps.sum(1) / straight).median()), float((steps.amax(1) / straight).median())
+    return steps.sum(1) / straight, steps.amax(1) / straight
 
 
 def _weights(points: int) -> list[float]:
@@ -115,5 +148,10 @@ def _weights(points: int) -> list[float]:
 def _decode(job: Job, network: nn.Module, x_T: Tensor) -> Tensor:
     """Images of noises [A, B, C, H, W], in batches of `batch_size`; on the CPU."""
     flat = x_T.flatten(0, 1)
-    parts = [job.sampler.sample(network, part).cpu() for part in torch.split(flat, job.config.batch_size)]
+    parts = []
+    for part in torch.split(flat, job.config.batch_size):
+        walk = partial(job.sampler.sample, x_T=part)
+        x_0 = walk(network)
+        check_finite(x_0, walk, network, job.sampler)
+        parts.append(x_0.cpu())
     return torch.cat(parts).reshape(x_T.shape)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim_lab.data import to_uint8
 from ddim_lab.memory import Halving
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.references import obtain_reference, reference_of
@@ -22,6 +21,7 @@ from ddim_lab.store import content_key
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.sampling import (
+    extract,
     mean_and_se,
     network_in_place,
     sample_states,
@@ -65,13 +65,12 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     in_turns = time.perf_counter()
     device, split = job.runtime.torch_device, job.config.metrics.reference
     reference = obtain_reference(job.features, job.data, split, job.store, device=device).moments
-    features = job.features.load().to(device)
     distances = []
-    for states in (plain, images):
+    for features in extract(job, plain, images):
         distance = FrechetDistance(reference).to(device)
         with torch.inference_mode():
-            for indices in torch.split(torch.arange(len(states)), 512):
-                distance.update(features(to_uint8(states[indices].to(device))), indices)
+            for indices in torch.split(torch.arange(len(features)), 512):
+                distance.update(features[indices.to(device)], indices)
         distances.append(distance)
     fp32, own = (float(distance.compute()) for distance in distances)
     left_out = [distance.leave_one_out() for distance in distances]

@@ -9,6 +9,7 @@ order-1 integrator: x_0' - x_0 falls as 1/S, the squared error as 1/S^2.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from ddim_lab.config import ReconstructConfig
 from ddim_lab.data import from_uint8
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.pictures import sheet
-from ddim_lab.tasks.sampling import batches, finite, mean_and_se, network_in_place, squared_error
+from ddim_lab.tasks.sampling import batches, check_finite, mean_and_se, network_in_place, squared_error
 
 __all__ = ["identity", "measure"]
 
@@ -39,10 +40,15 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     codes, decoded = [], []
     with network_in_place(job) as network:
         for indices in batches(job, len(originals)):
-            code = sampler.encode(network, originals[indices.cpu()].to(device), at=task.at)
+            encode = partial(sampler.encode, x_0=originals[indices.cpu()].to(device), at=task.at)
+            code = encode(network)
+            check_finite(code, encode, network, sampler)
+            decode = partial(sampler.sample, x_T=code)
+            x_0 = decode(network)
+            check_finite(x_0, decode, network, sampler)
             codes.append(code.cpu())
-            decoded.append(sampler.sample(network, code).cpu())
-    x_T, x_0 = torch.cat(codes), finite(torch.cat(decoded), sampler)
+            decoded.append(x_0.cpu())
+    x_T, x_0 = torch.cat(codes), torch.cat(decoded)
     seconds = time.perf_counter() - clock
     errors = squared_error(x_0, originals)
     mse, se = mean_and_se(errors)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddim_lab.data import NonFiniteError, to_uint8
 from ddim_lab.memory import Halving
 from ddim_lab.noise import NamedNoise
 from ddim_lab.runtime import Runtime
@@ -18,8 +19,8 @@ from ddim_lab.tasks.job import Job
 
 __all__ = [
     "batches",
-    "diverged",
-    "finite",
+    "check_finite",
+    "extract",
     "mean_and_se",
     "network_in_place",
     "sample_states",
@@ -66,7 +67,11 @@ def states_identity(job: Job, sampler: Sampler, runtime: Runtime) -> dict[str, A
 
 
 def sample_states(job: Job, sampler: Sampler, network: nn.Module, count: int) -> Tensor:
-    """x_0 of the first `count` samples, as the sampler leaves it: float32 [count, C, H, W] on the CPU, not clamped."""
+    """x_0 of the first `count` samples, as the sampler leaves it: float32 [count, C, H, W] on the CPU, not clamped.
+
+    Raises:
+        NonFiniteError: as `check_finite`.
+    """
     noise = job.runtime.noise(job.config.seed)
     parts = []
     for indices in batches(job, count):
@@ -74,20 +79,26 @@ def sample_states(job: Job, sampler: Sampler, network: nn.Module, count: int) ->
         def walk(model: EpsModel, indices: Tensor = indices) -> Tensor:
             return sampler.sample(model, start(job, indices), indices=indices, noise=noise)
 
-        if not bool(torch.isfinite(x_0 := walk(network)).all()):
-            raise diverged(walk, network, sampler)
+        x_0 = walk(network)
+        check_finite(x_0, walk, network, sampler)
         parts.append(x_0.cpu())
     return torch.cat(parts)
 
 
-def diverged(walk: Callable[[EpsModel], object], network: nn.Module, sampler: object) -> ValueError:
-    """The error for samples that are not finite: walks again, and names the step at which that began.
+def check_finite(x: Tensor, walk: Callable[[EpsModel], object], network: nn.Module, sampler: object) -> None:
+    """Refuse samples that are not finite: the walk is taken again, to find the step at which that began.
 
     Args:
+        x: what the walk gave.
         walk: samples once more with the model it is given.
         network: the model.
         sampler: for the message.
+
+    Raises:
+        NonFiniteError: x holds NaN or infinity; names the step.
     """
+    if bool(torch.isfinite(x).all()):
+        return
     steps: list[int] = []
 
     def watched(x: Tensor, t: Tensor) -> Any:
@@ -104,18 +115,27 @@ def diverged(walk: Callable[[EpsModel], object], network: nn.Module, sampler: ob
         began = f"after the last step, {len(steps)} (t = {steps[-1]})"
     except _Began as found:
         began = str(found)
-    return ValueError(f"the images hold NaN or infinite values, first {began}: {sampler} diverged on this model")
+    raise NonFiniteError(f"the images hold NaN or infinite values, first {began}: {sampler} diverged on this model")
 
 
 class _Began(Exception):
     """Ends a walk where it is no longer finite."""
 
 
-def finite(x: Tensor, sampler: Sampler) -> Tensor:
-    """x itself; ValueError if it holds NaN or infinity."""
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"the images hold NaN or infinite values: {sampler} diverged on this model")
-    return x
+def extract(job: Job, *sets: Tensor) -> list[Tensor]:
+    """Features of sets of images, on the job's device as those of the references they may be compared with.
+
+    Args:
+        job: names the feature network.
+        sets: x_0 [N, C, H, W] each, rounded and clamped to uint8 first.
+
+    Returns:
+        One float32 [N, D] a set, on the device.
+    """
+    device = job.runtime.torch_device
+    network = job.features.load().to(device)
+    with torch.inference_mode():
+        return [torch.cat([network(to_uint8(part.to(device))) for part in torch.split(x, 512)]) for x in sets]
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:

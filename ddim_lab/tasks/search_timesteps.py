@@ -25,15 +25,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, final
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from ddim_lab.config import SearchTimestepsConfig
+from ddim_lab.data import NonFiniteError
 from ddim_lab.gaps import log_gaps, timesteps_of_log_gaps, warped
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
+from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.statistics import Moments
@@ -88,10 +90,11 @@ class Trial:
 @final
 @dataclass(frozen=True)
 class _Yardstick:
-    """Features, and the statistics of the real images in them."""
+    """Features, the statistics of the real images in them, and their network on the job's device."""
 
     features: Features
     reference: Moments
+    network: Extractor
 
 
 @final
@@ -109,7 +112,7 @@ class _Score:
         return jackknife_se(self.replicates)
 
     def above(self, other: _Score) -> tuple[float, float]:
-        """How much further this list is than another, and the paired standard error of that."""
+        """FD of this list minus the other's, and the paired standard error of that difference."""
         return self.fd - other.fd, paired_se(other.replicates, self.replicates)
 
 
@@ -197,9 +200,9 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     """Search (or take the search that is there), then score; writes preset.yaml, trials.csv and pictures."""
     task = _task(job)
     searched_by = _yardstick(job, _search_features(job))
-    yardsticks = [_yardstick(job, job.features)]
+    yardsticks = [searched_by]
     if searched_by.features.digest != job.features.digest:
-        yardsticks.append(searched_by)
+        yardsticks.insert(0, _yardstick(job, job.features))
     builtin = _builtin(job)
     clock = time.perf_counter()
     with network_in_place(job) as network:
@@ -291,7 +294,8 @@ def _search_features(job: Job) -> Features:
 
 def _yardstick(job: Job, features: Features) -> _Yardstick:
     split, device = job.config.metrics.reference, job.runtime.torch_device
-    return _Yardstick(features, obtain_reference(features, job.data, split, job.store, device=device).moments)
+    reference = obtain_reference(features, job.data, split, job.store, device=device).moments
+    return _Yardstick(features, reference, features.load().to(device))
 
 
 def _search_identity(job: Job) -> dict[str, Any]:
@@ -333,7 +337,7 @@ def _obtain_search(
                             job, network, [yardstick], timesteps, task.search_samples, task.search_seed
                         )
                         fd = float(distance.compute())
-                    except ValueError:  # the samples are not finite: no list to look near
+                    except NonFiniteError:  # no list to look near; anything else ends the search
                         fd = math.inf
                     known.add(timesteps, fd)
                 bar.update(1)
@@ -371,10 +375,20 @@ class _RememberedScores:
 
     def add(self, timesteps: Timesteps, fd: float) -> None:
         self._scores[timesteps] = fd
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(sealed_line({"timesteps": timesteps, "fd": fd}))
+        with self._path.open("ab+") as file:
+            if self._torn(file):  # what is appended to a torn line is lost with it
+                file.write(b"\n")
+            file.write(sealed_line({"timesteps": timesteps, "fd": fd}).encode())
             file.flush()
             os.fsync(file.fileno())
+
+    @staticmethod
+    def _torn(file: BinaryIO) -> bool:
+        """Whether a file that is open at its end does not end in a newline, as a kill leaves it."""
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _score_all(
@@ -397,7 +411,7 @@ def _distances(
     """The first `count` samples at `seed`, measured by each yardstick.
 
     Raises:
-        ValueError: the samples are not finite.
+        NonFiniteError: as `check_finite`.
     """
     from ddim_lab.metrics.frechet import FrechetDistance
 
@@ -410,13 +424,12 @@ def _distances(
         timesteps=timesteps,
         prediction=job.model.prediction,
     )
-    networks = [yardstick.features.load().to(device) for yardstick in yardsticks]
     distances = [FrechetDistance(yardstick.reference).to(device) for yardstick in yardsticks]
     for indices in torch.split(torch.arange(count), config.batch_size):
         images = sample_uint8(sampler, network, indices, job.data.shape, noise, device)
-        for features, distance in zip(networks, distances, strict=True):
+        for yardstick, distance in zip(yardsticks, distances, strict=True):
             with torch.inference_mode():
-                distance.update(features(images), indices)
+                distance.update(yardstick.network(images), indices)
     return distances
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ddim_lab.config import TrajectoryConfig
+from ddim_lab.sampler import EpsModel, Moment
 from ddim_lab.tasks.job import Job, Measured
-from ddim_lab.tasks.pictures import preview, sheet
-from ddim_lab.tasks.sampling import batches, finite, network_in_place, squared_error, start
+from ddim_lab.tasks.pictures import PREVIEW, preview, sheet
+from ddim_lab.tasks.sampling import batches, check_finite, network_in_place, squared_error, start
 
 __all__ = ["identity", "measure"]
 
@@ -33,27 +35,29 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
     timesteps = [transition.t for transition in sampler.transitions] + [sampler.transitions[-1].t_prev]
     noise = job.runtime.noise(job.config.seed)
     clock = time.perf_counter()
-    parts: list[Tensor] = []  # [B, moments, 2, C, H, W]
+    # Of all samples the errors alone are kept: the states are `moments` times two as large as the images.
+    shown: list[Tensor] = []  # of the first SHOWN samples, [B, moments, 2, C, H, W]
+    images: list[Tensor] = []  # of the first PREVIEW samples, [B, C, H, W]
+    by_sample: list[Tensor] = []  # float64 [moments, B]
     with network_in_place(job) as network:
         for indices in batches(job, job.config.num_samples):
-            walk = sampler.moments(network, start(job, indices), indices=indices, noise=noise)
-            # at the start nothing has been predicted: the first prediction stands there, for it is made from x_T
-            kept, previous = [], None
-            for position, moment in enumerate(walk):
-                if previous is not None and position - 1 in moments:
-                    kept.append(torch.stack([previous.x, _predicted(moment.x0)], dim=1))
-                previous = moment
-            assert previous is not None
-            kept.append(torch.stack([previous.x, previous.x], dim=1))
-            parts.append(torch.stack(kept, dim=1).cpu())
-    states = finite(torch.cat(parts), sampler)
+
+            def walk(model: EpsModel, indices: Tensor = indices) -> Tensor:
+                return _states(sampler.moments(model, start(job, indices), indices=indices, noise=noise), moments)
+
+            states = walk(network)
+            check_finite(states, walk, network, sampler)
+            states = states.cpu()
+            # as the pictures show them: the first predictions are divided by sqrt(ab) << 1 and leave images' range
+            seen = states.clamp(-1.0, 1.0)
+            errors_of = [squared_error(seen[:, k, 1], seen[:, -1, 0]) for k in range(len(moments))]
+            by_sample.append(torch.stack(errors_of))
+            shown.append(states[: max(SHOWN - int(indices[0]), 0)].clone())
+            images.append(states[: max(PREVIEW - int(indices[0]), 0), -1, 0].clone())
+    errors = [float(of_moment.mean()) for of_moment in torch.cat(by_sample, dim=1)]
     seconds = time.perf_counter() - clock
-    final = states[:, -1, 0]
-    # as the pictures show them: the first predictions are divided by sqrt(ab) << 1 and leave the range of images
-    images = states.clamp(-1.0, 1.0)
-    errors = [float(squared_error(images[:, k, 1], images[:, -1, 0]).mean()) for k in range(len(moments))]
-    preview(folder, final)
-    strips = states[:SHOWN].transpose(1, 2).flatten(0, 1)  # [2 SHOWN, moments, C, H, W]: x_t over predicted x_0
+    preview(folder, torch.cat(images))
+    strips = torch.cat(shown).transpose(1, 2).flatten(0, 1)  # [2 SHOWN, moments, C, H, W]: x_t over predicted x_0
     sheet(folder / "trajectory.png", strips)
     return Measured(
         measurements={
@@ -80,6 +84,18 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             }
         ],
     )
+
+
+def _states(walk: Iterator[Moment], moments: Sequence[int]) -> Tensor:
+    """x_t and the x_0 predicted from it at these positions of a walk: [B, moments, 2, C, H, W]; the image twice."""
+    # At the start nothing has been predicted: the first prediction stands there, for it is made from x_T.
+    kept, previous = [], None
+    for position, moment in enumerate(walk):
+        if previous is not None and position - 1 in moments:
+            kept.append(torch.stack([previous.x, _predicted(moment.x0)], dim=1))
+        previous = moment
+    assert previous is not None
+    return torch.stack([*kept, torch.stack([previous.x, previous.x], dim=1)], dim=1)
 
 
 def shown_moments(nfe: int, columns: int) -> list[int]:
