@@ -61,7 +61,7 @@ WRONG = {
     "sampling_devices=2 task=trajectory": r"sampling_devices=2 needs task=generate, or cannot_skip, not trajectory",
     "training.devices=3": r"training.devices=3 must divide training.batch_size=128",
     "training.warmup_steps=2000": r"warmup_steps=2000 exceeds training.max_steps=1500: set training.warmup_steps",
-    "sampler.name=": r"sampler.name is empty: give a value, or leave it away",
+    "sampler.name=": r"sampler.name is empty: give a value, or drop it",
     "logger.project=": r"logger.project is empty",
     "data=image_folder data.root=": r"data.root is empty",
     "data.root=": r"data.root is empty",
@@ -144,7 +144,7 @@ def test_an_empty_outputs_folder_is_not_this_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["outputs_dir=", "model=gaussian"], monkeypatch) == 2
-    assert capsys.readouterr().err == "ddim_lab: outputs_dir is empty: give a value, or leave it away\n"
+    assert capsys.readouterr().err == "ddim_lab: outputs_dir is empty: give a value, or drop it\n"
     assert not list(tmp_path.iterdir())
 
 
