@@ -943,7 +943,7 @@ def test_what_was_not_measured_of_the_speed_is_a_dash(tmp_path: Path) -> None:
     }  # fmt: skip
     (row,) = read_csv(sweep)
     assert (row["forward_share"], row["peak_memory"]) == ("", "")
-    assert "Peak memory during the walk: on a GPU all that was allocated" in Page(sweep / "report.html").text
+    assert "Peak memory: what a GPU had allocated at most" in Page(sweep / "report.html").text
 
 
 def test_held_out_level_is_drawn_only_at_equal_n(tmp_path: Path) -> None:

@@ -131,36 +131,23 @@ def product_ceiling(dtype: torch.dtype, device: torch.device, rounds: int = 5) -
 
 @final
 class PeakMemory:
-    """Context: the memory that what runs in it takes at most.
+    """Context: the most memory that a GPU's allocator gives out while it runs, weights and kept batches included.
 
-    On a GPU all that this process's allocator has given out, weights and kept batches included; on a CPU what the
-    process's resident set rises by, where the system tells (Linux does).
+    On a CPU it is not known: what a process holds is not what it uses, since freed memory stays with it.
 
     Attributes:
-        nbytes: bytes, once it has been left; None where it is not known.
+        nbytes: bytes, once it has been left; None on a CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device: Final = device
-        self._before: int | None = None
         self.nbytes: int | None = None
 
     def __enter__(self) -> Self:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-                self._before = _resident("VmRSS")
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._device.type == "cuda":
             self.nbytes = int(torch.cuda.max_memory_allocated(self._device))
-        elif self._before is not None:
-            self.nbytes = max(0, _resident("VmHWM") - self._before)
-
-
-def _resident(name: str) -> int:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[name].split()[0]) * 1024

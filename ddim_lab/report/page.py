@@ -515,7 +515,7 @@ def speed_section(content: Content) -> Section | None:
         "Median of the repeats over one batch; quartiles in brackets.",
         "Times as fast as the slowest: of the cells of the same device, runtime, images a batch, data and network.",
         "Forward's share: the network's forwards alone over the whole walk; median of the ratios, timed in pairs.",
-        "Peak memory during the walk: on a GPU all that was allocated, on a CPU what the process grew by.",
+        "Peak memory: what a GPU had allocated at most during the walk; on a CPU it is not known.",
     ]
     if late := contended(cells):
         notes.append(
