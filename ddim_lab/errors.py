@@ -1,8 +1,20 @@
-"""Errors as the user reads them."""
+"""How a command ends for its user: an exit status, and an error in one line."""
 
 from __future__ import annotations
 
-__all__ = ["one_line"]
+import signal
+from typing import Final
+
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "TERMINATED", "one_line"]
+
+FAILED: Final = 1
+"""Some of what was asked for is not there; the rest is."""
+
+BAD_INPUT: Final = 2
+"""The command or its configuration is wrong; nothing was done."""
+
+INTERRUPTED: Final = 128 + int(signal.SIGINT)
+TERMINATED: Final = 128 + int(signal.SIGTERM)
 
 
 def one_line(error: BaseException | str) -> str:

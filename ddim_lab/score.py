@@ -26,11 +26,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_lab.__main__ import BAD_INPUT, FAILED, INTERRUPTED, check_outputs, checked_config
 from ddim_lab.config import ConfigError, MetricsConfig
 from ddim_lab.data import DiskImages, ImageData, ImageSet, MemoryImages
 from ddim_lab.datasets import load_data
-from ddim_lab.errors import one_line
+from ddim_lab.errors import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, one_line
 from ddim_lab.images import decode
 from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import (
@@ -41,8 +40,9 @@ from ddim_lab.metrics.references import (
     obtain_statistics,
     read_moments,
 )
+from ddim_lab.plan import check_outputs, checked_config
 from ddim_lab.runtime import Runtime
-from ddim_lab.signals import TERMINATED, Terminated, terminable
+from ddim_lab.signals import Terminated, terminable
 from ddim_lab.store import Store, content_key, write_json
 from ddim_lab.store.housekeeping import working
 

@@ -8,12 +8,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Final, final
+from typing import final
 
-__all__ = ["TERMINATED", "Terminated", "terminable"]
-
-TERMINATED: Final = 128 + int(signal.SIGTERM)
-"""Exit status of a command that SIGTERM ended, as a shell has it."""
+__all__ = ["Terminated", "terminable"]
 
 
 @final
@@ -23,7 +20,7 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Round a command: SIGTERM in it raises `Terminated`. A Trainer's own handler calls the one that it finds here."""
+    """Wraps a command: SIGTERM in it raises `Terminated`. A Trainer's own handler calls the one that it finds here."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -11,7 +11,6 @@ import tiny
 import torch
 from test_experiments import composed
 
-from ddim_lab.__main__ import _composer, _plan
 from ddim_lab.cost import (
     ForwardTime,
     describe_cost,
@@ -21,6 +20,7 @@ from ddim_lab.cost import (
     measuring_forwards,
 )
 from ddim_lab.models import _Function
+from ddim_lab.plan import composer, plan_sweep
 from ddim_lab.runtime import Runtime
 
 EXACT = ("data=digits", "model=gaussian", "training=digits", "metrics.features=pixels", *tiny.SMALL)
@@ -99,8 +99,8 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def planned(arguments: list[str]) -> Any:
     asked = argparse.Namespace(config_dir=None, overrides=arguments, multirun=True)
-    with _composer(asked):
-        return _plan(asked, arguments)
+    with composer(asked):
+        return plan_sweep(asked, arguments)
 
 
 def test_a_reference_is_paid_for_by_the_first_cell_that_needs_it() -> None:

@@ -12,8 +12,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ddim_lab.__main__ import _cells, _compose, _composer, _plan
 from ddim_lab.config import Config, ConfigError
+from ddim_lab.plan import compose, composer, plan_sweep, split_cells
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -49,25 +49,25 @@ SPEED = {"benchmark", "speed_peers"}
 
 def plan(*arguments: str) -> dict[str, Any]:
     """The plan of a command line: every cell composed and checked, nothing run."""
-    with _composer(asked := get_args_parser().parse_args(list(arguments))):
-        return _plan(asked, arguments)[1]
+    with composer(asked := get_args_parser().parse_args(list(arguments))):
+        return plan_sweep(asked, arguments)[1]
 
 
 def composed(name: str, *more: str) -> list[Config]:
     """The configurations of an experiment's cells, checked as they are written; its files need not be there."""
     arguments = [f"+experiments={name}", *more]
     parse = OverridesParser.create()
-    with _composer(get_args_parser().parse_args([])):
+    with composer(get_args_parser().parse_args([])):
         overrides = parse.parse_overrides(arguments)
-        base = _compose([o.input_line for o in overrides if not o.is_sweep_override()], hydra_too=True)
-        return [Config.from_hydra(_compose(cell)) for cell in _cells(base, overrides, parse)]
+        base = compose([o.input_line for o in overrides if not o.is_sweep_override()], hydra_too=True)
+        return [Config.from_hydra(compose(cell)) for cell in split_cells(base, overrides, parse)]
 
 
 def starts(outputs: Path, name: str, *more: str) -> Path:
     """Run an experiment at a tiny size, with an exact model of the digits; its sweep's folder."""
     arguments = [f"+experiments={name}", "data=digits", "model=gaussian", "training=digits", "logger=csv"]
-    with _composer(get_args_parser().parse_args([])):
-        base = _compose(arguments, hydra_too=True)
+    with composer(get_args_parser().parse_args([])):
+        base = compose(arguments, hydra_too=True)
     arguments += [*tiny.SMALL, "metrics.features=pixels", "metrics.noise_seeds=3", "metrics.speed_repeats=1"]
     if base.task.name in SPEED:  # no images are read, and the network is a U-Net that others can run, too
         arguments = [text for text in arguments if not text.startswith(("model=", "metrics.features"))]
@@ -227,10 +227,10 @@ def test_the_study_in_readme_is_one(tmp_path: Path) -> None:
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "mine.yaml").write_text(study, encoding="utf-8")
     parse = OverridesParser.create()
-    with _composer(get_args_parser().parse_args(["--config-dir", str(tmp_path)])):
-        base = _compose(["+experiments=mine"], hydra_too=True)
+    with composer(get_args_parser().parse_args(["--config-dir", str(tmp_path)])):
+        base = compose(["+experiments=mine"], hydra_too=True)
         overrides = parse.parse_overrides(["+experiments=mine"])
-        cells = [Config.from_hydra(_compose(cell)) for cell in _cells(base, overrides, parse)]
+        cells = [Config.from_hydra(compose(cell)) for cell in split_cells(base, overrides, parse)]
     assert [(config.sampler.name, config.steps) for config in cells] == [
         ("ddim", 10), ("ddim", 50), ("ddim_eta1", 10), ("ddim_eta1", 50)
     ]  # fmt: skip

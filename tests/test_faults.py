@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddim_lab.data import NonFiniteError
+from ddim_lab.errors import TERMINATED
 from ddim_lab.memory import Halving
 from ddim_lab.models import Model
 from ddim_lab.module import DiffusionModule
@@ -29,7 +30,7 @@ from ddim_lab.noise import NamedNoise
 from ddim_lab.ranks import on_ranks
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
-from ddim_lab.signals import TERMINATED, Terminated, terminable
+from ddim_lab.signals import Terminated, terminable
 from ddim_lab.tasks.generate import sample_uint8
 
 EXACT = ("model=gaussian", "metrics.features=pixels", "logger=csv")

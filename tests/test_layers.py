@@ -25,6 +25,19 @@ MATHEMATICS = {
 }
 
 
+# From the mathematics to the commands: a module imports from its own layer and from those before it.
+LAYERS = (
+    "schedule gaps diffusion noise sampler analytic interpolate",
+    "errors signals switches store config data images trust datasets loaders chunks",
+    "lightning metrics",
+    "precision memory engine runtime unet checkpoints module ranks pretrained models evaluation",
+    "tasks",
+    "report tracking",
+    "cost plan run",
+    "score dashboard __main__",
+)
+
+
 def module_name(file: Path) -> str:
     parts = ["ddim_lab", *file.relative_to(PACKAGE).with_suffix("").parts]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -59,10 +72,29 @@ def test_the_package_itself_imports_nothing() -> None:
     assert imports(PACKAGE / "__init__.py") <= {"__future__"}
 
 
-def test_the_package_has_an_order_from_bottom_to_top() -> None:
-    """No circle of imports anywhere, those inside functions included."""
+def below_each() -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports, those inside functions included."""
     files = {module_name(file): file for file in PACKAGE.rglob("*.py") if "conf" not in file.parts}
-    below = {name: {m for m in imports(file) if m in files and m != name} for name, file in files.items()}
+    return {name: {m for m in imports(file) if m in files and m != name} for name, file in files.items()}
+
+
+def test_layers_import_downwards_only() -> None:
+    """A module that is new has to be given its place."""
+    layer = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
+    below = below_each()
+    placed = {module: layer.get(module.split(".")[1]) for module in below if module != "ddim_lab"}
+    assert [module for module, depth in placed.items() if depth is None] == []
+    upwards = [
+        f"{module} imports {needed}"
+        for module, depth in placed.items()
+        for needed in below[module] - {"ddim_lab"}
+        if placed[needed] > depth  # type: ignore[operator]
+    ]
+    assert upwards == []
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    below = below_each()
     ordered: set[str] = set()
     while len(ordered) < len(below):
         ready = {name for name, needs in below.items() if name not in ordered and needs <= ordered}

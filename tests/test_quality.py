@@ -316,7 +316,7 @@ SCORING = """
 import resource, sys
 from pathlib import Path
 import torch
-from ddim_lab.__main__ import checked_config
+from ddim_lab.plan import checked_config
 from ddim_lab.metrics.classifier import LARGE, make_classifier
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.quality import Quality

@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim_lab.metrics.estimates import jackknife_se, paired_se
+from ddim_lab.metrics.estimates import fit_line, jackknife_se, paired_se
 from ddim_lab.report import ReportError, build, rows, static_charts
 from ddim_lab.report.__main__ import main
 from ddim_lab.report.charts import page_spec, sweep_charts
 from ddim_lab.report.compare import join_sweeps
-from ddim_lab.report.estimates import fit_line, pareto_front
 from ddim_lab.report.page import script_json
+from ddim_lab.report.pareto import pareto_front
 from ddim_lab.report.rows import COLUMNS
 from ddim_lab.report.series import name_series, neighbours, paper_tables
 from ddim_lab.report.sweep import read_sweep

@@ -1,11 +1,12 @@
-"""Uncertainty of what is measured; plain numbers in, plain numbers out."""
+"""Uncertainty of what is measured, and lines through it; plain numbers in, plain numbers out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["jackknife_se", "paired_se"]
+__all__ = ["Line", "fit_line", "jackknife_se", "paired_se"]
 
 
 def jackknife_se(leave_one_out: Sequence[float]) -> float:
@@ -31,3 +32,32 @@ def paired_se(first: Sequence[float], second: Sequence[float]) -> float:
     Group g must hold the same samples (the same x_T) in both; then what they share cancels.
     """
     return jackknife_se([b - a for a, b in zip(first, second, strict=True)])
+
+
+@dataclass(frozen=True)
+class Line:
+    """y = intercept + slope · x by least squares, from `points` points.
+
+    `r_squared` is None where it says nothing: from two points, or where all y are equal.
+    """
+
+    slope: float
+    intercept: float
+    r_squared: float | None
+    points: int
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
+    """The least-squares line through (x, y), or None with fewer than two distinct x."""
+    if len(set(x)) < 2:
+        return None
+    from scipy.stats import linregress  # a second to import: only when there is a line to fit
+
+    fit = linregress(x, y)
+    telling = len(x) > 2 and len(set(y)) > 1
+    return Line(
+        slope=float(fit.slope),
+        intercept=float(fit.intercept),
+        r_squared=float(fit.rvalue) ** 2 if telling else None,
+        points=len(x),
+    )

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddim_lab.report.estimates import pareto_front
 from ddim_lab.report.measures import NOISE_VARIANCE, Measure, measures_of
+from ddim_lab.report.pareto import pareto_front
 from ddim_lab.report.series import PaperTable, Series, held_out_levels, name_cells, name_series, paper_tables
 from ddim_lab.report.sweep import Cell, Sweep, finite, training_curves
 from ddim_lab.report.text import decimals, level_text, measure_heading, metric_facts, number, small

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddim_lab.report.estimates import Line, fit_line
+from ddim_lab.metrics.estimates import Line, fit_line
 from ddim_lab.report.series import Series
 from ddim_lab.report.sweep import Cell
 

@@ -7,12 +7,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+from ddim_lab.errors import BAD_INPUT
 from ddim_lab.store.housekeeping import Item, PruneError, inventory, no_new_jobs, prunable, remove, verify
 from ddim_lab.store.objects import Store
 
-DAMAGED = 1
-BAD_INPUT = 2
+DAMAGED: Final = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.config import BenchmarkConfig
+from ddim_lab.metrics.estimates import Line, fit_line
 from ddim_lab.metrics.speed import (
     Contention,
     PeakMemory,
@@ -22,7 +23,6 @@ from ddim_lab.metrics.speed import (
     timed,
     timed_libraries,
 )
-from ddim_lab.report.estimates import Line, fit_line
 from ddim_lab.sampler import Sampler
 from ddim_lab.tasks.job import Job, Measured
 from ddim_lab.tasks.sampling import start

@@ -1,0 +1,268 @@
+"""What a command asks for: every cell of its sweep composed by Hydra and checked, before the first one runs.
+
+All that is wrong with a command is a `ConfigError` from here: one line that names the option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib.util
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ddim_lab.config import Config, ConfigError, config_folder
+from ddim_lab.errors import one_line
+from ddim_lab.trust import check_hydra, check_secrets
+
+if TYPE_CHECKING:
+    from ddim_lab.store import Store
+
+__all__ = ["check_outputs", "checked_config", "compose", "composer", "plan_sweep", "split_cells"]
+
+
+@contextlib.contextmanager
+def composer(asked: argparse.Namespace) -> Iterator[None]:
+    """Hydra ready to compose, with --config-dir as Hydra itself would have it; what Hydra may do is checked."""
+    if nameless := [text for text in asked.overrides if text.lstrip("+~").startswith("=")]:
+        raise ConfigError(f"{nameless[0]}: there is no option before the =; write option=value")
+    plain = [text for text in asked.overrides if not _is_sweep(text)]
+    for_hydra = [text for text in plain if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
+        ours = compose(for_hydra, hydra_too=True)
+        if asked.config_dir is not None:
+            folder = Path(asked.config_dir).absolute()
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir: there is no folder {folder}")
+            _check_presets(folder)
+            # The search path is read once, as the loader is made: a folder added later would not be looked into.
+            search = create_config_search_path(str(config_folder()))
+            search.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("ddim_lab", search)
+        check_hydra(compose(plain, hydra_too=True), ours)
+        yield
+
+
+def _check_presets(folder: Path) -> None:
+    """Raise ConfigError where a preset that a search wrote is not what it wrote."""
+    from ddim_lab.store import text_fault
+
+    for file in sorted(folder.glob("sampler/*.yaml")):
+        if (fault := text_fault(file)) is not None:
+            raise ConfigError(
+                f"{file} can't be used: {fault}; the search's command writes it again (to keep a change of your own,"
+                " delete its first line)"
+            )
+
+
+def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
+    """Compose one configuration; Hydra's and OmegaConf's errors in one line."""
+    try:
+        return hydra.compose("config", overrides=list(overrides), return_hydra_config=hydra_too)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+    except (YAMLError, OSError, ValueError) as error:
+        raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
+
+
+def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[Config]]:
+    """The sweep's folder, its plan and its cells' configurations: every cell composed and checked."""
+    parse = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
+    try:
+        overrides = parse.parse_overrides(asked.overrides)
+        plain = [override.input_line for override in overrides if not override.is_sweep_override()]
+        base = compose([text for text in plain if text is not None], hydra_too=True)
+        many = asked.multirun or str(base.hydra.mode) == "RunMode.MULTIRUN"
+        if not many and any(override.is_sweep_override() for override in overrides):
+            swept = next(override for override in overrides if override.is_sweep_override())
+            raise ConfigError(f"{swept.input_line} lists several values: add -m to run them all")
+        cells = split_cells(base, overrides, parse) if many else [list(asked.overrides)]
+    except HydraException as error:
+        raise ConfigError(_explain(error)) from error
+    from ddim_lab.cost import forwards_by_cell
+
+    checked = [_check(cell) for cell in cells]
+    first = checked[0]
+    for option in ("outputs_dir", "logger", "study"):
+        if any(getattr(config, option) != getattr(first, option) for config in checked):
+            raise ConfigError(
+                f"{option} must be the same in all cells of a sweep, which share one report: run the command for each"
+            )
+    outputs = Path(first.outputs_dir).absolute()
+    sweep = _sweep_folder(base, overrides, outputs, many)
+    plan = {
+        "schema": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "ddim_lab", *arguments]),
+        "name": sweep.name,
+        "title": first.study.title,
+        "notes": first.study.notes,
+        "reference": first.study.reference and first.study.reference.model_dump(),
+        "outputs_dir": os.path.relpath(outputs, sweep),
+        "cells": [
+            {
+                "number": number,
+                "task": config.task.name,
+                "overrides": overrides_of,
+                "labels": config.labels(),
+                "image_forwards": forwards,
+            }
+            for number, (overrides_of, config, forwards) in enumerate(
+                zip(cells, checked, forwards_by_cell(checked), strict=True)
+            )
+        ],
+    }
+    return sweep, plan, checked
+
+
+def split_cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesParser) -> list[list[str]]:
+    """The overrides of each job of a sweep, as Hydra's basic sweeper makes them."""
+    from_file = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
+    swept = [*parser.parse_overrides(from_file), *overrides]
+    for override in swept:
+        if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+            raise ConfigError(
+                f"{override.input_line} stands for nothing: no choice matches, so there is no cell to run"
+            )
+    batches = BasicSweeper.split_arguments(swept, max_batch_size=None)
+    return [cell for batch in batches for cell in batch]
+
+
+def _check(cell: Sequence[str]) -> Config:
+    """One cell's configuration, with all that can be known before work starts."""
+    from ddim_lab.datasets import check_data, count_images
+    from ddim_lab.metrics.features import check_features, num_features
+    from ddim_lab.metrics.references import check_reference
+    from ddim_lab.models import check_model
+    from ddim_lab.runtime import Runtime
+
+    config = Config.from_hydra(compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
+    check_secrets(config.model_dump())
+    runtime = Runtime.resolve(config.runtime)
+    runtime.training_compiled(config.training.compile)
+    runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
+    if config.metrics.inception_tf32 and not runtime.has_tf32:
+        raise ConfigError("metrics.inception_tf32=true needs a CUDA device with TF32 (compute capability 8.0 or above)")
+    if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
+        raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
+    if not config.needs_images:
+        check_model(config)
+        return config
+    files = check_data(config.data)
+    check_model(config, count_images(config.data, files))
+    check_features(config, files)
+    check_reference(config.metrics, num_features(config))
+    return config
+
+
+def checked_config(overrides: Sequence[str]) -> Config:
+    """One job's configuration, composed and checked as the command line does.
+
+    Raises:
+        ConfigError: with one line for the user.
+    """
+    with composer(argparse.Namespace(config_dir=None, overrides=list(overrides))):
+        return _check(overrides)
+
+
+def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path, many: bool) -> Path:
+    """One new folder a command, named by the time to the microsecond; or the one that the user named."""
+    named = {override.key_or_group for override in overrides}
+    if many and "hydra.sweep.dir" in named:
+        return Path(base.hydra.sweep.dir).absolute()
+    if "hydra.run.dir" in named:
+        raise ConfigError("hydra.run.dir is fixed: a job's folder is part of its sweep's; set outputs_dir instead")
+    return outputs / "sweeps" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+
+
+def check_outputs(store: Store) -> None:
+    """Raise ConfigError where the outputs folder, or a folder in it, can't be written."""
+    try:
+        store.check_writable()
+    except OSError as error:
+        what = "" if error.filename == str(store.root) else f"{Path(error.filename).name} in it: "
+        raise ConfigError(
+            f"outputs_dir={store.root} can't be written: {what}{error.strerror}; set outputs_dir, or make it writable"
+        ) from None
+
+
+# -- errors in one line ---------------------------------------------------------------------------------
+
+
+def _explain(error: Exception) -> str:
+    """What Hydra says in many lines, in one that names the option and what to do."""
+    text = str(error)
+    if match := re.match(r"Error merging override (.+)", text):
+        reason = str(error.__cause__ or "it does not fit").strip().splitlines()[0]
+        return f"{match.group(1)}: {reason[0].lower()}{reason[1:]}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_option(match.group(1))
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
+        group, _, choice = match.group(1).rpartition("/")
+        options = re.search(r"Available options in '[^']*':\n((?:\t\S+\n?)+)", text)
+        known = ", ".join(options.group(1).split()) if options else ""
+        return (
+            f"{group}={choice}: there is no such choice; use one of: {known}"
+            if known
+            else f"no config {match.group(1)}"
+        )
+    if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"+{match.group(1)}: the option exists; drop the +"
+    if "Error parsing override" in text or re.search(
+        r"mismatched input|LexerNoViableAlt|no viable alternative|extraneous input|token recognition", text
+    ):
+        return f"an override can't be read: {one_line(text)}; write option=value, and quote special characters"
+    lines = text.strip().splitlines()
+    return one_line(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
+
+
+def _unknown_option(name: str) -> str:
+    if name in GlobalHydra.instance().config_loader().list_groups(""):
+        return f"{name}: nothing is chosen of it yet; did you mean +{name}=...?"
+    composed = OmegaConf.to_container(hydra.compose("config"), resolve=False)
+    known = sorted(_flat(composed))
+    if name in known:
+        return f"{name}: there is no such option with the other choices made here (such as model=...); drop it"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"{name}: there is no such option" + (
+        f"; did you mean {near[0]}?" if near else f"; {_lists(name)} lists them"
+    )
+
+
+def _lists(name: str) -> str:
+    return "--cfg hydra" if name.startswith("hydra.") else "--help"
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _flat(value, f"{prefix}{key}.")
+
+
+def _is_sweep(text: str) -> bool:
+    try:
+        (override,) = OverridesParser.create().parse_overrides([text])
+        return bool(override.is_sweep_override())
+    except HydraException as error:
+        raise ConfigError(_explain(error)) from error
