@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from PIL import Image
 
 from ddim_lab.__main__ import main as ddim_lab
 from ddim_lab.report.__main__ import main as report
@@ -169,8 +170,8 @@ def test_a_data_digest_that_is_damaged_is_taken_again(harm: Callable[[Path], Non
     from ddim_lab.datasets import DIGEST_FILE, _content_digest
 
     files = [tmp_path / "a.webp", tmp_path / "b.webp"]
-    for file in files:
-        file.write_bytes(file.name.encode())
+    for level, file in enumerate(files):
+        Image.new("L", (4, 4), level).save(file)
     digest = _content_digest(tmp_path, files)
     harm(tmp_path / DIGEST_FILE)
     assert _content_digest(tmp_path, files) == digest
