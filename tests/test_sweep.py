@@ -209,6 +209,19 @@ def test_images_do_not_depend_on_the_process(outputs: Path, table: list[dict[str
     assert tiny.results(tiny.sweeps(fresh)[0])[0]["sha256"] == there["sha256"]
 
 
+def test_report_is_rebuilt_from_the_files(outputs: Path) -> None:
+    """Before any cell keeps its samples, which a report names from then on."""
+    from ddim_lab.report import build
+
+    sweep = tiny.sweeps(outputs)[0]
+    before = {name: (sweep / name).read_bytes() for name in ("results.csv", "table.md", "table.tex", "report.html")}
+    for name in before:
+        (sweep / name).unlink()
+    build(sweep)
+    assert {name: (sweep / name).read_bytes() for name in before} == before
+    assert len(rows(sweep)) == 9
+
+
 def test_saved_samples_are_the_cells_images(outputs: Path, table: list[dict[str, str]]) -> None:
     import hashlib
 
@@ -264,18 +277,6 @@ def test_two_names_of_one_sampler_are_one_cell(outputs: Path) -> None:
 def test_what_changes_a_number_changes_the_cell(outputs: Path, table: list[dict[str, str]], change: str) -> None:
     assert tiny.run(outputs, "steps=5", change) == 0
     assert tiny.results(tiny.sweeps(outputs)[-1])[0]["cell"] not in {row["cell"] for row in table}
-
-
-def test_report_is_rebuilt_from_the_files(outputs: Path) -> None:
-    from ddim_lab.report import build
-
-    sweep = tiny.sweeps(outputs)[0]
-    before = {name: (sweep / name).read_bytes() for name in ("results.csv", "table.md", "table.tex", "report.html")}
-    for name in before:
-        (sweep / name).unlink()
-    build(sweep)
-    assert {name: (sweep / name).read_bytes() for name in before} == before
-    assert len(rows(sweep)) == 9
 
 
 def test_plan_and_pointers_are_relocatable(outputs: Path) -> None:
