@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -26,9 +26,6 @@ from ddim_lab.errors import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, one_line
 from ddim_lab.plan import check_outputs, composer, plan_sweep
 from ddim_lab.signals import Terminated, terminable
 from ddim_lab.trust import no_schema_warnings
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["main"]
 
@@ -134,8 +131,9 @@ def _run(
     outputs = (sweep / plan["outputs_dir"]).resolve()
     check_outputs(Store(outputs))
     try:
-        for record in sweep.glob("jobs/*/pointer.json"):  # of an earlier sweep in the folder that the user named
-            record.unlink()
+        for name in ("pointer.json", "error.txt"):  # of an earlier sweep in the folder that the user named
+            for record in sweep.glob(f"jobs/*/{name}"):
+                record.unlink()
         plan = {**plan, "environment": environment()}
         write_record(sweep / "plan.json", plan)
         for cell in plan["cells"]:  # Hydra makes them, too, but ends the sweep where it can't

@@ -165,7 +165,11 @@ def _network(config: Config) -> nn.Module | None:
 def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
     """One line for the user: a sweep's image-forwards and, from WORTH_MEASURING on, the time that they take here.
 
-    Each network is timed once, whatever the cells that use it, and each training is counted once.
+    Each network is timed once under each runtime, whatever the cells that use it; each training is counted once.
+
+    Args:
+        cells: of the sweep.
+        runtime: of the first cell.
     """
     costs = forwards_by_cell(cells)
     total, measuring = sum(costs), sum(map(measuring_forwards, cells))
@@ -179,17 +183,22 @@ def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
         return text
     times: dict[tuple[object, ...], ForwardTime | None] = {}
     trainings: dict[tuple[object, ...], float] = {}
-    seconds = 0.0
+    seconds, thousand = 0.0, 0.0
     for config, cost in zip(cells, costs, strict=True):
-        network = config.data, config.model, config.runtime, config.batch_size, config.num_samples
+        beside = measuring_forwards(config)
+        if cost + beside == 0:
+            continue
+        network = config.data, config.model, config.runtime, config.batch_size
         if network not in times:
-            times[network] = forward_time(config, runtime)
+            here = runtime if config.runtime == cells[0].runtime else Runtime.resolve(config.runtime)
+            times[network] = forward_time(config, here)
         if (time := times[network]) is None:
             continue
-        seconds += (cost + measuring_forwards(config)) * time.seconds
+        seconds += (cost + beside) * time.seconds
+        thousand += (cost * min(1.0, 1000 / config.num_samples) + beside) * time.seconds
         training = config.training
         if isinstance(config.model, UNetConfig) and config.model.weights != "random":
-            one = config.data, config.model, config.schedule, training
+            one = config.data, config.model, config.schedule, training, config.runtime.device
             trainings[one] = training.max_steps * training.batch_size * TRAINING_FORWARDS * time.seconds
     timed_networks = [time for time in times.values() if time is not None]
     if not timed_networks:
@@ -200,8 +209,8 @@ def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
     if trainings:
         what = "training, if this model is" if len(trainings) == 1 else f"{len(trainings)} trainings, if they are"
         text += f"; {what} not stored, about {_duration(sum(trainings.values()))}"
-    if (largest := max(config.num_samples for config in cells)) > 1000:
-        text += f"; num_samples=1000 samples in {_duration(seconds * 1000 / largest)}"
+    if max(config.num_samples for config in cells) > 1000:
+        text += f"; num_samples=1000 samples in {_duration(thousand)}"
     return text
 
 

@@ -31,6 +31,8 @@ def decode(source: Path | IO[bytes], name: object) -> Image.Image:
     """
     try:
         with Image.open(source) as image:
+            # PIL reads the upper byte of 16-bit colour, and calls the image RGB.
+            deep = any("16" in str(tile.args) for tile in image.tile) and image.mode == "RGB"
             image.load()
     except Exception as error:  # decoders raise whatever a damaged file leads them to, bombs included
         raise ConfigError(f"the image {name} can't be read: {one_line(error)[:200]}") from None
@@ -40,9 +42,10 @@ def decode(source: Path | IO[bytes], name: object) -> Image.Image:
             f"{name} is of mode {shown}: 8-bit grey or RGB images are needed; put it on a background"
             " (ImageMagick: -background white -alpha remove -alpha off)"
         )
-    if image.mode not in READABLE:  # PIL would cut values above 255 off, rather than scale them
+    if deep or image.mode not in READABLE:  # of 16-bit grey PIL would cut values above 255 off, rather than scale them
+        shown = f"{image.mode} of 16 bits" if deep else image.mode
         raise ConfigError(
-            f"{name} is of mode {image.mode}: 8-bit grey or RGB images are needed; scale it to 8 bits"
+            f"{name} is of mode {shown}: 8-bit grey or RGB images are needed; scale it to 8 bits"
             " (ImageMagick: -depth 8)"
         )
     return image

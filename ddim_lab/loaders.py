@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, final
 
@@ -70,6 +71,12 @@ class _Indices(Dataset[Tensor]):
         return indices
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Schedulers signal a whole group: a worker that died of it would be an error in the middle of the way out."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -101,7 +108,13 @@ class TrainingBatches(pl.LightningDataModule):
         if isinstance(self._images, MemoryImages):
             return DataLoader(_Indices(), batch_sampler=batches, collate_fn=_as_it_is)  # type: ignore[arg-type]
         workers = min(MOST_WORKERS, max(1, _cores() // ranks))
-        return DataLoader(self._images, batch_sampler=batches, collate_fn=_as_it_is, num_workers=workers)  # type: ignore[arg-type]
+        return DataLoader(
+            self._images,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> dict[str, Tensor]:
         """Bring a batch to the device without making the host wait for it."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.multiprocessing import active_children
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ddim_lab.signals import Terminated
@@ -30,8 +31,8 @@ def on_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None
         RuntimeError: one of them failed; names its rank and its error.
     """
     given = (count, _free_port(), torch.get_num_threads(), function, arguments)
-    started = spawn(_call, args=given, nprocs=count, join=False)  # type: ignore[no-untyped-call]
     try:
+        started = spawn(_call, args=given, nprocs=count, join=False)  # type: ignore[no-untyped-call]
         while not started.join():
             pass
     except ProcessRaisedException as error:
@@ -39,7 +40,7 @@ def on_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None
     except ProcessExitedException as error:
         raise RuntimeError(f"rank {error.error_index} ended before its work was done: {error}") from error
     except (KeyboardInterrupt, Terminated):  # which a Ctrl-C alone would have told them, too
-        for process in started.processes:
+        for process in active_children():
             process.kill()
         raise
 

@@ -28,6 +28,7 @@ from ddim_lab.models import Mirror, obtain_model
 from ddim_lab.report import curves, static_charts, text_tables
 from ddim_lab.report.series import noise_label
 from ddim_lab.runtime import Runtime
+from ddim_lab.signals import Terminated, terminating
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
 from ddim_lab.store.housekeeping import working
 from ddim_lab.tasks.job import Job
@@ -81,6 +82,8 @@ def job(composed: DictConfig) -> None:
             result, found = _run(config, place, name, store)
             pointer |= {"status": "done", **found}
         except Exception as error:
+            if terminating():  # an error that SIGTERM led to, in the middle of the way out
+                raise Terminated from None
             pointer |= {"status": "failed", "error": one_line(error)}
             log.error("%s %s failed: %s", _progress(place), name, pointer["error"])
             if os.environ.get(TRACEBACKS) == "1":

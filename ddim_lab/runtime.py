@@ -171,12 +171,14 @@ class Runtime:
         return "bf16" if self._on_gpu and torch.cuda.is_bf16_supported() else "fp32"
 
     def training_compiled(self, asked: bool | Literal["auto"]) -> bool:
-        """Whether the network is compiled for `training.compile`: auto is on a GPU, where kernels need not repeat.
+        """Whether the network is compiled for `training.compile`: auto is on a GPU.
+
+        By the device alone: cells that differ in other settings of their runtime share one training.
 
         Raises:
             ConfigError: it is asked for, and this machine can't compile.
         """
-        return _compiled("training.compile", asked, self._on_gpu and not self.deterministic, self._on_gpu)
+        return _compiled("training.compile", asked, self._on_gpu, self._on_gpu)
 
     def check_devices(self, counts: Mapping[str, int]) -> None:
         """Raise ConfigError where an option asks for more GPUs than there are; a CPU takes any number of ranks."""

@@ -347,7 +347,7 @@ def _main(arguments: Sequence[str]) -> int:
         "overrides", nargs="*", metavar="OPTION=VALUE", help="as python -m ddim_lab: data, metrics.*, runtime.*, ..."
     )
     asked = parser.parse_intermixed_args(arguments)
-    if asked.path is None or "=" in str(asked.path):
+    if asked.path is None or ("=" in str(asked.path) and not asked.path.exists()):
         raise ConfigError("what is to be scored? give a samples.npz or a folder of images before the options")
     if more := [text for text in asked.overrides if "=" not in text and not text.startswith("~")]:
         raise ConfigError(f"{more[0]} is no OPTION=VALUE: to compare with it, give --reference {more[0]}")

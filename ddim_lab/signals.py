@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import final
 
-__all__ = ["Terminated", "terminable"]
+__all__ = ["Terminated", "terminable", "terminating"]
+
+_terminating = threading.Event()
 
 
 @final
@@ -18,9 +20,17 @@ class Terminated(BaseException):
     """This process was sent SIGTERM."""
 
 
+def terminating() -> bool:
+    """Whether SIGTERM came: an error after that is one of the way out, which it must not stop."""
+    return _terminating.is_set()
+
+
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Wraps a command: SIGTERM in it raises `Terminated`. A Trainer's own handler calls the one that it finds here."""
+    """Wraps a command: the first SIGTERM in it raises `Terminated`; further ones do not cut short what follows from it.
+
+    A Trainer's own handler calls the one that it finds here.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -30,10 +40,13 @@ def terminable() -> Iterator[None]:
         if os.getpid() != ours:  # a fork, as of a data loader: nobody there would catch it
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise Terminated
+        if not _terminating.is_set():
+            _terminating.set()
+            raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _terminating.clear()

@@ -30,7 +30,7 @@ from ddim_lab.noise import NamedNoise
 from ddim_lab.ranks import on_ranks
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
-from ddim_lab.signals import Terminated, terminable
+from ddim_lab.signals import Terminated, terminable, terminating
 from ddim_lab.tasks.generate import sample_uint8
 
 EXACT = ("model=gaussian", "metrics.features=pixels", "logger=csv")
@@ -385,10 +385,26 @@ def test_ranks_do_not_outlive_a_command_that_is_terminated(tmp_path: Path) -> No
     os.kill(child, signal.SIGTERM)
     assert forked.wait(child) == 143, (tmp_path / "log").read_text()
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{rank}/cmdline").exists() and _state(rank) != "Z" for rank in ranks):
+    while any(_state(rank) not in ("Z", None) for rank in ranks):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def _state(process: int) -> str:
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+def test_a_second_signal_does_not_cut_short_what_the_first_one_began() -> None:
+    """Schedulers repeat themselves: the report that follows from the first SIGTERM is built to its end."""
+    with terminable():
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert terminating()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not terminating()
+    with terminable(), pytest.raises(Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _state(process: int) -> str | None:
+    """A process's state as Linux has it; None where it is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None

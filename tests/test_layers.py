@@ -117,6 +117,12 @@ def test_the_mathematics_loads_no_framework() -> None:
     assert not loaded & {"torchvision", "sklearn", "scipy", "pydantic", "altair", "PIL"}
 
 
+def test_a_command_is_checked_without_what_it_may_never_need() -> None:
+    """Seconds of imports: where every cell is stored, nothing is trained and nothing measured."""
+    loaded = loaded_by("import ddim_lab.plan, ddim_lab.datasets, ddim_lab.metrics.references, ddim_lab.models")
+    assert not loaded & {"torchmetrics", "pytorch_lightning", "diffusers", "wandb", "scipy", "sklearn", "matplotlib"}
+
+
 def test_a_schedule_needs_no_torch_and_neither_does_the_report() -> None:
     assert "torch" not in loaded_by("import ddim_lab.schedule")
     assert not loaded_by("import ddim_lab.report, ddim_lab.report.__main__") & {"torch", "wandb", "hydra", "diffusers"}

@@ -16,9 +16,9 @@ from ddim_lab.config import DigitsConfig
 from ddim_lab.data import from_uint8, to_uint8
 from ddim_lab.datasets import load_data
 from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, noise_variance
-from ddim_lab.metrics.estimates import jackknife_se, paired_se
+from ddim_lab.metrics.estimates import GROUPS, jackknife_se, paired_se
 from ddim_lab.metrics.features import obtain_features
-from ddim_lab.metrics.frechet import GROUPS, FrechetDistance
+from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.statistics import FeatureSums, median_nearest_distance
 from ddim_lab.store import Store
 

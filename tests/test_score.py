@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,24 @@ def transparent(folder: Path) -> Path:
     return path
 
 
+def deep_colour(folder: Path) -> Path:
+    """A PNG of 16-bit RGB, which PIL would open as RGB, and cut."""
+    path = folder_of(folder / "deep", images(3))
+    (path / "0000.png").write_bytes(png(8, 8, 16, b"".join(bytes(1 + 8 * 6) for _ in range(8))))
+    return path
+
+
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """A PNG file of RGB pixels from its rows, each behind a byte of 0."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
 def version_3(folder: Path) -> Path:
     content = io.BytesIO()
     np.lib.format.write_array(content, images(), version=(3, 0))
@@ -179,9 +199,9 @@ def plain_array(folder: Path) -> Path:
 
 
 def bomb(folder: Path) -> Path:
-    """20,000 x 20,000 pixels in 50 kB."""
+    """A file of 100 bytes that says it holds 20,000 x 20,000 pixels."""
     path = folder_of(folder / "bomb", images(3))
-    Image.new("1", (20_000, 20_000)).save(path / "0001.png")
+    (path / "0001.png").write_bytes(png(20_000, 20_000, 8, b""))
     return path
 
 
@@ -190,6 +210,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no .npz": (plain_array, r"array\.npy is neither a folder of images nor an \.npz file"),
     "another version": (version_3, r"v3\.npz: arr_0 is in format 3\.0 of numpy, 1\.0 and 2\.0 are read"),
     "bomb": (bomb, r"the image \S+0001\.png can't be read: .*decompression bomb"),
+    "16-bit colour": (deep_colour, r"0000\.png is of mode RGB of 16 bits: 8-bit grey or RGB images are needed"),
     "float": (save("f.npz", arr_0=images() / 255.0), "arr_0 must be uint8 images from 0 to 255, it is float64"),
     "channels first": (save("c.npz", arr_0=images().transpose(0, 3, 1, 2)), r"arr_0 must be \[N, height, width"),
     "flat": (save("d.npz", arr_0=images().reshape(30, 64)), r"its shape is \(30, 64\)"),
@@ -213,6 +234,12 @@ def test_faulty_samples_are_one_clear_line(fault: str, tmp_path: Path, capsys: p
     make, words = FAULTS[fault]
     assert run(tmp_path, str(make(tmp_path)))[0] == 2
     assert re.fullmatch(rf"ddim_lab: .*{words}.*\n", capsys.readouterr().err)
+
+
+def test_a_folder_may_be_named_as_an_override_is(tmp_path: Path) -> None:
+    (tmp_path / "eta=0").mkdir()
+    np.savez(tmp_path / "eta=0" / "samples.npz", arr_0=images())
+    assert run(tmp_path, str(tmp_path / "eta=0" / "samples.npz"))[0] == 0
 
 
 def test_faulty_arguments_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import os
 import signal
@@ -202,7 +203,12 @@ def test_what_makes_other_weights_makes_another_name(
         return training_recipe(config, data, Runtime.resolve(config.runtime))
 
     if option == "training.compile":
-        assert recipe(f"{option}=auto") == recipe(f"{option}=false") != recipe(f"{option}=true")
+        cpu = "runtime.device=cpu"
+        assert recipe(cpu, f"{option}=auto") == recipe(cpu, f"{option}=false") != recipe(cpu, f"{option}=true")
+        here = Runtime.resolve(settings(cpu).runtime)
+        for deterministic in (False, True):  # cells of either kind share one training
+            on_a_gpu = dataclasses.replace(here, device="cuda:0", deterministic=deterministic)
+            assert [on_a_gpu.training_compiled(asked) for asked in ("auto", False, True)] == [True, False, True]
         return
     from_file = ("schedule=file", f"schedule.path={file}")
     before = recipe(*from_file)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Line", "fit_line", "jackknife_se", "paired_se"]
+__all__ = ["GROUPS", "Line", "fit_line", "jackknife_se", "paired_se"]
+
+GROUPS: Final = 20
+"""Groups of samples whose sums are kept apart for the delete-a-group jackknife; sample i is in group i mod 20."""
 
 
 def jackknife_se(leave_one_out: Sequence[float]) -> float:

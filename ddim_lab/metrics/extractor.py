@@ -49,11 +49,13 @@ def tf32_products() -> Iterator[None]:
 def _own_switches(*, tf32: bool) -> Iterator[None]:
     """Torch's switches as every extraction has them, of samples and references alike, and then as they were.
 
-    cuDNN does not search for the fastest algorithm: what it finds depends on the moment, and rounds otherwise.
+    cuDNN does not search for the fastest algorithm: what it finds depends on the moment, and rounds otherwise. Nor does
+    it take one that is not deterministic.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     with switches_kept():
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, False
+        matmul.allow_tf32, cudnn.allow_tf32 = tf32, tf32
+        cudnn.benchmark, cudnn.deterministic = False, True
         yield
 
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from ddim_lab.config import Config, ConfigError, ImageFolderConfig
 from ddim_lab.data import ImageData
 from ddim_lab.metrics.classifier import make_classifier, recipe_for
+from ddim_lab.metrics.estimates import GROUPS
 from ddim_lab.metrics.extractor import Extractor, Pixels
-from ddim_lab.metrics.frechet import GROUPS
 from ddim_lab.metrics.inception import (
     INCEPTION_FEATURES,
     PUBLISHED_SHA256,

@@ -7,19 +7,17 @@ Means and covariances come from float64 sums; the distance itself is torchmetric
 
 from __future__ import annotations
 
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image.fid import _compute_fid
 
+from ddim_lab.metrics.estimates import GROUPS
 from ddim_lab.metrics.statistics import FeatureSums, Moments
 
-__all__ = ["GROUPS", "FrechetDistance"]
-
-GROUPS: Final = 20
-"""Groups of samples whose sums are kept apart for the delete-a-group jackknife; sample i is in group i mod 20."""
+__all__ = ["FrechetDistance"]
 
 
 @final

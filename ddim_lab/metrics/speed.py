@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "PeakMemory",
     "device_seconds",
     "forward_flops",
+    "larger",
     "product_ceiling",
     "synchronize",
     "timed",
@@ -35,30 +37,44 @@ WAITED_AT_MOST: Final = 0.05
 class Contention:
     """Whether something else was on the device: another job of this project, or on a CPU anything that took a core.
 
-    What else runs on a GPU is not seen.
+    What else runs on a GPU is not seen. Nor, where there are more threads than cores, is what they wait for beside each
+    other.
 
     Args:
         others_busy: whether a job of another process is on the device now.
         threads: CPU threads that compute; 0 where the device is no CPU.
 
     Attributes:
-        seen: it was so at a `look`, or when this was made.
+        seen: a `look` found it so.
     """
 
     def __init__(self, others_busy: Callable[[], bool], threads: int) -> None:
         self._others_busy: Final = others_busy
-        self._threads: Final = threads
+        self._threads: Final = threads if threads <= _cores() else 0
+        self.seen = False
+        self.begin()
+
+    def begin(self) -> None:
+        """What is timed begins now: what was before it does not count."""
         self._since = time.perf_counter(), _waited_for_a_core()
-        self.seen = others_busy()
 
     def look(self) -> bool:
-        """Whether it was so since the last look; call it between two timings, never in one."""
+        """Whether it was so since `begin` or the last look; call it between two timings, never in one."""
         clock, waited = self._since
         self._since = time.perf_counter(), _waited_for_a_core()
         passed = (self._since[0] - clock) * self._threads
         found = self._others_busy() or self._since[1] - waited > WAITED_AT_MOST * passed > 0.0
         self.seen = self.seen or found
         return found
+
+
+def _cores() -> float:
+    """CPU cores that this process may use: by its affinity, and by its control group's quota (cgroup v2)."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, int(quota) / int(period))  # "max" is no number, and no limit
+    return cores
 
 
 def _waited_for_a_core() -> float:
@@ -127,6 +143,11 @@ def product_ceiling(dtype: torch.dtype, device: torch.device, rounds: int = 5) -
     a @ b
     seconds = sorted(device_seconds(lambda: a @ b, device) for _ in range(rounds))
     return 2.0 * size**3 / seconds[rounds // 2]
+
+
+def larger(one: int | None, other: int | None) -> int | None:
+    """The larger of two numbers of bytes, of those that are known."""
+    return max((nbytes for nbytes in (one, other) if nbytes is not None), default=None)
 
 
 @final

@@ -415,7 +415,7 @@ def over_training_seeds(table: PaperTable) -> TextTable | None:
 
     def cells(rows: list[Row], steps: int | None) -> list[Cell]:
         """One of each network, where it has a value."""
-        found = {_network(row): row.cells[steps] for row in rows if steps in row.cells}
+        found = {_network(row): row.cells[steps] for row in rows if steps in row.cells and _network(row) is not None}
         return [cell for cell in found.values() if cell.fd is not None]
 
     found = {(name, steps): cells(rows, steps) for name, rows in families.items() for steps in table.columns}
@@ -455,7 +455,8 @@ def _network(row: Row) -> str | None:
     """The digest of the weights trained here that the row's cells share; None where that is not known, or not so."""
     results = [cell.result for cell in row.cells.values() if cell.result]
     trained = [result for result in results if result.recipe_value("model", "training_seed") is not None]
-    return str(trained[0].recipe_value("model", "digest")) if trained else None
+    digests = {str(result.recipe_value("model", "digest")) for result in trained}
+    return digests.pop() if len(digests) == 1 else None
 
 
 def why_empty(cell: Cell, table: PaperTable) -> str:

@@ -23,7 +23,7 @@ from ddim_lab.memory import Halving
 from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, nhwc, noise_variance
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.references import obtain_level, obtain_reference, read_moments, reference_of
-from ddim_lab.metrics.speed import Contention, PeakMemory, timed
+from ddim_lab.metrics.speed import Contention, PeakMemory, larger, timed
 from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.models import obtain_model
 from ddim_lab.noise import NamedNoise, NoiseSource
@@ -116,7 +116,7 @@ class _Maker:
         def walk(model: EpsModel) -> Tensor:
             return self.sampler.sample(model, x_T, indices=indices, noise=self.noise)
 
-        self.meanwhile.look()
+        self.meanwhile.begin()
         with PeakMemory(self.device) as peak:
             x_0, sampling = timed(lambda: walk(self.network), self.device)
         forwards = self.forwards(x_T)
@@ -131,8 +131,7 @@ class _Maker:
         seconds = {"sampling": sampling, "features": extracting, "forwards": forwards}
         self.chunks.add(Batch(first, images.cpu(), tensors, seconds, self.warm, self.meanwhile.look()))
         self.warm = True
-        if peak.nbytes is not None:
-            self.peak_memory = max(peak.nbytes, self.peak_memory or 0)
+        self.peak_memory = larger(self.peak_memory, peak.nbytes)
         for name in self.phases:
             self.phases[name] += seconds[name]
         self.bar.update(len(images))
@@ -396,16 +395,18 @@ def _speed(config: Config, maker: _Maker, samples: _Samples) -> dict[str, Any]:
     def again() -> _Timed:
         with PeakMemory(device) as peak:
             _, walk = timed(lambda: sampler.sample(maker.network, x_T, indices=indices, noise=maker.noise), device)
-        maker.peak_memory = peak.nbytes if maker.peak_memory is None else maker.peak_memory
+        maker.peak_memory = larger(maker.peak_memory, peak.nbytes)
         return _Timed(walk, maker.forwards(x_T))
 
     # One forward first: a network that was recorded has been moved since, and is recorded again.
-    maker.network(x_T, torch.zeros(count, dtype=torch.int64, device=device))
-    maker.meanwhile.look()
+    with PeakMemory(device) as peak:
+        maker.network(x_T, torch.zeros(count, dtype=torch.int64, device=device))
+    maker.peak_memory = larger(maker.peak_memory, peak.nbytes)
     batches = list(samples.full_batches)
     if len(batches) < config.metrics.speed_repeats and not maker.warm:
         again()
     while len(batches) < config.metrics.speed_repeats:
+        maker.meanwhile.begin()
         batches.append(again())
         contended |= maker.meanwhile.look()
     seconds = [batch.walk for batch in batches]

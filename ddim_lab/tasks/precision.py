@@ -124,6 +124,7 @@ def _speedup(job: Job) -> float | None:
         meanwhile = Contention(others_busy, job.runtime.cpu_threads)
         plain, own = _walk(replace(job, runtime=job.runtime.yardstick())), _walk(job)
         for _ in range(job.config.metrics.speed_repeats):
+            meanwhile.begin()
             ratios.append(plain() / own())
             meanwhile.look()
     return None if meanwhile.seen else float(np.median(ratios))

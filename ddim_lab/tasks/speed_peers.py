@@ -66,6 +66,7 @@ def measure(job: Job, folder: Path, work: Path) -> Measured:
             first[size] = {name: timed(partial(run, size), device)[1] for name, run in runs.items()}
             seconds[size] = {name: [] for name in runs}
             for _ in range(task.rounds):
+                meanwhile.begin()
                 for name, run in runs.items():
                     seconds[size][name].append(timed(partial(run, size), device)[1])
                 meanwhile.look()
