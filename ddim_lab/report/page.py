@@ -620,7 +620,7 @@ def determinism_section(content: Content) -> Section | None:
                 _row_box(cell, row, "repeat_identical", lambda value: "yes" if value else "no"),
                 split,
                 Box(sizes),
-                replace(_row_box(cell, row, "noise_variance", _small), error=_small(se) if se else ""),
+                replace(_row_box(cell, row, "noise_variance", "{:.3g}".format), error=f"{se:.2g}" if se else ""),
                 _row_box(cell, row, "sha256", lambda value: value[:12], code=True),
                 _row_box(cell, row, "determinism_images", str),
             )
