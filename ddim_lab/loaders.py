@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, final
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ddim_lab.cores import allowed_cores
 from ddim_lab.data import ImageSet, MemoryImages
 
 __all__ = ["SampleIndices", "TrainingBatches", "rank_part"]
@@ -107,7 +107,7 @@ class TrainingBatches(pl.LightningDataModule):
         batches = _StepBatches(len(self._images), self._batch_size, self._seed, first_step, part)
         if isinstance(self._images, MemoryImages):
             return DataLoader(_Indices(), batch_sampler=batches, collate_fn=_as_it_is)  # type: ignore[arg-type]
-        workers = min(MOST_WORKERS, max(1, _cores() // ranks))
+        workers = min(MOST_WORKERS, max(1, allowed_cores() // ranks))
         return DataLoader(
             self._images,
             batch_sampler=batches,  # type: ignore[arg-type]
@@ -124,14 +124,6 @@ class TrainingBatches(pl.LightningDataModule):
                 self._images = self._images.to(device)
             batch = self._images.__getitems__(batch.to(self._images.images.device, non_blocking=True))
         return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-
-
-def _cores() -> int:
-    """Cores that this process may run on: a batch system, or taskset, may leave it a few of the machine's."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
 
 
 @final

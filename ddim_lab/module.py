@@ -245,8 +245,8 @@ def train(
         precision: "fp32" or "bf16" (mixed).
         compiled: torch.compile the network, in channels-last layout; uncompiled, a GPU's group norm would turn each of
             its inputs and outputs over.
-        deterministic: only deterministic kernels, for weights that are bitwise the same on a GPU too; else the
-            fastest ones found there.
+        deterministic: only deterministic kernels, for weights that are bitwise the same on a GPU too (uncompiled: what
+            a compiler chooses there may differ from run to run); else the fastest ones found there.
         work: durable folder for checkpoints.
         mirror: called with (values, step) now and then.
 

@@ -159,7 +159,7 @@ def _check(cell: Sequence[str]) -> Config:
     config = Config.from_hydra(compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())
     runtime = Runtime.resolve(config.runtime)
-    runtime.training_compiled(config.training.compile)
+    runtime.training_compiled(config.training.compile)  # for its ConfigError
     runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
     if config.metrics.inception_tf32 and not runtime.has_tf32:
         raise ConfigError("metrics.inception_tf32=true needs a CUDA device with TF32 (compute capability 8.0 or above)")

@@ -28,7 +28,7 @@ MATHEMATICS = {
 # From the mathematics to the commands: a module imports from its own layer and from those before it.
 LAYERS = (
     "schedule gaps diffusion noise sampler analytic interpolate",
-    "errors signals switches store config data images trust datasets loaders chunks",
+    "errors signals switches cores store config data images trust datasets loaders chunks",
     "lightning metrics",
     "precision memory engine runtime unet checkpoints module ranks pretrained models evaluation",
     "tasks",

@@ -53,7 +53,7 @@ def data() -> ImageData:
 
 
 def fit(
-    config: Config, data: ImageData, work: Path, precision: str = "fp32"
+    config: Config, data: ImageData, work: Path, precision: str = "fp32", accelerator: str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
     """Averaged weights, raw weights, and the function that writes the curve."""
     assert isinstance(config.model, UNetConfig)
@@ -62,7 +62,7 @@ def fit(
         config.model,
         config.build_schedule(),
         config.training,
-        accelerator="cpu",
+        accelerator=accelerator,
         precision=precision,
         compiled=config.training.compile is True,
         deterministic=False,
@@ -166,20 +166,8 @@ def test_a_compiled_training_takes_the_steps_of_an_uncompiled_one_and_resumes(
 def test_a_gpu_trains_compiled_what_it_trains_uncompiled(data: ImageData, tmp_path: Path) -> None:
     losses = []
     for compiled in (False, True):
-        config = settings("model.dropout=0.0", "runtime.device=cuda")
-        assert isinstance(config.model, UNetConfig)
-        _, _, write = train(
-            data,
-            config.model,
-            config.build_schedule(),
-            config.training,
-            accelerator="gpu",
-            precision="bf16",
-            compiled=compiled,
-            deterministic=False,
-            work=tmp_path / str(compiled),
-            mirror=lambda values, step: None,
-        )
+        config = settings("model.dropout=0.0", f"training.compile={str(compiled).lower()}")
+        _, _, write = fit(config, data, tmp_path / str(compiled), precision="bf16", accelerator="gpu")
         write(tmp_path / "curve.csv")
         with (tmp_path / "curve.csv").open() as file:
             losses.append([float(row["loss"]) for row in csv.DictReader(file)])

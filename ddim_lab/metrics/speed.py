@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from ddim_lab.cores import allowed_cores
 
 __all__ = [
     "Contention",
@@ -50,7 +51,7 @@ class Contention:
 
     def __init__(self, others_busy: Callable[[], bool], threads: int) -> None:
         self._others_busy: Final = others_busy
-        self._threads: Final = threads if threads <= _cores() else 0
+        self._threads: Final = threads if threads <= _usable_cores() else 0
         self.seen = False
         self.begin()
 
@@ -68,9 +69,9 @@ class Contention:
         return found
 
 
-def _cores() -> float:
-    """CPU cores that this process may use: by its affinity, and by its control group's quota (cgroup v2)."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+def _usable_cores() -> float:
+    """Cores' worth of time that this process may use: by its affinity, and by its control group's quota (cgroup v2)."""
+    cores = float(allowed_cores())
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, int(quota) / int(period))  # "max" is no number, and no limit
