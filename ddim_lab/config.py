@@ -42,7 +42,6 @@ Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 StepsKey = Annotated[str, BeforeValidator(str), Field(pattern=r"^[1-9][0-9]*$")]
-Switch = StrictBool | Literal["auto"]
 
 AUTO: Final = 0
 """What `batch_size=auto` is until the network is known; a job that runs has a number."""
@@ -55,6 +54,15 @@ def _batch_size(given: Any) -> Any:
         raise PydanticCustomError("batch_size", "must be at least 1, or auto")
     return given
 
+
+def _switch(given: Any) -> Any:
+    """Checked here, where the message can say all three."""
+    if isinstance(given, bool) or given == "auto":
+        return given
+    raise PydanticCustomError("switch", "must be true, false or auto")
+
+
+Switch = Annotated[StrictBool | Literal["auto"], BeforeValidator(_switch)]
 
 MOST_STATES: Final = 8 * 2**30
 """Bytes of float32 states of one set, at most, for tasks that compare two sets image by image in memory."""

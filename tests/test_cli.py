@@ -57,6 +57,7 @@ WRONG = {
     "runtime.precision=fp8": r"runtime.precision=fp8: must be ",
     "metrics.features=inseption": r"metrics.features=inseption: must be ",
     "training.learning_rate=0": r"training.learning_rate=0: must be above 0",
+    "training.compile=maybe": r"training.compile=maybe: must be true, false or auto",
     "training.ema_decay=1": r"training.ema_decay=1: must be below 1",
     "sampling_devices=2 task=trajectory": r"sampling_devices=2 needs task=generate, or cannot_skip, not trajectory",
     "training.devices=3": r"training.devices=3 must divide training.batch_size=128",
