@@ -1,7 +1,7 @@
 """Task `speed_peers`: the same weights under other people's loops, timed in turns in one process.
 
     diffusers             its DDIMPipeline as a user calls it: fp32, torch's own switches
-    diffusers, optimised  the same with what its documentation of inference names: 16-bit weights, channels-last,
+    diffusers, optimised  the same with what its documentation of inference names: fp16 weights, channels-last,
                           torch.compile; on a CPU channels-last, and torch.compile where the job's runtime compiles
     paper's code          the loop of the paper's published code, written again from its formulas: alpha_bar is
                           computed anew in every step, noise drawn whatever eta is, and each state and prediction sent
@@ -143,7 +143,7 @@ def pipeline(job: Job, network: Any, *, optimised: bool) -> Run:
         network.to(memory_format=torch.channels_last)
         on_gpu = job.runtime.torch_device.type == "cuda"
         if on_gpu:
-            network.to(dtype=torch.bfloat16)
+            network.to(dtype=torch.float16)  # its DDIMPipeline hands images to numpy, which has no bfloat16
         if on_gpu or job.runtime.compile:
             network.compile(fullgraph=True, dynamic=False)  # all peers share one cache: another size would be dynamic
     pipe = DDIMPipeline(unet=network, scheduler=DDIMScheduler.from_config(config))
