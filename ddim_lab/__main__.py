@@ -16,40 +16,24 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from ddim_lab.config import Config, ConfigError, config_folder
-from ddim_lab.errors import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, one_line
-from ddim_lab.plan import check_outputs, composer, plan_sweep
-from ddim_lab.signals import Terminated, terminable
-from ddim_lab.trust import no_schema_warnings
+from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.trust import no_schema_warnings
+from ddim_lab.errors import FAILED, FULL_ERROR, INTERRUPTED, TERMINATED, ConfigError, Terminated, exit_status, one_line
+from ddim_lab.jobs.plan import check_outputs, composer, plan_sweep
 
 __all__ = ["main"]
-
-FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 
 
 def main() -> None:
     """Entry point of `python -m ddim_lab` and of the console script `ddim-lab`."""
-    try:
-        with warnings.catch_warnings(), terminable():
-            no_schema_warnings()
-            status = _main(sys.argv[1:])
-        sys.exit(status)
-    except ConfigError as error:
-        if os.environ.get(FULL_ERROR) == "1":
-            raise
-        print(f"ddim_lab: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        print("ddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except Terminated:
-        print("ddim_lab: terminated; the same command goes on from what is done", file=sys.stderr)
-        sys.exit(TERMINATED)
+    with warnings.catch_warnings():
+        no_schema_warnings()
+        sys.exit(exit_status(lambda: _main(sys.argv[1:]), resumes=True))
 
 
 def _main(arguments: list[str]) -> int:
@@ -73,7 +57,10 @@ def _main(arguments: list[str]) -> int:
             pass
         return _hand_to_hydra(asked, arguments)
     started = time.perf_counter()
-    from ddim_lab import cost, datasets, models  # noqa: F401  # seconds of imports, told apart from composing
+    # seconds of imports, told apart from composing
+    from ddim_lab.data import sets  # noqa: F401
+    from ddim_lab.jobs import cost  # noqa: F401
+    from ddim_lab.models import obtain  # noqa: F401
 
     imported = time.perf_counter()
     with composer(asked):
@@ -92,7 +79,7 @@ def _refuse_arguments(message: str) -> NoReturn:
 
 def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Sequence[str] = ()) -> int:
     """Let Hydra do what the arguments say, with `more` overrides; its exit status."""
-    from ddim_lab.run import TRACEBACKS, job
+    from ddim_lab.jobs.run import TRACEBACKS, job
 
     # Hydra's parser takes overrides in one piece only.
     flags = [text for text in arguments if text not in asked.overrides]
@@ -123,9 +110,9 @@ def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Se
 def _run(
     sweep: Path, plan: dict[str, Any], cells: Sequence[Config], asked: argparse.Namespace, arguments: Sequence[str]
 ) -> int:
-    from ddim_lab.cost import describe_cost
-    from ddim_lab.run import environment
-    from ddim_lab.runtime import Runtime
+    from ddim_lab.device.runtime import Runtime
+    from ddim_lab.jobs.cost import describe_cost
+    from ddim_lab.jobs.run import environment
     from ddim_lab.store import Store, write_record
 
     outputs = (sweep / plan["outputs_dir"]).resolve()
@@ -161,8 +148,8 @@ def _run(
 
 def _report(sweep: Path, plan: dict[str, Any], first: Config) -> bool:
     """Build the report, mirror it, say where it is; whether any cell failed."""
+    from ddim_lab.jobs.run import mirror_report
     from ddim_lab.report import ReportError, build, rows
-    from ddim_lab.run import mirror_report
     from ddim_lab.store import read_record, set_aside, write_record
 
     started = time.perf_counter()

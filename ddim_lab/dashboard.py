@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from ddim_lab.errors import one_line
-from ddim_lab.tracking import logged_in
+from ddim_lab.errors import ConfigError, exit_status, one_line
+from ddim_lab.jobs.tracking import logged_in
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -163,27 +163,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("project", metavar="ENTITY/PROJECT", help="as in logger.entity and logger.project")
     asked = parser.parse_args(arguments)
-    found = re.fullmatch(r"([\w.-]+)/([\w.-]+)", asked.project)
+    return exit_status(lambda: _main(asked.project))
+
+
+def _main(asked: str) -> int:
+    found = re.fullmatch(r"([\w.-]+)/([\w.-]+)", asked)
     if found is None:
-        return _refuse(f"{asked.project} is no ENTITY/PROJECT, as in somebody/ddim_lab")
+        raise ConfigError(f"{asked} is no ENTITY/PROJECT, as in somebody/ddim_lab")
     try:
         import wandb_workspaces  # noqa: F401  # an extra
     except ImportError:
-        return _refuse("wandb-workspaces is not installed: pip install 'ddim-lab[dashboard]'")
+        raise ConfigError("wandb-workspaces is not installed: pip install 'ddim-lab[dashboard]'") from None
     if not logged_in():
-        return _refuse("nobody is logged in to W&B: run `wandb login` first; a sweep's report.html needs no account")
+        raise ConfigError("nobody is logged in to W&B: run `wandb login` first; a sweep's report.html needs no account")
     try:
         for made in (workspace(*found.groups()), report(*found.groups())):
             print(made.save().url)
     except Exception as error:
-        print(f"error: W&B did not take it: {one_line(error)[:300]}", file=sys.stderr)
-        return 1
+        raise RuntimeError(f"W&B did not take it: {one_line(error)[:300]}") from error
     return 0
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import argparse
 import functools
 import hashlib
 import math
-import os
 import struct
 import sys
 import tempfile
@@ -26,11 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_lab.config import ConfigError, MetricsConfig
-from ddim_lab.data import DiskImages, ImageData, ImageSet, MemoryImages
-from ddim_lab.datasets import load_data
-from ddim_lab.errors import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, one_line
-from ddim_lab.images import decode
+from ddim_lab.config.job import MetricsConfig
+from ddim_lab.data.decoding import decode
+from ddim_lab.data.images import DiskImages, ImageData, ImageSet, MemoryImages
+from ddim_lab.data.sets import load_data
+from ddim_lab.device.runtime import Runtime
+from ddim_lab.errors import ConfigError, exit_status
+from ddim_lab.jobs.plan import check_outputs, checked_config
 from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import (
     Level,
@@ -40,9 +41,6 @@ from ddim_lab.metrics.references import (
     obtain_statistics,
     read_moments,
 )
-from ddim_lab.plan import check_outputs, checked_config
-from ddim_lab.runtime import Runtime
-from ddim_lab.signals import Terminated, terminable
 from ddim_lab.store import Store, content_key, write_json
 from ddim_lab.store.housekeeping import working
 
@@ -384,26 +382,7 @@ def _is_statistics(path: Path) -> bool:
 
 def main() -> None:
     """Entry point. Exit status: 0, 1 failed, 2 wrong input (one line says what), 130 interrupted, 143 terminated."""
-    try:
-        with terminable():
-            status = _main(sys.argv[1:])
-        sys.exit(status)
-    except ConfigError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"ddim_lab: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"ddim_lab: {one_line(error)}", file=sys.stderr)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print("ddim_lab: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except Terminated:
-        print("ddim_lab: terminated", file=sys.stderr)
-        sys.exit(TERMINATED)
+    sys.exit(exit_status(lambda: _main(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from ddim_lab.chunks import Batch, SampleChunks
+from ddim_lab.store.chunks import Batch, SampleChunks
 
 
 def batch(indices: range, **changes: Any) -> Batch:

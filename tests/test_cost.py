@@ -11,7 +11,8 @@ import tiny
 import torch
 from test_experiments import composed
 
-from ddim_lab.cost import (
+from ddim_lab.device.runtime import Runtime
+from ddim_lab.jobs.cost import (
     ForwardTime,
     describe_cost,
     forward_time,
@@ -19,9 +20,8 @@ from ddim_lab.cost import (
     image_forwards,
     measuring_forwards,
 )
-from ddim_lab.models import _Function
-from ddim_lab.plan import composer, plan_sweep
-from ddim_lab.runtime import Runtime
+from ddim_lab.jobs.plan import composer, plan_sweep
+from ddim_lab.models.obtain import _Function
 
 EXACT = ("data=digits", "model=gaussian", "training=digits", "metrics.features=pixels", *tiny.SMALL)
 
@@ -115,8 +115,8 @@ def test_the_hours_are_those_of_each_network(monkeypatch: pytest.MonkeyPatch) ->
     def timed(config: Any, runtime: Runtime) -> ForwardTime:
         return ForwardTime(seconds[str(list(config.model.block_out_channels)).replace(" ", "")], 1)
 
-    monkeypatch.setattr("ddim_lab.cost.forward_time", timed)
-    monkeypatch.setattr("ddim_lab.cost.measuring_forwards", lambda config: 0)
+    monkeypatch.setattr("ddim_lab.jobs.cost.forward_time", timed)
+    monkeypatch.setattr("ddim_lab.jobs.cost.measuring_forwards", lambda config: 0)
     small, large = (
         composed("table1_digits", "steps=1000", f"model.block_out_channels={channels}", "num_samples=1000")
         for channels in seconds

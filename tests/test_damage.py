@@ -114,15 +114,15 @@ def test_the_report_uses_no_damaged_result(harm: Callable[[Path], None], outputs
 def test_a_plan_that_is_damaged_while_the_sweep_runs_is_written_again(
     harm: Callable[[Path], None], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ddim_lab.run
+    import ddim_lab.jobs.run
 
-    original = ddim_lab.run._run
+    original = ddim_lab.jobs.run._run
 
-    def harmed(config: object, place: ddim_lab.run.Place, *others: object) -> object:
+    def harmed(config: object, place: ddim_lab.jobs.run.Place, *others: object) -> object:
         harm(place.sweep / "plan.json")
         return original(config, place, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ddim_lab.run, "_run", harmed)
+    monkeypatch.setattr(ddim_lab.jobs.run, "_run", harmed)
     assert tiny.run(outputs, *LINE) == 0
     sweep = tiny.sweeps(outputs)[-1]
     assert len(list(sweep.glob("plan.json.damaged-*"))) == 1
@@ -167,7 +167,7 @@ def test_scores_of_a_search_that_are_damaged_are_not_remembered(
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_data_digest_that_is_damaged_is_taken_again(harm: Callable[[Path], None], tmp_path: Path) -> None:
-    from ddim_lab.datasets import DIGEST_FILE, _content_digest
+    from ddim_lab.data.sets import DIGEST_FILE, _content_digest
 
     files = [tmp_path / "a.webp", tmp_path / "b.webp"]
     for level, file in enumerate(files):
@@ -271,9 +271,7 @@ def test_prune_removes_what_no_sweep_refers_to_and_nothing_else(
 def test_nothing_is_pruned_under_a_job(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with working(Store(outputs)):
         assert call("prune", "--yes", outputs=outputs) == 2
-    assert capsys.readouterr().err == (
-        "ddim_lab.store: a job is running in this outputs folder: prune when it has ended\n"
-    )
+    assert capsys.readouterr().err == ("ddim_lab: a job is running in this outputs folder: prune when it has ended\n")
     assert call("prune", "--yes", outputs=outputs) == 0
 
 
@@ -310,5 +308,5 @@ def _mend(root: Path, at: float) -> None:
 def test_no_outputs_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("list", outputs=tmp_path / "nowhere") == 2
     assert capsys.readouterr().err == (
-        f"ddim_lab.store: there is no outputs folder {tmp_path / 'nowhere'}; give --outputs-dir\n"
+        f"ddim_lab: there is no outputs folder {tmp_path / 'nowhere'}; give --outputs-dir\n"
     )

@@ -177,4 +177,4 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: wandb-workspaces is not installed: pip install 'ddim-lab[dashboard]'\n"
+    assert done.stderr == "ddim_lab: wandb-workspaces is not installed: pip install 'ddim-lab[dashboard]'\n"

@@ -29,12 +29,13 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CelebA
 from torchvision.transforms import functional
 
-from ddim_lab import datasets
-from ddim_lab.config import Config, ConfigError, UNetConfig
-from ddim_lab.data import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8
-from ddim_lab.datasets import DEBIAN_FASHION_MNIST, FASHION_FILES, check_data, load_data
-from ddim_lab.models import _moments, obtain_model
-from ddim_lab.runtime import Runtime
+from ddim_lab.config.job import Config, UNetConfig
+from ddim_lab.data import sets as datasets
+from ddim_lab.data.images import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8
+from ddim_lab.data.sets import DEBIAN_FASHION_MNIST, FASHION_FILES, check_data, load_data
+from ddim_lab.device.runtime import Runtime
+from ddim_lab.errors import ConfigError
+from ddim_lab.models.obtain import _moments, obtain_model
 from ddim_lab.store import Store
 
 RANDOM = np.random.default_rng(0)
@@ -92,7 +93,7 @@ def test_images_on_disk_are_decoded_only_when_asked_for_and_joined_sets_are_one(
 
 def test_flips_are_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without noise the network sees each image or its mirror image, about half and half; references see the images."""
-    from ddim_lab.module import DiffusionModule
+    from ddim_lab.models.training import DiffusionModule
 
     images = torch.from_numpy(pixels(200, 1, 4, 4))
     seen: list[Tensor] = []
@@ -622,7 +623,7 @@ def test_what_memory_has_no_room_for_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("ddim_lab.models.HELD_AT_MOST", 2**27)
+    monkeypatch.setattr("ddim_lab.models.obtain.HELD_AT_MOST", 2**27)
     settings = ["data=image_folder", f"data.root={folder}", "data.image_size=2000", "metrics.features=pixels"]
     assert tiny.run(tmp_path / "outputs", *settings, *line, settings=tiny.SMALL) == 2
     assert re.fullmatch(rf"ddim_lab: {message}\n", capsys.readouterr().err)
@@ -638,7 +639,7 @@ def test_what_memory_has_no_room_for_is_refused_before_any_work(
 )
 def test_recipes_have_the_published_networks(name: str, parameters: int) -> None:
     """The sizes of Ho et al.'s and the DDIM paper's networks, as their public checkpoints have them."""
-    from ddim_lab.unet import build_unet
+    from ddim_lab.models.unet import build_unet
 
     config = configure(f"data={name}")
     assert isinstance(config.model, UNetConfig)

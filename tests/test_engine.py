@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddim_lab.config import ConfigError, RuntimeConfig, UNetConfig
-from ddim_lab.engine import Engine
-from ddim_lab.memory import Halving, forward_bytes
+from ddim_lab.config.job import RuntimeConfig, UNetConfig
+from ddim_lab.device.engine import Engine
+from ddim_lab.device.memory import Halving, forward_bytes
+from ddim_lab.device.precision import PARTS, Part, ends_without_autocast, lower_precision
+from ddim_lab.device.runtime import Runtime
+from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.speed import device_seconds
+from ddim_lab.models.unet import build_unet
 from ddim_lab.noise import NamedNoise
-from ddim_lab.precision import PARTS, Part, ends_without_autocast, lower_precision
-from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
-from ddim_lab.unet import build_unet
 
 DEFAULTS = {
     "device": "auto",
@@ -197,7 +198,7 @@ def test_a_cpu_compiles_for_batches_of_a_size_that_wastes_little(
 ) -> None:
     noted = Noted(network)
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
-    monkeypatch.setattr("ddim_lab.runtime._missing_for_compiling", lambda _: None)
+    monkeypatch.setattr("ddim_lab.device.runtime._missing_for_compiling", lambda _: None)
     walked = Halving(runtime(compile=True).wrap(noted, batch_size))
     assert len(walked(*inputs(batch_size))) == batch_size
     assert noted.sizes == parts
@@ -468,7 +469,7 @@ def test_the_memory_of_a_forward_grows_with_the_batch(network: nn.Module) -> Non
 
 def test_a_batch_is_as_large_as_memory_allows(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime().batch_size(network, (3, 8, 8)) == 256
-    monkeypatch.setattr("ddim_lab.runtime.forward_bytes", lambda *_: os.sysconf("SC_PAGE_SIZE") * 1000)
+    monkeypatch.setattr("ddim_lab.device.runtime.forward_bytes", lambda *_: os.sysconf("SC_PAGE_SIZE") * 1000)
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100_000}[name])
     assert runtime().batch_size(network, (3, 8, 8)) == 32
 

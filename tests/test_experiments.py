@@ -13,8 +13,9 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ddim_lab.config import Config, ConfigError
-from ddim_lab.plan import compose, composer, plan_sweep, split_cells
+from ddim_lab.config.job import Config
+from ddim_lab.errors import ConfigError
+from ddim_lab.jobs.plan import compose, composer, plan_sweep, split_cells
 from ddim_lab.report.sweep import Determinism, Measurements, Quality, Speed
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"

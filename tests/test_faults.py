@@ -21,16 +21,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddim_lab.data import NonFiniteError
-from ddim_lab.errors import TERMINATED
-from ddim_lab.memory import Halving
-from ddim_lab.models import Model
-from ddim_lab.module import DiffusionModule
+from ddim_lab.data.images import NonFiniteError
+from ddim_lab.device.memory import Halving
+from ddim_lab.device.ranks import on_ranks
+from ddim_lab.errors import TERMINATED, Terminated, terminable, terminating
+from ddim_lab.models.obtain import Model
+from ddim_lab.models.training import DiffusionModule
 from ddim_lab.noise import NamedNoise
-from ddim_lab.ranks import on_ranks
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
-from ddim_lab.signals import Terminated, terminable, terminating
 from ddim_lab.tasks.generate import sample_uint8
 
 EXACT = ("model=gaussian", "metrics.features=pixels", "logger=csv")
@@ -229,7 +228,7 @@ def test_an_image_that_goes_missing_in_mid_run(tmp_path: Path, monkeypatch: pyte
     state = gone.stat()
     with monkeypatch.context() as patch:
         patch.setattr(DiffusionModule, "training_step", lose)
-        patch.setattr("ddim_lab.loaders.MOST_WORKERS", 0)
+        patch.setattr("ddim_lab.data.loaders.MOST_WORKERS", 0)
         assert tiny.run(tmp_path / "outputs", *line, *unet, settings=()) == 1
     error = swept(tmp_path / "outputs")[0]["error"]
     assert "07.png can't be read" in error or "07.png" in error

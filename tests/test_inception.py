@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from ddim_lab.config import ConfigError, DigitsConfig
-from ddim_lab.datasets import load_data
+from ddim_lab.config.job import DigitsConfig
+from ddim_lab.data.sets import load_data
+from ddim_lab.errors import ConfigError
 from ddim_lab.metrics import inception
 from ddim_lab.metrics.features import obtain_features
 from ddim_lab.metrics.frechet import FrechetDistance

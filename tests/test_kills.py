@@ -18,7 +18,7 @@ import forked
 import pytest
 import tiny
 
-import ddim_lab.run
+import ddim_lab.jobs.run
 
 LINE = (
     *("training.max_steps=6", "training.warmup_steps=0", "training.checkpoint_every=2", "training.batch_size=8"),
@@ -73,7 +73,7 @@ def watched(outputs: Path, act: Callable[[int, str], None], logger: str) -> int:
 
 def again(outputs: Path, logger: str) -> int:
     """The sweep, in a fork: without charts as PNG for W&B, whose renderer does not survive a fork."""
-    ddim_lab.run.static_charts = lambda sweep: {}
+    ddim_lab.jobs.run.static_charts = lambda sweep: {}
     return tiny.run(outputs, *LINE, f"logger={logger}", settings=())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from ddim_lab.trust import LAUNCHERS
+from ddim_lab.config.trust import LAUNCHERS
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = (
@@ -119,7 +119,7 @@ def _command(process: int) -> str:
 def test_a_launcher_that_is_not_installed_says_which_extra_it_needs(
     choice: str, extra: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddim_lab.trust._installed", lambda target: False)
+    monkeypatch.setattr("ddim_lab.config.trust._installed", lambda target: False)
     assert tiny.run(tmp_path, *LINE, f"hydra/launcher={choice}", settings=()) == 2
     assert capsys.readouterr().err == (
         f"ddim_lab: hydra/launcher={choice} needs a plugin: pip install 'ddim-lab[{extra}]'\n"

@@ -16,7 +16,6 @@ PACKAGE = Path(ddim_lab.__file__).parent
 # module -> what it may import besides the standard library
 MATHEMATICS = {
     "schedule": {"numpy"},
-    "gaps": {"numpy"},
     "diffusion": {"torch"},
     "noise": {"torch"},
     "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule"},
@@ -25,15 +24,15 @@ MATHEMATICS = {
 }
 
 
-# From the mathematics to the commands: a module imports from its own layer and from those before it.
+# From the mathematics to the commands: a room imports from itself and from those before it.
 LAYERS = (
-    "schedule gaps diffusion noise sampler analytic interpolate",
-    "errors signals switches cores store config data images trust datasets loaders chunks",
-    "lightning metrics",
-    "precision memory engine runtime unet checkpoints module ranks pretrained models evaluation",
+    "schedule diffusion noise sampler analytic interpolate errors",
+    "store config",
+    "device data",
+    "models metrics",
     "tasks",
-    "report tracking",
-    "cost plan run",
+    "report",
+    "jobs",
     "score dashboard __main__",
 )
 
@@ -119,7 +118,9 @@ def test_the_mathematics_loads_no_framework() -> None:
 
 def test_a_command_is_checked_without_what_it_may_never_need() -> None:
     """Seconds of imports: where every cell is stored, nothing is trained and nothing measured."""
-    loaded = loaded_by("import ddim_lab.plan, ddim_lab.datasets, ddim_lab.metrics.references, ddim_lab.models")
+    loaded = loaded_by(
+        "import ddim_lab.jobs.plan, ddim_lab.data.sets, ddim_lab.metrics.references, ddim_lab.models.obtain"
+    )
     assert not loaded & {"torchmetrics", "pytorch_lightning", "diffusers", "wandb", "scipy", "sklearn", "matplotlib"}
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ddim_lab.config import DigitsConfig
-from ddim_lab.data import from_uint8, to_uint8
-from ddim_lab.datasets import load_data
+from ddim_lab.config.job import DigitsConfig
+from ddim_lab.data.images import from_uint8, to_uint8
+from ddim_lab.data.sets import load_data
 from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, noise_variance
 from ddim_lab.metrics.estimates import GROUPS, jackknife_se, paired_se
 from ddim_lab.metrics.features import obtain_features

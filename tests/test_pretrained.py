@@ -18,10 +18,11 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddim_lab.config import Config, ConfigError
-from ddim_lab.models import Model, _say_once, check_model, obtain_model
+from ddim_lab.config.job import Config
+from ddim_lab.errors import ConfigError
+from ddim_lab.models.obtain import Model, _say_once, check_model, obtain_model
+from ddim_lab.models.unet import load_unet, weights_digest
 from ddim_lab.noise import NamedNoise
-from ddim_lab.unet import load_unet, weights_digest
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -371,7 +372,7 @@ def test_diffusers_pipeline_on_our_folder_gives_our_images(trained: Path, monkey
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "sigmoid", "cosine", "constant"])
 def test_the_stored_scheduler_has_our_betas(schedule: str, tmp_path: Path) -> None:
-    from ddim_lab.unet import write_pipeline
+    from ddim_lab.models.unet import write_pipeline
 
     config = configure(f"schedule={schedule}", "schedule.num_timesteps=50", "steps=5")
     write_pipeline(tmp_path, config.build_schedule(), config.schedule.model_dump())
@@ -402,8 +403,8 @@ CHECKPOINT = os.environ.get("DDIM_LAB_CHECKPOINT")
 @pytest.mark.skipif(CHECKPOINT is None, reason="DDIM_LAB_CHECKPOINT names no Fashion-MNIST U-Net")
 def test_a_real_checkpoint_predicts_noise_well() -> None:
     """On real images its eps at mid-noise is much nearer to the truth than that of no model at all (eps = x_t)."""
-    from ddim_lab.data import from_uint8
-    from ddim_lab.datasets import load_data
+    from ddim_lab.data.images import from_uint8
+    from ddim_lab.data.sets import load_data
 
     config = pretrained(str(CHECKPOINT), "data=fashion_mnist")
     try:

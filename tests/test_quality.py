@@ -19,8 +19,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from ddim_lab.config import ConfigError, DigitsConfig, MetricsConfig
-from ddim_lab.datasets import load_data
+from ddim_lab.config.job import DigitsConfig, MetricsConfig
+from ddim_lab.data.sets import load_data
+from ddim_lab.errors import ConfigError
 from ddim_lab.metrics import kernel, precision_recall
 from ddim_lab.metrics.classifier import LARGE, SMALL, make_classifier, recipe_for
 from ddim_lab.metrics.estimates import jackknife_se
@@ -316,7 +317,7 @@ SCORING = """
 import resource, sys
 from pathlib import Path
 import torch
-from ddim_lab.plan import checked_config
+from ddim_lab.jobs.plan import checked_config
 from ddim_lab.metrics.classifier import LARGE, make_classifier
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.quality import Quality

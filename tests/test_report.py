@@ -1223,7 +1223,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert main([str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: ")
+    assert err.startswith("ddim_lab: ")
     assert err.count("\n") == 1
     assert message in err
     with pytest.raises(ReportError):
@@ -1332,7 +1332,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     assert main([f"a={a}", f"b={b}", "--output", str(tmp_path / "both")]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("error: a and b can't be compared: ")
+    assert err.startswith("ddim_lab: a and b can't be compared: ")
     assert why in err
     assert not (tmp_path / "both").exists()
 

@@ -26,8 +26,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ddim_lab import score
-from ddim_lab.config import ImageFolderConfig
-from ddim_lab.datasets import load_data
+from ddim_lab.config.job import ImageFolderConfig
+from ddim_lab.data.sets import load_data
 
 EXACT = ("metrics.features=pixels", "logger=csv", "steps=2")
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ddim_lab.score import main, score
 from ddim_lab.store import Store, read_json
-from ddim_lab.store.housekeeping import PruneError, prunable
+from ddim_lab.store.housekeeping import prunable
 
 PIXELS = ("metrics.features=pixels", "metrics.kid_subset_size=20")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -92,7 +92,7 @@ def test_nothing_is_pruned_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     refused: list[str] = []
 
     def prune_meanwhile(*arguments: Any) -> dict[str, Any]:
-        with pytest.raises(PruneError) as error:
+        with pytest.raises(ConfigError) as error:
             prunable(Store(tmp_path / "outputs"))
         refused.append(str(error.value))
         return score(*arguments)

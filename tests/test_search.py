@@ -17,13 +17,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddim_lab.config import config_folder
-from ddim_lab.data import NonFiniteError
-from ddim_lab.gaps import log_gaps, timesteps_of_log_gaps, warped
+from ddim_lab.config.job import config_folder
+from ddim_lab.data.images import NonFiniteError
 from ddim_lab.metrics import features
 from ddim_lab.metrics.extractor import Pixels
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
 from ddim_lab.tasks import search_timesteps as task
+from ddim_lab.tasks.search.gaps import log_gaps, timesteps_of_log_gaps, warped
 from ddim_lab.tasks.search_timesteps import builtin_timesteps, search
 
 pytest.importorskip("optuna")

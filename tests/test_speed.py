@@ -19,8 +19,9 @@ import tiny
 import torch
 from torch import nn
 
-from ddim_lab.config import ConfigError
-from ddim_lab.datasets import without_images
+from ddim_lab.data.sets import without_images
+from ddim_lab.device.runtime import Runtime
+from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.extractor import Pixels
 from ddim_lab.metrics.speed import (
     Contention,
@@ -30,13 +31,12 @@ from ddim_lab.metrics.speed import (
     product_ceiling,
 )
 from ddim_lab.metrics.statistics import FeatureSums
-from ddim_lab.models import obtain_model
-from ddim_lab.runtime import Runtime
+from ddim_lab.models.obtain import obtain_model
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store
 from ddim_lab.store.objects import is_locked
 from ddim_lab.tasks import benchmark, speed_peers
-from ddim_lab.tasks.job import Job
+from ddim_lab.tasks.base import Job
 
 SMALL = ("model.block_out_channels=[8,8]", "model.weights=random", "logger=csv", "steps=4")
 

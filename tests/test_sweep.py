@@ -79,7 +79,7 @@ def test_the_same_sweep_again_computes_nothing(
         raise AssertionError("a forward pass in a sweep that was there")
 
     monkeypatch.setattr(Sampler, "_predict_eps", refuse)
-    monkeypatch.setattr("ddim_lab.models.Model.load", refuse, raising=False)
+    monkeypatch.setattr("ddim_lab.models.obtain.Model.load", refuse, raising=False)
     before = _kept(outputs)
     assert tiny.run(outputs, *NINE) == 0
     assert _kept(outputs) == before

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ddim_lab.analytic import GaussianEps
-from ddim_lab.config import ConfigError
+from ddim_lab.errors import ConfigError
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from wandb_offline import read_run
 
-from ddim_lab import tracking
-from ddim_lab.tracking import TrackingConfig, offline_sync_hint, track
+from ddim_lab.jobs import tracking
+from ddim_lab.jobs.tracking import TrackingConfig, offline_sync_hint, track
 
 KEY = "5e1f" * 10  # the form of an API key; it opens nothing
 NOBODY_LISTENS = "http://127.0.0.1:9"
@@ -222,7 +222,7 @@ def test_csv_does_not_import_wandb(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from ddim_lab.tracking import TrackingConfig, track
+from ddim_lab.jobs.tracking import TrackingConfig, track
 config = TrackingConfig(logger="csv", directory=Path(sys.argv[1]))
 with track(config, job_type="cell", name="n", group="g", run_config={}) as run:
     run.log({"fd": 1.0}, step=10)
@@ -264,7 +264,7 @@ def test_a_server_that_never_answers_does_not_hold_up_the_end_of_the_process(tmp
     script = """
 import sys
 from pathlib import Path
-from ddim_lab.tracking import TrackingConfig, track
+from ddim_lab.jobs.tracking import TrackingConfig, track
 config = TrackingConfig(logger="wandb", directory=Path(sys.argv[1]), init_timeout_seconds=1)
 with track(config, job_type="cell", name="n", group="g", run_config={}) as run:
     run.log({"fd": 1.5}, step=10)

@@ -20,13 +20,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from ddim_lab.checkpoints import VerifiedCheckpoints
-from ddim_lab.config import Config, UNetConfig
-from ddim_lab.data import DiskImages, ImageData, MemoryImages
-from ddim_lab.datasets import load_data
-from ddim_lab.loaders import TrainingBatches, _StepBatches
-from ddim_lab.module import READ_EVERY, DiffusionModule, train
-from ddim_lab.unet import weights_digest
+from ddim_lab.config.job import Config, UNetConfig
+from ddim_lab.data.images import DiskImages, ImageData, MemoryImages
+from ddim_lab.data.loaders import TrainingBatches, _StepBatches
+from ddim_lab.data.sets import load_data
+from ddim_lab.models.checkpoints import VerifiedCheckpoints
+from ddim_lab.models.training import READ_EVERY, DiffusionModule, train
+from ddim_lab.models.unet import weights_digest
 
 DECAY = 0.9
 
@@ -179,10 +179,10 @@ def test_what_makes_other_weights_makes_another_name(
     option: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of betas counts by what is in it; whether the training is compiled, by what that comes to here."""
-    from ddim_lab.models import training_recipe
-    from ddim_lab.runtime import Runtime
+    from ddim_lab.device.runtime import Runtime
+    from ddim_lab.models.obtain import training_recipe
 
-    monkeypatch.setattr("ddim_lab.runtime._missing_for_compiling", lambda on_gpu: None)
+    monkeypatch.setattr("ddim_lab.device.runtime._missing_for_compiling", lambda on_gpu: None)
     file = tmp_path / "betas.txt"
     file.write_text("\n".join(map(repr, settings().build_schedule().betas.tolist())))
 
@@ -274,7 +274,7 @@ def test_ranks_that_train_together_take_the_steps_of_one(data: ImageData, tmp_pa
     """Without dropout the same batches, flips, timesteps and noise: the weights of one process, to rounding."""
     from safetensors.torch import load_file
 
-    from ddim_lab.ranks import on_ranks
+    from ddim_lab.device.ranks import on_ranks
 
     alone, alone_raw, write = fit(settings("model.dropout=0.0"), data, tmp_path / "one")
     config = settings("model.dropout=0.0", "training.devices=2")
@@ -314,8 +314,8 @@ def test_ema_is_the_average_of_the_weights_after_each_step(data: ImageData, tmp_
 
 def test_what_is_loaded_is_what_was_stored(data: ImageData, undisturbed: Any, tmp_path: Path) -> None:
     """weights=ema loads the average and weights=raw the last weights, bitwise."""
-    from ddim_lab.models import obtain_model
-    from ddim_lab.runtime import Runtime
+    from ddim_lab.device.runtime import Runtime
+    from ddim_lab.models.obtain import obtain_model
     from ddim_lab.store import Store
 
     averaged, raw, _, _ = undisturbed
@@ -393,7 +393,7 @@ def test_batches_are_a_chain_of_permutations(size: int, batch: int) -> None:
 
 
 def test_batches_in_memory_and_on_disk_are_the_same() -> None:
-    from ddim_lab.data import DiskImages
+    from ddim_lab.data.images import DiskImages
 
     images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
     memory = MemoryImages(images, torch.arange(20))

@@ -11,8 +11,8 @@ import hydra
 import pytest
 
 from ddim_lab.__main__ import main
-from ddim_lab.config import Config, config_folder
-from ddim_lab.runtime import _missing_for_compiling
+from ddim_lab.config.job import Config, config_folder
+from ddim_lab.device.runtime import _missing_for_compiling
 
 needs_compiler = pytest.mark.skipif(
     _missing_for_compiling(on_gpu=False) is not None, reason="needs a C++ compiler and Python's headers"

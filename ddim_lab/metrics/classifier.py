@@ -7,7 +7,7 @@ from typing import Any, Final, final
 
 from torch import Tensor, nn
 
-from ddim_lab.data import from_uint8
+from ddim_lab.data.images import from_uint8
 from ddim_lab.metrics.extractor import Extractor, exact_float32
 
 __all__ = ["Classifier", "make_classifier", "recipe_for"]

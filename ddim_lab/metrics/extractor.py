@@ -10,8 +10,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.data import from_uint8
-from ddim_lab.switches import switches_kept
+from ddim_lab.data.images import from_uint8
+from ddim_lab.device.switches import switches_kept
 
 __all__ = ["Extractor", "Pixels", "exact_float32", "tf32_products"]
 

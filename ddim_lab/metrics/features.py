@@ -14,8 +14,9 @@ from typing import final
 
 from safetensors.torch import load_file, save_file
 
-from ddim_lab.config import Config, ConfigError, ImageFolderConfig
-from ddim_lab.data import ImageData
+from ddim_lab.config.job import Config, ImageFolderConfig
+from ddim_lab.data.images import ImageData
+from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.classifier import make_classifier, recipe_for
 from ddim_lab.metrics.estimates import GROUPS
 from ddim_lab.metrics.extractor import Extractor, Pixels

@@ -17,8 +17,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config import ConfigError
-from ddim_lab.errors import one_line
+from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.metrics.extractor import Extractor, exact_float32, tf32_products
 
 __all__ = ["INCEPTION_FEATURES", "PUBLISHED_SHA256", "Inception", "check_weights", "find_weights", "weights_digest"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim_lab.config import MetricsConfig
+from ddim_lab.config.job import MetricsConfig
 from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.extractor import Extractor, exact_float32
 from ddim_lab.metrics.features import Features

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim_lab.config import ConfigError, MetricsConfig
-from ddim_lab.data import ImageData, ImageSet, Split
-from ddim_lab.errors import one_line
+from ddim_lab.config.job import MetricsConfig
+from ddim_lab.data.images import ImageData, ImageSet, Split
+from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddim_lab.cores import allowed_cores
+from ddim_lab.device.cores import allowed_cores
 
 __all__ = [
     "Contention",

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.data import ImageData
-from ddim_lab.lightning import interruptible
-from ddim_lab.loaders import TrainingBatches
+from ddim_lab.data.images import ImageData
+from ddim_lab.data.loaders import TrainingBatches
+from ddim_lab.device.lightning import interruptible
 from ddim_lab.metrics.classifier import Classifier
 
 __all__ = ["train_classifier"]

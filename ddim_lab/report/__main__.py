@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddim_lab.errors import exit_status
 from ddim_lab.report import ReportError, build, build_comparison, write_figures
 
 
@@ -29,22 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write one sweep's charts there, too, as SVG files")
     asked = parser.parse_args(arguments)
-    try:
-        if asked.figures is not None and len(asked.sweeps) > 1:
-            raise ReportError("--figures is for one sweep: give one, or drop it")
-        if len(asked.sweeps) == 1 and asked.output is None:
-            print(build(Path(asked.sweeps[0])))
-            if asked.figures is not None:
-                print(*write_figures(Path(asked.sweeps[0]), asked.figures), sep="\n")
-        elif len(asked.sweeps) == 1:
-            raise ReportError("--output is for a comparison: give several sweeps, or drop it")
-        else:
-            from ddim_lab.report.compare import name_folders
+    return exit_status(lambda: _main(asked))
 
-            print(build_comparison(name_folders(asked.sweeps), asked.output or Path("comparison")))
-    except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def _main(asked: argparse.Namespace) -> int:
+    if asked.figures is not None and len(asked.sweeps) > 1:
+        raise ReportError("--figures is for one sweep: give one, or drop it")
+    if len(asked.sweeps) > 1:
+        from ddim_lab.report.compare import name_folders
+
+        print(build_comparison(name_folders(asked.sweeps), asked.output or Path("comparison")))
+        return 0
+    if asked.output is not None:
+        raise ReportError("--output is for a comparison: give several sweeps, or drop it")
+    sweep = Path(asked.sweeps[0])
+    print(build(sweep))
+    if asked.figures is not None:
+        print(*write_figures(sweep, asked.figures), sep="\n")
     return 0
 
 

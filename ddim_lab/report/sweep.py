@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddim_lab.errors import ConfigError
 from ddim_lab.store import fault, read_json, read_record
 
 SCHEMA = 1
 Status = Literal["done", "failed", "missing"]
 
 
-class ReportError(Exception):
+class ReportError(ConfigError):
     """The folder can't be reported on; the message says what is wrong and what to do."""
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ddim_lab.errors import BAD_INPUT
-from ddim_lab.store.housekeeping import Item, PruneError, inventory, no_new_jobs, prunable, remove, verify
+from ddim_lab.errors import ConfigError, exit_status
+from ddim_lab.store.housekeeping import Item, inventory, no_new_jobs, prunable, remove, verify
 from ddim_lab.store.objects import Store
 
 DAMAGED: Final = 1
@@ -20,21 +20,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say; return the exit status: 0, 1 something was damaged, 2 it can't be done."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     asked = _parser().parse_args(arguments)
+    return exit_status(lambda: _main(asked))
+
+
+def _main(asked: argparse.Namespace) -> int:
     store = Store(asked.outputs_dir)
-    try:
-        if not store.root.is_dir():
-            raise PruneError(f"there is no outputs folder {store.root}; give --outputs-dir")
-        if asked.command == "list":
-            _print_items(inventory(store))
-            return 0
-        if asked.command == "verify":
-            count, damaged = verify(store)
-            print(f"{count} verified, {len(damaged)} damaged")
-            return DAMAGED if damaged else 0
-        return _prune(store, asked)
-    except (PruneError, OSError) as error:
-        print(f"ddim_lab.store: {error}", file=sys.stderr)
-        return BAD_INPUT
+    if not store.root.is_dir():
+        raise ConfigError(f"there is no outputs folder {store.root}; give --outputs-dir")
+    if asked.command == "list":
+        _print_items(inventory(store))
+        return 0
+    if asked.command == "verify":
+        count, damaged = verify(store)
+        print(f"{count} verified, {len(damaged)} damaged")
+        return DAMAGED if damaged else 0
+    return _prune(store, asked)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +61,7 @@ def _prune(store: Store, asked: argparse.Namespace) -> int:
             try:
                 answer = input(f"remove these {len(items)}? [y/N] ")
             except EOFError:
-                raise PruneError("nobody to ask: give --yes or --dry-run") from None
+                raise ConfigError("nobody to ask: give --yes or --dry-run") from None
             if answer.strip().lower() not in ("y", "yes"):
                 return 0
         for item in items:

@@ -11,19 +11,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, final
 
+from ddim_lab.errors import ConfigError
 from ddim_lab.store.files import read_record, set_aside
 from ddim_lab.store.objects import KINDS, Store, is_locked
 
-__all__ = ["RUNNING", "Item", "PruneError", "inventory", "no_new_jobs", "prunable", "remove", "verify", "working"]
+__all__ = ["RUNNING", "Item", "inventory", "no_new_jobs", "prunable", "remove", "verify", "working"]
 
 RUNNING: Final = "sweep"
 """What a job marks its process as busy with, so that nothing is pruned under it."""
 
 State = Literal["whole", "unfinished", "damaged", "left over", "sweep"]
-
-
-class PruneError(Exception):
-    """Nothing may be removed now; the message says why and what to do."""
 
 
 @final
@@ -94,12 +91,12 @@ def prunable(store: Store, *, unfinished: bool = False) -> list[Item]:
         unfinished: also work that could be resumed, if no process holds it.
 
     Raises:
-        PruneError: a job is running, or a pointer is damaged, so that what it refers to is not known.
+        ConfigError: a job is running, or a pointer is damaged, so that what it refers to is not known.
     """
     if store.busy(RUNNING, anywhere=True):
-        raise PruneError("a job is running in this outputs folder: prune when it has ended")
+        raise ConfigError("a job is running in this outputs folder: prune when it has ended")
     if damaged := _users(store)[1]:
-        raise PruneError(
+        raise ConfigError(
             f"{damaged[0]} is damaged, so what its sweep refers to is not known: run the sweep's command again and"
             f" delete {damaged[0].parents[2]}"
         )

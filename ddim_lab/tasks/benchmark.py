@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config import BenchmarkConfig
+from ddim_lab.config.job import BenchmarkConfig
 from ddim_lab.metrics.estimates import Line, fit_line
 from ddim_lab.metrics.speed import (
     Contention,
@@ -25,8 +25,8 @@ from ddim_lab.metrics.speed import (
     timed_libraries,
 )
 from ddim_lab.sampler import Sampler
-from ddim_lab.tasks.job import Job, Measured
-from ddim_lab.tasks.sampling import start
+from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.walks import start
 
 __all__ = ["identity", "measure"]
 

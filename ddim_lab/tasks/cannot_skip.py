@@ -22,13 +22,13 @@ from typing import Final, Literal, final
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config import CannotSkipConfig
+from ddim_lab.config.job import CannotSkipConfig
 from ddim_lab.diffusion import eps_from
 from ddim_lab.noise import NamedNoise, NoiseSource
 from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.tasks import generate
-from ddim_lab.tasks.job import Job, Measured
-from ddim_lab.tasks.sampling import mean_and_se, network_in_place, squared_error, start
+from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.walks import mean_and_se, network_in_place, squared_error, start
 
 __all__ = ["DDPMFormula", "identity", "measure"]
 

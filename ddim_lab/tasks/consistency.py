@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config import ConsistencyConfig
+from ddim_lab.config.job import ConsistencyConfig
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import content_key
-from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.base import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
-from ddim_lab.tasks.sampling import (
+from ddim_lab.tasks.walks import (
     extract,
     mean_and_se,
     network_in_place,

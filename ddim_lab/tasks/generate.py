@@ -15,25 +15,25 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddim_lab.chunks import Batch, SampleChunks
-from ddim_lab.config import Config
-from ddim_lab.data import ImageData, MemoryImages, from_uint8, to_uint8
-from ddim_lab.datasets import load_data
-from ddim_lab.memory import Halving
+from ddim_lab.config.job import Config
+from ddim_lab.data.images import ImageData, MemoryImages, from_uint8, to_uint8
+from ddim_lab.data.sets import load_data
+from ddim_lab.device.memory import Halving
+from ddim_lab.device.ranks import on_ranks
+from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, nhwc, noise_variance
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.references import obtain_level, obtain_reference, read_moments, reference_of
 from ddim_lab.metrics.speed import Contention, PeakMemory, larger, timed
 from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
-from ddim_lab.models import obtain_model
+from ddim_lab.models.obtain import obtain_model
 from ddim_lab.noise import NamedNoise, NoiseSource
-from ddim_lab.ranks import on_ranks
-from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import EpsModel, Transition
 from ddim_lab.store import Store, read_json
-from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.store.chunks import Batch, SampleChunks
+from ddim_lab.tasks.base import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview
-from ddim_lab.tasks.sampling import batches, check_finite, mean_and_se, network_in_place
+from ddim_lab.tasks.walks import batches, check_finite, mean_and_se, network_in_place
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
@@ -222,8 +222,8 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         walk: what samples, if not the job's sampler.
     """
     # Lightning and torchmetrics, seconds to import: only where something is sampled.
-    from ddim_lab.evaluation import run_over_batches
     from ddim_lab.metrics.quality import Quality
+    from ddim_lab.tasks.evaluation import run_over_batches
 
     config, data, features, store = job.config, job.data, job.features, job.store
     runtime, sampler, metrics = job.runtime, job.sampler if walk is None else walk, job.config.metrics
@@ -317,7 +317,7 @@ def _sample_share(
     rank: int, values: dict[str, Any], devices: list[str], work: Path, shares: list[list[range]], walk: Walk | None
 ) -> None:
     """One of several processes that sample together."""
-    from ddim_lab.evaluation import run_over_batches
+    from ddim_lab.tasks.evaluation import run_over_batches
 
     config = Config.model_validate(values)
     runtime = Runtime.resolve(config.runtime.model_copy(update={"device": devices[rank]}))

@@ -14,13 +14,13 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config import InterpolateConfig
-from ddim_lab.data import from_uint8
+from ddim_lab.config.job import InterpolateConfig
+from ddim_lab.data.images import from_uint8
 from ddim_lab.interpolate import slerp_grid, slerp_line
 from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
-from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.base import Job, Measured
 from ddim_lab.tasks.pictures import sheet
-from ddim_lab.tasks.sampling import batches, check_finite, network_in_place, start
+from ddim_lab.tasks.walks import batches, check_finite, network_in_place, start
 
 __all__ = ["identity", "measure"]
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddim_lab.data import to_uint8
+from ddim_lab.data.images import to_uint8
 
 __all__ = ["preview", "sheet"]
 

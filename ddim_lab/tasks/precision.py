@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim_lab.memory import Halving
+from ddim_lab.device.memory import Halving
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.speed import Contention, timed, timed_libraries
 from ddim_lab.store import content_key
-from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.base import Job, Measured
 from ddim_lab.tasks.pictures import preview, sheet
-from ddim_lab.tasks.sampling import (
+from ddim_lab.tasks.walks import (
     extract,
     mean_and_se,
     network_in_place,

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import torch
 
-from ddim_lab.config import ReconstructConfig
-from ddim_lab.data import from_uint8
-from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.config.job import ReconstructConfig
+from ddim_lab.data.images import from_uint8
+from ddim_lab.tasks.base import Job, Measured
 from ddim_lab.tasks.pictures import sheet
-from ddim_lab.tasks.sampling import batches, check_finite, mean_and_se, network_in_place, squared_error
+from ddim_lab.tasks.walks import batches, check_finite, mean_and_se, network_in_place, squared_error
 
 __all__ = ["identity", "measure"]
 

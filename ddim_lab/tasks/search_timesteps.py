@@ -1,6 +1,6 @@
 """Task `search_timesteps`: the list of S timesteps with the lowest Fréchet distance on one model.
 
-1. Search. Every built-in spacing, then warps of the best of them that Optuna proposes (`ddim_lab.gaps`), are scored by
+1. Search. Every built-in spacing, then warps of the best of them that Optuna proposes (see `gaps`), are scored by
    the distance of `task.search_samples` samples at the noise of `task.search_seed`, in `task.search_features`: every
    list starts from the same x_T. What is found is no worse than any spacing there.
 2. Score. The found list and every built-in spacing sample `num_samples` images at `seed`, noise that the search has not
@@ -31,9 +31,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ddim_lab.config import SearchTimestepsConfig
-from ddim_lab.data import NonFiniteError
-from ddim_lab.gaps import log_gaps, timesteps_of_log_gaps, warped
+from ddim_lab.config.job import SearchTimestepsConfig
+from ddim_lab.data.images import NonFiniteError
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.features import Features, obtain_features
@@ -42,9 +41,10 @@ from ddim_lab.metrics.statistics import Moments
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
 from ddim_lab.store import content_key, read_json, sealed_line, sealed_text, unsealed_line, write_json, write_text
+from ddim_lab.tasks.base import Job, Measured
 from ddim_lab.tasks.generate import sample_uint8
-from ddim_lab.tasks.job import Job, Measured
-from ddim_lab.tasks.sampling import network_in_place
+from ddim_lab.tasks.search.gaps import log_gaps, timesteps_of_log_gaps, warped
+from ddim_lab.tasks.walks import network_in_place
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.frechet import FrechetDistance
@@ -138,7 +138,7 @@ def builtin_timesteps(nfe: int, num_timesteps: int) -> dict[str, Timesteps]:
 def search(
     score: Callable[[Timesteps], float], starts: Mapping[str, Timesteps], num_timesteps: int, trials: int, seed: int
 ) -> list[Trial]:
-    """Look for the list with the lowest score: every start, then warps of the best of them (`ddim_lab.gaps`).
+    """Look for the list with the lowest score: every start, then warps of the best of them (see `gaps`).
 
     The warps are proposed by a Gaussian process (Optuna) on the scores so far. The same arguments give the same trials,
     so a search is repeated, or resumed, by remembering scores.

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config import SpeedPeersConfig
-from ddim_lab.data import to_uint8
+from ddim_lab.config.job import SpeedPeersConfig
+from ddim_lab.data.images import to_uint8
 from ddim_lab.metrics.speed import Contention, timed, timed_libraries
 from ddim_lab.sampler import Sampler
-from ddim_lab.tasks.job import Job, Measured
-from ddim_lab.tasks.sampling import start
+from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.walks import start
 
 __all__ = ["identity", "measure", "papers_loop", "pipeline"]
 
@@ -134,7 +134,7 @@ def pipeline(job: Job, network: Any, *, optimised: bool) -> Run:
     """diffusers' DDIMPipeline on a U-Net, with our schedule: call it with a number of images."""
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    from ddim_lab.unet import scheduler_config
+    from ddim_lab.models.unet import scheduler_config
 
     schedule = job.sampler.schedule
     config = scheduler_config(schedule, {"name": "betas"})

@@ -10,11 +10,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ddim_lab.config import TrajectoryConfig
+from ddim_lab.config.job import TrajectoryConfig
 from ddim_lab.sampler import EpsModel, Moment
-from ddim_lab.tasks.job import Job, Measured
+from ddim_lab.tasks.base import Job, Measured
 from ddim_lab.tasks.pictures import PREVIEW, preview, sheet
-from ddim_lab.tasks.sampling import batches, check_finite, network_in_place, squared_error, start
+from ddim_lab.tasks.walks import batches, check_finite, network_in_place, squared_error, start
 
 __all__ = ["identity", "measure"]
 

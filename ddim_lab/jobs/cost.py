@@ -12,7 +12,7 @@ from typing import Final, final
 import torch
 from torch import nn
 
-from ddim_lab.config import (
+from ddim_lab.config.job import (
     AUTO,
     BenchmarkConfig,
     CannotSkipConfig,
@@ -27,8 +27,8 @@ from ddim_lab.config import (
     SpeedPeersConfig,
     UNetConfig,
 )
+from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.speed import timed
-from ddim_lab.runtime import Runtime
 from ddim_lab.schedule import SPACINGS
 from ddim_lab.tasks.generate import COMPARED, FORWARDS_ALONE
 
@@ -148,14 +148,14 @@ def forward_time(config: Config, runtime: Runtime) -> ForwardTime | None:
 
 def _network(config: Config) -> nn.Module | None:
     if isinstance(config.model, UNetConfig):
-        from ddim_lab.unet import build_unet
+        from ddim_lab.models.unet import build_unet
 
         with torch.random.fork_rng(devices=[]):
             fresh: nn.Module = build_unet(config.model, config.data.shape)
         return fresh.eval()
     if isinstance(config.model, PretrainedConfig):
-        from ddim_lab.pretrained import inspect_pretrained
-        from ddim_lab.unet import load_unet
+        from ddim_lab.models.pretrained import inspect_pretrained
+        from ddim_lab.models.unet import load_unet
 
         found = inspect_pretrained(config.model.path, config.schedule, config.data.name, config.data.shape)
         return load_unet(found.folder)

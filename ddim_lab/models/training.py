@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ddim_lab.checkpoints import VerifiedCheckpoints, usable
-from ddim_lab.config import ConfigError, TrainingConfig, UNetConfig
-from ddim_lab.data import ImageData, from_uint8
+from ddim_lab.config.job import TrainingConfig, UNetConfig
+from ddim_lab.data.images import ImageData, from_uint8
+from ddim_lab.data.loaders import TrainingBatches, rank_part
+from ddim_lab.device.engine import compile_whole, too_many_compilations
+from ddim_lab.device.lightning import interruptible
+from ddim_lab.device.precision import ends_without_autocast
+from ddim_lab.device.switches import switches_kept
 from ddim_lab.diffusion import eps_loss, q_sample
-from ddim_lab.engine import compile_whole, too_many_compilations
-from ddim_lab.lightning import interruptible
-from ddim_lab.loaders import TrainingBatches, rank_part
-from ddim_lab.precision import ends_without_autocast
+from ddim_lab.errors import ConfigError
+from ddim_lab.models.checkpoints import VerifiedCheckpoints, usable
+from ddim_lab.models.unet import build_unet
 from ddim_lab.schedule import NoiseSchedule
-from ddim_lab.switches import switches_kept
-from ddim_lab.unet import build_unet
 
 __all__ = ["DiffusionModule", "train"]
 
@@ -236,7 +237,7 @@ def train(
 ) -> tuple[UNet2DModel, UNet2DModel, Callable[[Path], None]]:
     """Train an eps-network; resume from the checkpoint in `work` if there is one.
 
-    With training.devices above 1 it is called in as many processes, started by `ddim_lab.ranks.on_ranks`.
+    With training.devices above 1 it is called in as many processes, started by `ddim_lab.device.ranks.on_ranks`.
 
     Args:
         data, model, schedule, training: what to train, on what, how.
@@ -302,7 +303,7 @@ def train(
                 weights_only=True,
             )
     except ConfigError as error:  # from a process that decodes images, with the traceback there in front
-        raise ConfigError(str(error).strip().splitlines()[-1].removeprefix("ddim_lab.config.ConfigError: ")) from None
+        raise ConfigError(str(error).strip().splitlines()[-1].removeprefix("ddim_lab.errors.ConfigError: ")) from None
     except torch._dynamo.exc.FailOnRecompileLimitHit:
         raise too_many_compilations("training.compile") from None
     if not raw.state:  # it was killed after its last checkpoint: where no step is left, Lightning leaves its hooks out

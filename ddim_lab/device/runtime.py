@@ -20,12 +20,13 @@ from typing import Any, Final, Literal, final
 import torch
 from torch import nn
 
-from ddim_lab.config import ConfigError, RuntimeConfig
-from ddim_lab.engine import Engine
-from ddim_lab.memory import forward_bytes
+from ddim_lab.config.job import RuntimeConfig
+from ddim_lab.device.engine import Engine
+from ddim_lab.device.memory import forward_bytes
+from ddim_lab.device.precision import Part, lower_precision
+from ddim_lab.device.switches import switches_kept
+from ddim_lab.errors import ConfigError
 from ddim_lab.noise import NamedNoise
-from ddim_lab.precision import Part, lower_precision
-from ddim_lab.switches import switches_kept
 
 __all__ = ["Precision", "Runtime"]
 
@@ -53,7 +54,7 @@ class Runtime:
         device_name: the hardware's name.
         precision: fp32; tf32 (matrix products and convolutions on tensor cores); bf16 or fp16 (a U-Net's layers but for
             `keep_fp32`, whose products are tf32 on a GPU). The state is fp32 in all of them.
-        keep_fp32: parts that stay fp32 in 16 bits, see `ddim_lab.precision`; empty in fp32 and tf32.
+        keep_fp32: parts that stay fp32 in 16 bits, see `ddim_lab.device.precision`; empty in fp32 and tf32.
         channels_last: the network's memory layout is [B, H, W, C].
         compile: the network goes through torch.compile, and on a GPU the noise.
         cuda_graphs: the network's kernels are recorded once for each batch size, and launched together.

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddim_lab.data import NonFiniteError, to_uint8
-from ddim_lab.memory import Halving
+from ddim_lab.data.images import NonFiniteError, to_uint8
+from ddim_lab.device.memory import Halving
+from ddim_lab.device.runtime import Runtime
 from ddim_lab.noise import NamedNoise
-from ddim_lab.runtime import Runtime
 from ddim_lab.sampler import EpsModel, Sampler
-from ddim_lab.tasks.job import Job
+from ddim_lab.tasks.base import Job
 
 __all__ = [
     "batches",

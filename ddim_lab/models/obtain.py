@@ -15,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
-from ddim_lab.config import Config, ConfigError, EmpiricalConfig, PretrainedConfig, UNetConfig
-from ddim_lab.data import ImageData, ImageSet, MemoryImages, from_uint8
-from ddim_lab.datasets import load_data
+from ddim_lab.config.job import Config, EmpiricalConfig, PretrainedConfig, UNetConfig
+from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
+from ddim_lab.data.sets import load_data
+from ddim_lab.device.ranks import on_ranks
+from ddim_lab.device.runtime import Runtime
 from ddim_lab.diffusion import Prediction
-from ddim_lab.ranks import on_ranks
-from ddim_lab.runtime import Runtime
+from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import EpsModel
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.store import Store, content_key, read_json, write_json
 
 if TYPE_CHECKING:
-    from ddim_lab.pretrained import Pretrained
+    from ddim_lab.models.pretrained import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def check_model(config: Config, count: int | None = None) -> None:
 
 
 def _pretrained(config: Config, model: PretrainedConfig) -> Pretrained:
-    from ddim_lab.pretrained import inspect_pretrained
+    from ddim_lab.models.pretrained import inspect_pretrained
 
     return inspect_pretrained(model.path, config.schedule, config.data.name, config.data.shape)
 
@@ -177,7 +178,7 @@ def _say_once(note: str) -> None:
 
 def _loadable(found: Pretrained) -> Model:
     def load() -> nn.Module:
-        from ddim_lab.unet import load_unet
+        from ddim_lab.models.unet import load_unet
 
         return load_unet(found.folder)
 
@@ -200,7 +201,7 @@ def _unet(
 
     def build(folder: Path) -> None:
         # diffusers and Lightning, only where something is trained
-        from ddim_lab.unet import load_unet, weights_digest, write_pipeline
+        from ddim_lab.models.unet import load_unet, weights_digest, write_pipeline
 
         work = store.work_folder("models", fingerprint)
         with mirror() as send, store.presence(runtime.hardware):  # who is timed meanwhile says so
@@ -227,7 +228,7 @@ def _unet(
     description = read_json(folder / "model.json")
 
     def load() -> nn.Module:
-        from ddim_lab.unet import load_unet
+        from ddim_lab.models.unet import load_unet
 
         return load_unet(folder if unet.weights == "ema" else folder / "raw")
 
@@ -247,7 +248,7 @@ def _train(
     config: Config, data: ImageData, runtime: Runtime, work: Path, folder: Path, send: Mirror, rank: int = 0
 ) -> None:
     """Train, and write both networks and the curve into `folder`; of several ranks the first writes."""
-    from ddim_lab.module import train
+    from ddim_lab.models.training import train
 
     assert isinstance(config.model, UNetConfig)
     averaged, raw, write_curve = train(
@@ -281,7 +282,7 @@ def _train_rank(rank: int, values: dict[str, Any], runtime: Runtime, work: Path,
 
 def _untrained(config: Config, unet: UNetConfig, data: ImageData) -> Model:
     """The U-Net as it is before its training: as fast as it is after it."""
-    from ddim_lab.unet import build_unet
+    from ddim_lab.models.unet import build_unet
 
     def load() -> nn.Module:
         with torch.random.fork_rng(devices=[]):

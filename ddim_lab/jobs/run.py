@@ -21,19 +21,18 @@ from typing import Any, Final, final
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ddim_lab.config import AUTO, Config
-from ddim_lab.datasets import load_data, without_images
-from ddim_lab.errors import one_line
-from ddim_lab.models import Mirror, obtain_model
+from ddim_lab.config.job import AUTO, Config
+from ddim_lab.config.trust import no_schema_warnings
+from ddim_lab.data.sets import load_data, without_images
+from ddim_lab.device.runtime import Runtime
+from ddim_lab.errors import Terminated, one_line, terminating
+from ddim_lab.jobs.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
+from ddim_lab.models.obtain import Mirror, obtain_model
 from ddim_lab.report import curves, static_charts, text_tables
 from ddim_lab.report.series import noise_label
-from ddim_lab.runtime import Runtime
-from ddim_lab.signals import Terminated, terminating
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
 from ddim_lab.store.housekeeping import working
-from ddim_lab.tasks.job import Job
-from ddim_lab.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
-from ddim_lab.trust import no_schema_warnings
+from ddim_lab.tasks.base import Job
 
 __all__ = ["Place", "environment", "job", "mirror_report"]
 
@@ -418,7 +417,7 @@ def environment() -> dict[str, Any]:
 
 def _git() -> tuple[str | None, bool | None]:
     """Commit of the checkout this package runs from and whether it has changes; None where it is none."""
-    folder = Path(__file__).resolve().parents[1]
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None, None
     try:

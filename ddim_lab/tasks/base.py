@@ -10,11 +10,11 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from ddim_lab.config import Config
-from ddim_lab.data import ImageData
+from ddim_lab.config.job import Config
+from ddim_lab.data.images import ImageData
+from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.features import Features, obtain_features
-from ddim_lab.models import Model
-from ddim_lab.runtime import Runtime
+from ddim_lab.models.obtain import Model
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store
 

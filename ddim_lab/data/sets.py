@@ -26,19 +26,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_lab.config import (
+from ddim_lab.config.job import (
     CelebAConfig,
     Cifar10Config,
-    ConfigError,
     DataConfig,
     DigitsConfig,
     FashionMnistConfig,
     ImageFolderConfig,
     LsunConfig,
 )
-from ddim_lab.data import DiskImages, ImageData, MemoryImages, NoImages
-from ddim_lab.errors import one_line
-from ddim_lab.images import FORMATS, decode, format_of
+from ddim_lab.data.decoding import FORMATS, decode, format_of
+from ddim_lab.data.images import DiskImages, ImageData, MemoryImages, NoImages
+from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.store import read_record, write_record
 
 __all__ = ["check_data", "count_images", "load_data", "without_images"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ddim_lab.cores import allowed_cores
-from ddim_lab.data import ImageSet, MemoryImages
+from ddim_lab.data.images import ImageSet, MemoryImages
+from ddim_lab.device.cores import allowed_cores
 
 __all__ = ["SampleIndices", "TrainingBatches", "rank_part"]
 

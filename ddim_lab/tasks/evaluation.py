@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from ddim_lab.lightning import interruptible
-from ddim_lab.loaders import SampleIndices
-from ddim_lab.module import DiffusionModule
-from ddim_lab.runtime import Runtime
+from ddim_lab.data.loaders import SampleIndices
+from ddim_lab.device.lightning import interruptible
+from ddim_lab.device.runtime import Runtime
+from ddim_lab.models.training import DiffusionModule
 from ddim_lab.schedule import NoiseSchedule
 
 __all__ = ["run_over_batches"]

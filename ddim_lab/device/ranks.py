@@ -11,7 +11,7 @@ import torch
 from torch.multiprocessing import active_children
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from ddim_lab.signals import Terminated
+from ddim_lab.errors import Terminated
 
 __all__ = ["on_ranks"]
 

@@ -88,7 +88,7 @@ class Engine(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         try:
             return self._in_batches(x, t)
-        except torch.OutOfMemoryError:  # `ddim_lab.memory.Halving` comes again with half of it
+        except torch.OutOfMemoryError:  # `ddim_lab.device.memory.Halving` comes again with half of it
             self._recorded, self._size = None, (self._size + 1) // 2
             raise
         except torch._dynamo.exc.FailOnRecompileLimitHit:

@@ -11,9 +11,9 @@ from typing import Any, Final, final
 
 import numpy as np
 
-from ddim_lab.config import ConfigError, ScheduleConfig
+from ddim_lab.config.job import ScheduleConfig
 from ddim_lab.diffusion import Prediction
-from ddim_lab.errors import one_line
+from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.schedule import NoiseSchedule
 
 __all__ = ["Pretrained", "inspect_pretrained"]
@@ -78,7 +78,7 @@ def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tu
 @functools.lru_cache(maxsize=8)
 def _read_weights(folder: Path, states: tuple[tuple[str, int, int], ...]) -> tuple[str, int]:
     """Digest and number of the weights; read once as long as the files' sizes and times are the same."""
-    from ddim_lab.unet import load_unet, weights_digest
+    from ddim_lab.models.unet import load_unet, weights_digest
 
     try:
         network = load_unet(folder)
@@ -124,7 +124,7 @@ def _fetch(repository: str) -> Path:
 
 
 def _has_weights(folder: Path) -> bool:
-    from ddim_lab.unet import WEIGHT_FILES
+    from ddim_lab.models.unet import WEIGHT_FILES
 
     return (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHT_FILES)
 
@@ -169,7 +169,7 @@ def _times(shape: tuple[Any, ...]) -> str:
 
 def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConfig) -> Prediction:
     """What the checkpoint predicts; its betas must be those of `schedule`."""
-    from ddim_lab.unet import pipeline_prediction
+    from ddim_lab.models.unet import pipeline_prediction
 
     if scheduler.get("rescale_betas_zero_snr"):
         raise ConfigError(f"model.path={path}: rescale_betas_zero_snr=true is not supported: its last alpha_bar is 0")

@@ -30,9 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ddim_lab.config import Config, ConfigError, config_folder
-from ddim_lab.errors import one_line
-from ddim_lab.trust import check_hydra, check_secrets
+from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.trust import check_hydra, check_secrets
+from ddim_lab.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from ddim_lab.store import Store
@@ -99,7 +99,7 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
         cells = split_cells(base, overrides, parse) if many else [list(asked.overrides)]
     except HydraException as error:
         raise ConfigError(_explain(error)) from error
-    from ddim_lab.cost import forwards_by_cell
+    from ddim_lab.jobs.cost import forwards_by_cell
 
     checked = [_check(cell) for cell in cells]
     first = checked[0]
@@ -150,11 +150,11 @@ def split_cells(base: DictConfig, overrides: Sequence[Override], parser: Overrid
 
 def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
-    from ddim_lab.datasets import check_data, count_images
+    from ddim_lab.data.sets import check_data, count_images
+    from ddim_lab.device.runtime import Runtime
     from ddim_lab.metrics.features import check_features, num_features
     from ddim_lab.metrics.references import check_reference
-    from ddim_lab.models import check_model
-    from ddim_lab.runtime import Runtime
+    from ddim_lab.models.obtain import check_model
 
     config = Config.from_hydra(compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())

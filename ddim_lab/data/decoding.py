@@ -7,8 +7,7 @@ from typing import IO, Final
 
 from PIL import Image
 
-from ddim_lab.config import ConfigError
-from ddim_lab.errors import one_line
+from ddim_lab.errors import ConfigError, one_line
 
 __all__ = ["FORMATS", "decode", "format_of"]
 

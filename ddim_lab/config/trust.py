@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddim_lab.config import ConfigError
+from ddim_lab.errors import ConfigError
 
 __all__ = ["check_hydra", "check_secrets", "no_schema_warnings"]
 

@@ -28,10 +28,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ddim_lab.diffusion import Prediction
+from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import Clip, EncodeAt, Sampler, Variance
 from ddim_lab.schedule import SPACINGS, NoiseSchedule
 
-__all__ = ["Config", "ConfigError", "config_folder"]
+__all__ = ["Config", "config_folder"]
 
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Words = Annotated[StrictStr, Field(min_length=1)]
@@ -68,13 +69,9 @@ MOST_STATES: Final = 8 * 2**30
 """Bytes of float32 states of one set, at most, for tasks that compare two sets image by image in memory."""
 
 
-class ConfigError(ValueError):
-    """The configuration is wrong; the message is one line for the user."""
-
-
 def config_folder() -> Path:
     """Where the YAML files are: inside the package when installed as a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 

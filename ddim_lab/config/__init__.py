@@ -1,0 +1,1 @@
+"""What conf/ may say: typed, strict, checked before any work starts. Needs no torch."""

@@ -1,0 +1,1 @@
+"""The eps-model: trained here, made elsewhere, or exact."""

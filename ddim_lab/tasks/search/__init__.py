@@ -1,0 +1,1 @@
+"""The search for timesteps: smooth warps of a spacing, scored on the model."""
