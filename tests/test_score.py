@@ -18,6 +18,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from ddim_lab.errors import ConfigError
 from ddim_lab.score import main, score
 from ddim_lab.store import Store, read_json
 from ddim_lab.store.housekeeping import prunable
