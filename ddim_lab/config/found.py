@@ -1,8 +1,8 @@
 """What there is to choose from: our own files by their names, and what installed packages bring.
 
 A kind of thing (a task, a data set) is a room of this package: the file NAME.py there holds one class, the final one
-that is of the room's base class. An installed package brings more of a kind through Python's entry points, in a group of
-the room's name: `NAME = "package.module:Class"`. Nothing is imported before it is asked for.
+that is of the room's base class. An installed package brings more of a kind through Python's entry points, in a group
+of the room's name: `NAME = "package.module:Class"`. Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
