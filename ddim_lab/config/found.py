@@ -13,13 +13,14 @@ import importlib.util
 import inspect
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final, Generic, TypeVar, final
+from typing import Any, Final, Generic, TypeVar, final
 
+from ddim_lab.config.options import Options, checked
 from ddim_lab.errors import ConfigError, one_line
 
 __all__ = ["Kind"]
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Options)
 
 
 @final
@@ -29,7 +30,7 @@ class Kind(Generic[T]):
     Args:
         group: of conf/, as "task": what options call it.
         room: the package that ours lie in and the group of entry points, as "ddim_lab.tasks".
-        base: the class that all of the kind derive from.
+        base: the class that all of the kind derive from; abstract, mostly.
     """
 
     def __init__(self, group: str, room: str, base: type[T]) -> None:
@@ -79,6 +80,21 @@ class Kind(Generic[T]):
                 f"{self.group}={name}: the package {package} is broken: {point.value} is no {self.base.__name__}"
             )
         return found
+
+    def chosen(self, values: Any) -> Any:
+        """The options that a choice of this group gives, by the class of its name; for a field of a configuration.
+
+        Raises:
+            ConfigError: there is no such class, or it has other options.
+        """
+        if isinstance(values, self.base):
+            return values
+        name = values.get("name") if isinstance(values, dict) else values
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{self.group}={name}: must be the name of a choice, as a file of conf/{self.group} has it"
+            )
+        return checked(self.find(name), values, self.group)
 
     def _class_in(self, module: str) -> type[T] | None:
         """The class of this kind that a module of ours defines."""

@@ -17,25 +17,25 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config.job import CannotSkipConfig
+from ddim_lab.config.job import Config
 from ddim_lab.diffusion import eps_from
+from ddim_lab.errors import ConfigError
 from ddim_lab.noise import NamedNoise, NoiseSource
 from ddim_lab.sampler import EpsModel, Sampler
-from ddim_lab.tasks import generate
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.base import Job, Outcome, Task
+from ddim_lab.tasks.generate import compared_with, measuring_forwards
+from ddim_lab.tasks.sampling import measure_samples
 from ddim_lab.tasks.walks import mean_and_se, network_in_place, squared_error, start
 
-__all__ = ["DDPMFormula", "identity", "measure"]
+__all__ = ["CannotSkip", "DDPMFormula"]
 
 COMPARED: Final = 64
 """Samples, at most, that are compared with the sampler's."""
-
-identity = generate.identity
 
 
 @final
@@ -85,17 +85,41 @@ class DDPMFormula:
         return f"DDPMFormula(alphas={self.alphas!r}, nfe={self.nfe})"
 
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """All that task `generate` measures, by the formula, and its distance from the sampler on the same noise."""
-    task = job.config.task
-    assert isinstance(task, CannotSkipConfig)
-    formula = DDPMFormula(job.sampler, task.alphas)
-    measured = generate.measure(job, folder, work, formula)
-    with network_in_place(job) as network:
-        mse, se = mean_and_se(_difference(job, formula, network))
-    measured.measurements.update(mse_to_sampler=mse, mse_to_sampler_se=se)
-    measured.measurements["headline"] += f", {task.alphas} alphas: MSE {mse:.2g} to the sampler"
-    return measured
+@final
+class CannotSkip(Task):
+    """conf/task/cannot_skip: DDPM's formula on skipped timesteps, with per-step or cumulative alphas."""
+
+    scores_samples: ClassVar[bool] = True
+    on_several_devices: ClassVar[bool] = True
+
+    name: Literal["cannot_skip"]
+    alphas: Literal["per_step", "cumulative"]
+
+    def check(self, config: Config) -> None:
+        sampler = config.sampler
+        if (sampler.eta, sampler.variance, sampler.clip) != (1.0, "posterior", "none"):
+            raise ConfigError(
+                "task=cannot_skip writes DDPM's own formula: set sampler=ddpm (eta 1, posterior, no clip)"
+            )
+
+    def forwards(self, config: Config) -> int:
+        return config.num_samples * config.nfe
+
+    def measuring_forwards(self, config: Config) -> int:
+        return measuring_forwards(config)
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        return compared_with(job)
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """All that task `generate` measures, by the formula, and its distance from the sampler on the same noise."""
+        formula = DDPMFormula(job.sampler, self.alphas)
+        measured = measure_samples(job, folder, work, formula)
+        with network_in_place(job) as network:
+            mse, se = mean_and_se(_difference(job, formula, network))
+        measured.measurements.update(mse_to_sampler=mse, mse_to_sampler_se=se)
+        measured.measurements["headline"] += f", {self.alphas} alphas: MSE {mse:.2g} to the sampler"
+        return measured
 
 
 def _difference(job: Job, formula: DDPMFormula, network: nn.Module) -> Tensor:
