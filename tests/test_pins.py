@@ -38,7 +38,7 @@ LIBRARIES = {"torch": "pinned", "cuda": None, "cudnn": None}
 
 def same_machine(patch: pytest.MonkeyPatch) -> None:
     """One CPU with one thread and one set of libraries, whatever this is: they are part of keys."""
-    patch.setattr("ddim_lab.runtime._cpu_name", lambda: "pinned CPU")
+    patch.setattr("ddim_lab.device.runtime._cpu_name", lambda: "pinned CPU")
     patch.setattr(torch, "get_num_threads", lambda: 1)
     for task in ("benchmark", "precision", "speed_peers"):
         patch.setattr(f"ddim_lab.tasks.{task}.timed_libraries", lambda: LIBRARIES)
@@ -49,13 +49,13 @@ def same_machine(patch: pytest.MonkeyPatch) -> None:
 
 def without_training(patch: pytest.MonkeyPatch) -> None:
     """What would be trained is filled by a formula: trained weights, which keys hold digests of, differ by machine."""
-    from ddim_lab.unet import build_unet
+    from ddim_lab.models.unet import build_unet
 
     def train(config: Any, data: Any, runtime: Any, work: Path, folder: Path, send: Any, rank: int = 0) -> None:
         for number, place in enumerate((folder, folder / "raw")):
             filled(build_unet(config.model, data.shape), number).save_pretrained(place)
 
-    patch.setattr("ddim_lab.models._train", train)
+    patch.setattr("ddim_lab.models.obtain._train", train)
     patch.setattr("ddim_lab.metrics.training.train_classifier", lambda network, data, recipe: 0.5)
     patch.setattr("ddim_lab.metrics.features.save_file", lambda tensors, path: path.write_bytes(b"a classifier"))
 
@@ -72,12 +72,12 @@ def rounded_schedules(patch: pytest.MonkeyPatch) -> None:
 
 def job_of(outputs: Path, overrides: Sequence[str]) -> Any:
     """One job as the harness makes it, its model there."""
-    from ddim_lab.config import AUTO
-    from ddim_lab.datasets import load_data, without_images
-    from ddim_lab.models import obtain_model
-    from ddim_lab.runtime import Runtime
+    from ddim_lab.config.job import AUTO
+    from ddim_lab.data.sets import load_data, without_images
+    from ddim_lab.device.runtime import Runtime
+    from ddim_lab.models.obtain import obtain_model
     from ddim_lab.store import Store
-    from ddim_lab.tasks.job import Job
+    from ddim_lab.tasks.base import Job
 
     config = tiny.configure("runtime.device=cpu", f"outputs_dir={outputs}", *overrides)
     data = load_data(config.data) if config.needs_images else without_images(config.data)
@@ -90,7 +90,7 @@ def job_of(outputs: Path, overrides: Sequence[str]) -> Any:
 
 def cell_key(outputs: Path, overrides: Sequence[str]) -> str:
     """The name of a job's cell, under outputs/cells."""
-    from ddim_lab.run import _identity
+    from ddim_lab.jobs.run import _identity
     from ddim_lab.store import content_key
 
     return content_key(_identity(job_of(outputs, overrides)))
@@ -98,9 +98,9 @@ def cell_key(outputs: Path, overrides: Sequence[str]) -> str:
 
 def fingerprint(outputs: Path, overrides: Sequence[str]) -> str:
     """The name of a job's trained model, under outputs/models."""
-    from ddim_lab.datasets import load_data
-    from ddim_lab.models import training_recipe
-    from ddim_lab.runtime import Runtime
+    from ddim_lab.data.sets import load_data
+    from ddim_lab.device.runtime import Runtime
+    from ddim_lab.models.obtain import training_recipe
     from ddim_lab.store import content_key
 
     config = tiny.configure("runtime.device=cpu", *overrides)

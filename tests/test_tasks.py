@@ -277,7 +277,7 @@ def test_every_task_runs_on_every_model_and_is_cached(tmp_path: Path, model: str
         (("task=consistency", "schedule.num_timesteps=500"), "steps must be between 1 and 500"),
         (("task=cannot_skip",), "set sampler=ddpm"),
         (("task=cannot_skip", "sampler=ddpm_large"), "set sampler=ddpm"),
-        (("task=trajectory", "save_samples=true"), "save_samples=true needs task=generate"),
+        (("task=trajectory", "save_samples=true"), "save_samples=true is not for task=trajectory"),
         (("task=trajectory", "task.points=4"), "no such option"),
     ],
 )

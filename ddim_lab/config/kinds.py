@@ -6,15 +6,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from ddim_lab.config.found import Kind
 from ddim_lab.config.options import Options, Words
 
-if TYPE_CHECKING:
-    from ddim_lab.config.job import Config
-
 __all__ = ["TASKS", "TaskOptions"]
+
+Config = Any
+"""A whole `ddim_lab.config.job.Config`, which is made of these and so can't be imported here."""
 
 
 class TaskOptions(Options, ABC):
