@@ -58,7 +58,7 @@ class DDPMFormula(Formula):
     def noise_std(self, transition: Transition) -> float:
         ab, alpha = transition.alpha_bar, self._alpha(transition)
         variance = (1.0 - ab / alpha) / (1.0 - ab) * (1.0 - alpha)
-        # below 0 through rounding alone; per_step would add noise to the image itself where 0 is not visited
+        # per_step knows no last step; and a variance of 0 may be rounded to below it
         return 0.0 if transition.t_prev == CLEAN else math.sqrt(max(variance, 0.0))
 
     def recipe(self) -> dict[str, Any]:
