@@ -7,7 +7,7 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,10 +39,12 @@ from ddim_lab.config.options import (
     Words,
     checked,
 )
-from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError
-from ddim_lab.sampler import Clip, Sampler, Transition, Variance
 from ddim_lab.schedule import SPACINGS, NoiseSchedule
+from ddim_lab.transitions import Clip, Prediction, Transition, Variance, transitions
+
+if TYPE_CHECKING:
+    from ddim_lab.sampler import Formula, Sampler
 
 __all__ = ["Config", "config_folder"]
 
@@ -450,7 +452,7 @@ class Config(Options):
     def check(self) -> None:
         """What no single value shows: combinations. Raises ConfigError."""
         try:
-            self.build_sampler()
+            self.build_transitions()
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
@@ -524,11 +526,15 @@ class Config(Options):
     @property
     def nfe(self) -> int:
         """Forwards that one sample costs."""
-        return self.build_sampler().nfe
+        return len(self.build_transitions())
 
     def build_transitions(self, steps: int | None = None) -> tuple[Transition, ...]:
-        """The walk from noise to image; with `steps`, of that many."""
-        return self.build_sampler(steps=steps).transitions
+        """The walk from noise to image; with `steps`, of that many (instead of a list of timesteps). Needs no torch.
+
+        Raises:
+            ValueError: the walk is impossible; says what is possible.
+        """
+        return transitions(self.build_schedule(), **self._numbers(steps))
 
     @property
     def first_batch(self) -> int:
@@ -539,18 +545,36 @@ class Config(Options):
         """The noise schedule."""
         return self.schedule.build()
 
-    def build_sampler(self, prediction: Prediction = "eps", steps: int | None = None) -> Sampler:
-        """The sampler on its schedule; with `steps`, the same with that many steps (instead of a list of timesteps)."""
+    def build_sampler(
+        self, prediction: Prediction = "eps", steps: int | None = None, formula: Formula | None = None
+    ) -> Sampler:
+        """The sampler on its schedule.
+
+        Args:
+            prediction: what the model predicts.
+            steps: the same with that many steps (instead of a list of timesteps).
+            formula: how it steps, if not as the DDIM family.
+        """
+        from ddim_lab.sampler import Sampler
+
         return Sampler(
             self.build_schedule(),
-            steps=self.steps if steps is None else steps,
-            eta=self.sampler.eta,
-            variance=self.sampler.variance,
-            spacing=self.sampler.spacing,
+            **self._numbers(steps),
             clip=self.sampler.clip,
-            timesteps=self.sampler.timesteps if steps is None else None,
             prediction=prediction,
+            formula=formula,
         )
+
+    def _numbers(self, steps: int | None) -> dict[str, Any]:
+        """What makes the walk's transitions, beside the schedule."""
+        sampler = self.sampler
+        return {
+            "steps": self.steps if steps is None else steps,
+            "eta": sampler.eta,
+            "variance": sampler.variance,
+            "spacing": sampler.spacing,
+            "timesteps": sampler.timesteps if steps is None else None,
+        }
 
     def labels(self) -> dict[str, Any]:
         """What names this job among the others of a sweep."""

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ from ddim_lab.metrics.references import obtain_level, obtain_reference, read_mom
 from ddim_lab.metrics.speed import Contention, PeakMemory, larger, timed
 from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.models.obtain import obtain_model
-from ddim_lab.noise import NamedNoise, NoiseSource
-from ddim_lab.sampler import EpsModel, Transition
+from ddim_lab.noise import NamedNoise
+from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.store import Store, read_json
 from ddim_lab.store.chunks import Batch, SampleChunks
 from ddim_lab.tasks.base import Job, Outcome
@@ -39,35 +39,10 @@ from ddim_lab.tasks.walks import batches, check_finite, mean_and_se, network_in_
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
 
-__all__ = ["Walk", "measure_samples", "resample", "sample_uint8"]
+__all__ = ["measure_samples", "resample", "sample_uint8"]
 
 NEAREST_WORK: Final = 10**11
 """Products, at most, of the search for the nearest: it costs samples x training images x pixels."""
-
-
-class Walk(Protocol):
-    """What samples: a `Sampler`, or a formula that a lesson puts in its place."""
-
-    @property
-    def transitions(self) -> tuple[Transition, ...]:
-        """The timesteps visited."""
-        ...
-
-    @property
-    def nfe(self) -> int:
-        """Forwards a sample costs."""
-        ...
-
-    def sample(
-        self,
-        model: EpsModel,
-        x_T: Tensor,
-        seed: int = 0,
-        indices: Tensor | None = None,
-        noise: NoiseSource | None = None,
-    ) -> Tensor:
-        """As `Sampler.sample`."""
-        ...
 
 
 @final
@@ -75,7 +50,7 @@ class Walk(Protocol):
 class _Maker:
     """Makes batch after batch under Lightning's test loop, and hands each to the chunks."""
 
-    sampler: Walk
+    sampler: Sampler
     network: Halving
     features: Extractor
     chunks: SampleChunks
@@ -171,7 +146,7 @@ class _Samples:
 
 
 def sample_uint8(
-    sampler: Walk,
+    sampler: Sampler,
     network: nn.Module,
     indices: Tensor,
     shape: tuple[int, int, int],
@@ -194,21 +169,22 @@ def sample_uint8(
     return to_uint8(x_0)
 
 
-def measure_samples(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Outcome:
+def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None = None) -> Outcome:
     """Sample, score, time and repeat one cell; writes preview.png (and samples.npz) into `folder`.
 
     Args:
         job: the cell.
         folder: the cell's folder.
         work: durable folder of the unfinished cell: the samples that are there are not made again.
-        walk: what samples, if not the job's sampler.
+        sampler: what samples, if not the job's own.
     """
     # Lightning and torchmetrics, seconds to import: only where something is sampled.
     from ddim_lab.metrics.quality import Quality
     from ddim_lab.tasks.evaluation import run_over_batches
 
     config, data, features, store = job.config, job.data, job.features, job.store
-    runtime, sampler, metrics = job.runtime, job.sampler if walk is None else walk, job.config.metrics
+    runtime, metrics = job.runtime, job.config.metrics
+    sampler = job.sampler if sampler is None else sampler
     device = runtime.torch_device
     phases: dict[str, float] = {}
     clock = time.perf_counter()
@@ -225,7 +201,7 @@ def measure_samples(job: Job, folder: Path, work: Path, walk: Walk | None = None
     missing = chunks.missing()
     if missing and config.sampling_devices > 1:
         clock = time.perf_counter()
-        _sample_on_ranks(job, work, missing, walk)
+        _sample_on_ranks(job, work, missing, sampler)
         phases["ranks"] = time.perf_counter() - clock
         chunks = SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
         missing = chunks.missing()
@@ -267,7 +243,9 @@ def measure_samples(job: Job, folder: Path, work: Path, walk: Walk | None = None
     return Outcome({**measurements, "speed": speed, "determinism": determinism}, phases)
 
 
-def _maker(job: Job, sampler: Walk, network: Halving, chunks: SampleChunks, meanwhile: Contention, bar: Any) -> _Maker:
+def _maker(
+    job: Job, sampler: Sampler, network: Halving, chunks: SampleChunks, meanwhile: Contention, bar: Any
+) -> _Maker:
     device = job.runtime.torch_device
     return _Maker(
         sampler=sampler,
@@ -285,18 +263,18 @@ def _maker(job: Job, sampler: Walk, network: Halving, chunks: SampleChunks, mean
 # -- a cell on several devices: each makes a share of the batches, and writes the chunks of its own -----
 
 
-def _sample_on_ranks(job: Job, work: Path, missing: Sequence[range], walk: Walk | None) -> None:
+def _sample_on_ranks(job: Job, work: Path, missing: Sequence[range], sampler: Sampler) -> None:
     """Make the missing batches in as many processes as `sampling_devices`, each a run of whole batches of its own."""
     count = job.config.sampling_devices
     shares = [missing[len(missing) * rank // count : len(missing) * (rank + 1) // count] for rank in range(count)]
     on_gpus = job.runtime.torch_device.type == "cuda"
     devices = [f"cuda:{rank}" if on_gpus else job.runtime.device for rank in range(count)]
     with contextlib.nullcontext() if on_gpus else job.alone("images"):  # ranks on GPUs lock each its own
-        on_ranks(count, _sample_share, job.config.model_dump(mode="json"), devices, work, shares, walk)
+        on_ranks(count, _sample_share, job.config.model_dump(mode="json"), devices, work, shares, sampler)
 
 
 def _sample_share(
-    rank: int, values: dict[str, Any], devices: list[str], work: Path, shares: list[list[range]], walk: Walk | None
+    rank: int, values: dict[str, Any], devices: list[str], work: Path, shares: list[list[range]], sampler: Sampler
 ) -> None:
     """One of several processes that sample together."""
     from ddim_lab.tasks.evaluation import run_over_batches
@@ -313,7 +291,6 @@ def _sample_share(
     with runtime.applied(), alone, store.presence(runtime.hardware) as others_busy:
         network = Halving(job.network(min(config.batch_size, config.num_samples)))
         with tqdm(total=sum(map(len, shares[rank])), desc=job.progress, unit="image", disable=None, leave=False) as bar:
-            sampler = job.sampler if walk is None else walk
             maker = _maker(job, sampler, network, chunks, Contention(others_busy, runtime.cpu_threads), bar)
             run_over_batches(maker, network, job.sampler.schedule, runtime, shares[rank])
             chunks.flush()

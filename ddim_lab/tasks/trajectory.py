@@ -12,7 +12,7 @@ from pydantic import Field, StrictInt
 from torch import Tensor
 
 from ddim_lab.config.job import Config
-from ddim_lab.sampler import EpsModel, Moment
+from ddim_lab.sampler import EpsModel, State
 from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.pictures import PREVIEW, preview, sheet
 from ddim_lab.tasks.walks import batches, check_finite, network_in_place, squared_error, start
@@ -52,7 +52,7 @@ class Trajectory(Task):
             for indices in batches(job, job.config.num_samples):
 
                 def walk(model: EpsModel, indices: Tensor = indices) -> Tensor:
-                    return _states(sampler.moments(model, start(job, indices), indices=indices, noise=noise), moments)
+                    return _states(sampler.walk(model, start(job, indices), indices=indices, noise=noise), moments)
 
                 states = walk(network)
                 check_finite(states, walk, network, sampler)
@@ -95,7 +95,7 @@ class Trajectory(Task):
         )
 
 
-def _states(walk: Iterator[Moment], moments: Sequence[int]) -> Tensor:
+def _states(walk: Iterator[State], moments: Sequence[int]) -> Tensor:
     """x_t and the x_0 predicted from it at these positions of a walk: [B, moments, 2, C, H, W]; the image twice."""
     # At the start nothing has been predicted: the first prediction stands there, for it is made from x_T.
     kept, previous = [], None
