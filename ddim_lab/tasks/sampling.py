@@ -32,8 +32,8 @@ from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.store import Store, read_json
 from ddim_lab.store.chunks import Batch, SampleChunks
 from ddim_lab.tasks.base import Job, Outcome
-from ddim_lab.tasks.generate import COMPARED, FORWARDS_ALONE
 from ddim_lab.tasks.pictures import PREVIEW, preview
+from ddim_lab.tasks.scored import COMPARED, FORWARDS_ALONE
 from ddim_lab.tasks.walks import batches, check_finite, mean_and_se, network_in_place
 
 if TYPE_CHECKING:
