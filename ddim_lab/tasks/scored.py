@@ -1,4 +1,4 @@
-"""What is known of N samples and their scores before they are made, without torch: their key, and what measuring costs."""
+"""What is known of N samples before they are made, without torch: the key of their scores, what measuring them costs."""
 
 from __future__ import annotations
 
