@@ -1,4 +1,4 @@
-"""What is known of N samples before they are made, without torch: the key of their scores, what measuring them costs."""
+"""What is known of N samples before they are made, without torch: the key of their scores, what measuring costs."""
 
 from __future__ import annotations
 
