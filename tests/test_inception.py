@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from ddim_lab.config.job import DigitsConfig
-from ddim_lab.data.sets import load_data
+from ddim_lab.data.base import load_data
+from ddim_lab.data.digits import Digits
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics import inception
 from ddim_lab.metrics.features import obtain_features
@@ -99,7 +99,7 @@ def test_fid_is_torch_fidelitys_on_the_same_images_and_weights(weights: Path) ->
 
 
 def test_tf32_is_a_network_of_its_own_and_off_unless_asked_for(weights: Path, tmp_path: Path) -> None:
-    data, store = load_data(DigitsConfig(name="digits", root=None, num_samples=10)), Store(tmp_path)
+    data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
     exact, rounded = (obtain_features("inception", data, store, str(weights), tf32) for tf32 in (False, True))
     assert exact.digest != rounded.digest
     assert rounded.name == exact.name.replace(")", ", TF32)")
@@ -131,7 +131,7 @@ def test_a_grey_image_is_seen_as_three_equal_channels(weights: Path) -> None:
 
 
 def test_other_weights_are_not_called_fid(weights: Path, tmp_path: Path) -> None:
-    data = load_data(DigitsConfig(name="digits", root=None, num_samples=10))
+    data = load_data(Digits(name="digits", root=None, num_samples=10))
     features = obtain_features("inception", data, Store(tmp_path), str(weights))
     assert re.fullmatch(r"FD \(Inception, weights [0-9a-f]{8}\)", features.name)
     assert features.num_features == 2048

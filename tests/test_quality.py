@@ -19,8 +19,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from ddim_lab.config.job import DigitsConfig, MetricsConfig
-from ddim_lab.data.sets import load_data
+from ddim_lab.config.job import MetricsConfig
+from ddim_lab.data.base import load_data
+from ddim_lab.data.digits import Digits
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics import kernel, precision_recall
 from ddim_lab.metrics.classifier import LARGE, SMALL, make_classifier, recipe_for
@@ -212,7 +213,7 @@ def metrics(*overrides: str) -> MetricsConfig:
 
 
 def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> None:
-    data, store = load_data(DigitsConfig(name="digits", root=None, num_samples=10)), Store(tmp_path)
+    data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
     features = obtain_features("pixels", data, store)
     reference = obtain_reference(features, data, "train", store, keep_features=True)
     held_out = obtain_level(reference, features, data, store, count=100)
@@ -263,7 +264,7 @@ def test_the_recipe_goes_by_the_size_of_the_images() -> None:
 def test_the_larger_recipes_network_learns() -> None:
     """At a tenth of its size, in a few steps."""
     recipe = {**LARGE, "widths": [8, 16], "num_features": 16, "steps": 60}
-    data = load_data(DigitsConfig(name="digits", root=None, num_samples=10))
+    data = load_data(Digits(name="digits", root=None, num_samples=10))
     assert train_classifier(make_classifier(1, 10, recipe), data, recipe) > 0.6
 
 

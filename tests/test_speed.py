@@ -19,7 +19,7 @@ import tiny
 import torch
 from torch import nn
 
-from ddim_lab.data.sets import without_images
+from ddim_lab.data.base import without_images
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.extractor import Pixels

@@ -11,13 +11,15 @@ import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final, Generic, TypeVar, final
+from typing import Any, Final, Generic, TypeVar, final
 
+from ddim_lab.config.options import Options
 from ddim_lab.errors import ConfigError, one_line
 
-__all__ = ["Kind"]
+__all__ = ["Kind", "choice"]
 
 T = TypeVar("T")
 
@@ -30,12 +32,20 @@ class Kind(Generic[T]):
         group: of conf/, as "task": what options call it.
         room: the package that ours lie in and the group of entry points, as "ddim_lab.tasks".
         base: the class that all of the kind derive from.
+        points: the group of entry points, where that is not the room's name.
     """
 
-    def __init__(self, group: str, room: str, base: type[T]) -> None:
+    def __init__(self, group: str, room: str, base: type[T], points: str | None = None) -> None:
         self.group: Final = group
         self.room: Final = room
         self.base: Final = base
+        self.points: Final = room if points is None else points
+
+    def ours(self) -> dict[str, type[T]]:
+        """Those of this package, by name; every file of the room is imported for it."""
+        names = [module.name for module in pkgutil.iter_modules(importlib.import_module(self.room).__path__)]
+        found = {name: self._class_in(f"{self.room}.{name}") for name in sorted(names)}
+        return {name: each for name, each in found.items() if each is not None}
 
     def brought(self) -> dict[str, EntryPoint]:
         """Those that installed packages bring, by name.
@@ -44,7 +54,7 @@ class Kind(Generic[T]):
             ConfigError: two packages bring the same name, or one of ours.
         """
         found: dict[str, EntryPoint] = {}
-        for point in _entry_points(self.room):
+        for point in _entry_points(self.points):
             package = point.dist.name if point.dist else point.module
             if importlib.util.find_spec(f"{self.room}.{point.name}") is not None:
                 raise ConfigError(f"the package {package} brings {self.group}={point.name}, which is a name of ours")
@@ -93,6 +103,23 @@ class Kind(Generic[T]):
         ]
         assert len(found) < 2, f"{module} defines several of a kind: {found}"
         return found[0] if found else None
+
+
+GivenOptions = TypeVar("GivenOptions", bound=Options)
+
+
+def choice(kind: Kind[GivenOptions]) -> Callable[[Any], Any]:
+    """A validator for a field of a kind's base class: the options of the class that their `name` finds.
+
+    A fault in them is pydantic's error of that option; a name that is not found is a ConfigError.
+    """
+
+    def find(given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(name := given.get("name"), str):
+            return given
+        return kind.find(name).model_validate(given)
+
+    return find
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ddim_lab.config.data import DataConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import Clip, EncodeAt, Sampler, Variance
@@ -78,83 +79,6 @@ def config_folder() -> Path:
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Data(_Group):
-    """conf/data: the images to train on, to refer to and to hold out."""
-
-    root: Words | None
-    num_samples: PositiveInt
-
-
-class DigitsConfig(_Data):
-    """conf/data/digits: scikit-learn's digits."""
-
-    name: Literal["digits"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 1, 8, 8
-
-
-class FashionMnistConfig(_Data):
-    """conf/data/fashion_mnist: Fashion-MNIST from IDX files."""
-
-    name: Literal["fashion_mnist"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 1, 32, 32
-
-
-class Cifar10Config(_Data):
-    """conf/data/cifar10: CIFAR-10 through torchvision."""
-
-    name: Literal["cifar10"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 3, 32, 32
-
-
-class CelebAConfig(_Data):
-    """conf/data/celeba: the aligned faces of CelebA, cropped to 64x64."""
-
-    name: Literal["celeba"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 3, 64, 64
-
-
-class LsunConfig(_Data):
-    """conf/data/lsun_bedroom and lsun_church: LSUN databases, at 256x256."""
-
-    name: Literal["lsun_bedroom", "lsun_church"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 3, 256, 256
-
-
-class ImageFolderConfig(_Data):
-    """conf/data/image_folder: every image in a folder and its folders."""
-
-    name: Literal["image_folder"]
-    root: Words
-    image_size: Annotated[StrictInt, Field(ge=4)]
-    channels: Literal[1, 3]
-    held_out: Annotated[Number, Field(gt=0, lt=1)]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.image_size, self.image_size
-
-
-DataConfig = Annotated[
-    DigitsConfig | FashionMnistConfig | Cifar10Config | CelebAConfig | LsunConfig | ImageFolderConfig,
-    Field(discriminator="name"),
-]
 
 
 class UNetConfig(_Group):
@@ -549,7 +473,7 @@ class Config(_Group):
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
-        if self.metrics.features == "classifier" and isinstance(self.data, CelebAConfig | LsunConfig):
+        if self.metrics.features == "classifier" and not self.data.has_labels:
             raise ConfigError(f"metrics.features=classifier learns from labels, and data={self.data.name} has none")
         if self.metrics.inception_weights is not None and self.metrics.features != "inception":
             raise ConfigError(
@@ -754,6 +678,8 @@ def _explain(error: ValidationError) -> str:
     top, *inner = (str(part) for part in fault["loc"])
     place = ".".join([top, *(inner[1:] if top in _UNIONS else inner)])
     kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
+    if isinstance(context.get("error"), ConfigError):  # raised by a validator: the whole line
+        return str(context["error"])
     if kind == "extra_forbidden":
         return f"{place}: no such option"
     if kind == "missing":
@@ -776,7 +702,7 @@ def _explain(error: ValidationError) -> str:
     return f"{place}={given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
-_UNIONS: Final = ("data", "model", "schedule", "task")
+_UNIONS: Final = ("model", "schedule", "task")
 """Groups of which a choice has options of its own: pydantic names the choice after the group."""
 
 

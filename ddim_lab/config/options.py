@@ -91,6 +91,8 @@ def _explain(error: ValidationError, place: str) -> str:
     fault = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
     place = ".".join([*([place] if place else []), *(str(part) for part in fault["loc"])])
     kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
+    if isinstance(context.get("error"), ConfigError):  # raised by a validator: the whole line
+        return str(context["error"])
     if kind == "extra_forbidden":
         return f"{place}: no such option"
     if kind == "missing":

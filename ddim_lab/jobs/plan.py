@@ -150,7 +150,7 @@ def split_cells(base: DictConfig, overrides: Sequence[Override], parser: Overrid
 
 def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
-    from ddim_lab.data.sets import check_data, count_images
+    from ddim_lab.data.base import data_set
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.metrics.features import check_features, num_features
     from ddim_lab.metrics.references import check_reference
@@ -168,8 +168,9 @@ def _check(cell: Sequence[str]) -> Config:
     if not config.needs_images:
         check_model(config)
         return config
-    files = check_data(config.data)
-    check_model(config, count_images(config.data, files))
+    data = data_set(config.data)
+    files = data.find()
+    check_model(config, data.count(files))
     check_features(config, files)
     check_reference(config.metrics, num_features(config))
     return config

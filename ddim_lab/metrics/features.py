@@ -14,7 +14,8 @@ from typing import final
 
 from safetensors.torch import load_file, save_file
 
-from ddim_lab.config.job import Config, ImageFolderConfig
+from ddim_lab.config.job import Config
+from ddim_lab.data.base import data_set
 from ddim_lab.data.images import ImageData
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.classifier import make_classifier, recipe_for
@@ -65,14 +66,10 @@ def check_features(config: Config, files: Sequence[Path]) -> None:
         check_weights(find_weights(config.metrics.inception_weights))
     if config.metrics.features == "pixels":
         _check_room(config)
-    if config.metrics.features == "classifier" and isinstance(config.data, ImageFolderConfig):
-        root = Path(config.data.root).expanduser().absolute()
-        parents = {file.relative_to(root).parts[:-1][:1] for file in files}
-        if () in parents or len(parents) < 2:
-            raise ConfigError(
-                f"metrics.features=classifier learns from labels, and the images in data.root={config.data.root} are"
-                " not sorted into two folders or more, one a class: set metrics.features=inception or pixels"
-            )
+    if config.metrics.features == "classifier" and (fault := data_set(config.data).labels_fault(files)) is not None:
+        raise ConfigError(
+            f"metrics.features=classifier learns from labels, and {fault}: set metrics.features=inception or pixels"
+        )
 
 
 def _check_room(config: Config) -> None:

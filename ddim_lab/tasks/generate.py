@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddim_lab.config.job import Config
+from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, MemoryImages, from_uint8, to_uint8
-from ddim_lab.data.sets import load_data
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.ranks import on_ranks
 from ddim_lab.device.runtime import Runtime
