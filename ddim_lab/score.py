@@ -17,14 +17,14 @@ from typing import Any, Final, NoReturn
 import torch
 from tqdm import tqdm
 
-from ddim_lab.config.job import MetricsConfig
+from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData
 from ddim_lab.data.samples import Samples, read_samples, shape_in_words
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError, exit_status
 from ddim_lab.jobs.plan import check_outputs, checked_config
-from ddim_lab.metrics.features import Features, obtain_features
+from ddim_lab.metrics.features import Features, feature_network, obtain_features
 from ddim_lab.metrics.references import (
     Level,
     Reference,
@@ -66,8 +66,8 @@ def score(
     """
     from ddim_lab.metrics.quality import Quality  # torchmetrics: seconds to import
 
-    keep = metrics.kid or metrics.precision_recall
-    of_data = metrics.features != "inception" or against is None
+    keep = metrics.needs_vectors
+    of_data = not feature_network(metrics.network).takes_any_images or against is None
     wanted = data.shape if of_data else samples.images.shape
     for images in (samples, *([against] if isinstance(against, Samples) else [])):
         if images.images.shape != wanted:
@@ -210,7 +210,7 @@ def _main(arguments: Sequence[str]) -> int:
     check_outputs(store)
     data, metrics = load_data(config.data), config.metrics
     with working(store):
-        features = obtain_features(metrics.features, data, store, metrics.inception_weights, metrics.inception_tf32)
+        features = obtain_features(metrics.network, data, store)
         with runtime.applied():
             quality = score(samples, against, metrics, data, features, store, runtime.torch_device)
     print(_table(samples, quality))

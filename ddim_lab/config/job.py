@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ddim_lab.config.data import DataConfig
+from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import Clip, EncodeAt, Sampler, Variance
@@ -305,30 +306,6 @@ TaskConfig = Annotated[
 ]
 
 
-class MetricsConfig(_Group):
-    """conf/metrics: what is measured of a cell."""
-
-    features: Literal["classifier", "inception", "pixels"]
-    inception_weights: Words | None
-    inception_tf32: StrictBool
-    reference: Literal["train", "held_out", "all"]
-    reference_statistics: Words | None
-    kid: StrictBool
-    kid_subsets: PositiveInt
-    kid_subset_size: Annotated[StrictInt, Field(ge=2)]
-    inception_score: StrictBool
-    inception_score_splits: PositiveInt
-    precision_recall: StrictBool
-    neighbours: PositiveInt
-    speed_repeats: PositiveInt
-    noise_seeds: Annotated[StrictInt, Field(ge=2)]
-
-    def identity(self) -> dict[str, Any]:
-        """The part of it that enters a cell's key: not files and networks, which enter by content digests."""
-        by_content = {"features", "inception_weights", "inception_tf32", "reference", "reference_statistics"}
-        return self.model_dump(exclude=by_content)
-
-
 class RuntimeConfig(_Group):
     """conf/runtime: where and in what precision."""
 
@@ -473,14 +450,7 @@ class Config(_Group):
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
-        if self.metrics.features == "classifier" and not self.data.has_labels:
-            raise ConfigError(f"metrics.features=classifier learns from labels, and data={self.data.name} has none")
-        if self.metrics.inception_weights is not None and self.metrics.features != "inception":
-            raise ConfigError(
-                f"metrics.inception_weights is for metrics.features=inception, not {self.metrics.features}"
-            )
-        if self.metrics.inception_tf32 and self.metrics.features != "inception":
-            raise ConfigError(f"metrics.inception_tf32 is for metrics.features=inception, not {self.metrics.features}")
+        self.metrics.check(self.data)
         if isinstance(self.model, UNetConfig):
             widths, groups = self.model.block_out_channels, self.model.norm_num_groups
             if len(self.model.attention) != len(widths):

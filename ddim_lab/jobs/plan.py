@@ -152,7 +152,7 @@ def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
     from ddim_lab.data.base import data_set
     from ddim_lab.device.runtime import Runtime
-    from ddim_lab.metrics.features import check_features, num_features
+    from ddim_lab.metrics.features import feature_network
     from ddim_lab.metrics.references import check_reference
     from ddim_lab.models.obtain import check_model
 
@@ -161,8 +161,8 @@ def _check(cell: Sequence[str]) -> Config:
     runtime = Runtime.resolve(config.runtime)
     runtime.training_compiled(config.training.compile)  # for its ConfigError
     runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
-    if config.metrics.inception_tf32 and not runtime.has_tf32:
-        raise ConfigError("metrics.inception_tf32=true needs a CUDA device with TF32 (compute capability 8.0 or above)")
+    network = feature_network(config.metrics.network)
+    network.check_runtime(runtime)
     if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
     if not config.needs_images:
@@ -171,8 +171,8 @@ def _check(cell: Sequence[str]) -> Config:
     data = data_set(config.data)
     files = data.find()
     check_model(config, data.count(files))
-    check_features(config, files)
-    check_reference(config.metrics, num_features(config))
+    network.check_data(data, files)
+    check_reference(config.metrics, network.num_features(config.data.shape))
     return config
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ddim_lab.config.job import Config
 from ddim_lab.data.base import load_data
-from ddim_lab.data.images import ImageData, MemoryImages, from_uint8, to_uint8
+from ddim_lab.data.images import from_uint8, to_uint8
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.ranks import on_ranks
 from ddim_lab.device.runtime import Runtime
@@ -25,7 +25,6 @@ from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, nhwc, noise_v
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.references import obtain_level, obtain_reference, read_moments, reference_of
 from ddim_lab.metrics.speed import Contention, PeakMemory, larger, timed
-from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.models.obtain import obtain_model
 from ddim_lab.noise import NamedNoise, NoiseSource
 from ddim_lab.sampler import EpsModel, Transition
@@ -45,9 +44,6 @@ COMPARED: Final = 32
 
 FORWARDS_ALONE: Final = 20
 """One in so many of a walk's forwards is timed alone, right after each batch's walk."""
-
-NEAREST_WORK: Final = 10**11
-"""Products, at most, of the search for the nearest: it costs samples x training images x pixels."""
 
 
 class Walk(Protocol):
@@ -150,7 +146,7 @@ class _Samples:
 
     Args:
         chunks: all of the cell.
-        quality: is given the features.
+        quality: is given the features and images.
     """
 
     def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
@@ -163,10 +159,10 @@ class _Samples:
             if count == 0:
                 self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
                 self.first = batch.tensors["x_0"]
-            quality.update(batch.tensors["features"], count)
+            quality.update(batch.tensors["features"], count, batch.images)
             sha256.update(batch.images)
-            if count < NEAREST_AT_MOST:
-                images.append(batch.images[: NEAREST_AT_MOST - count])
+            if count < PREVIEW:
+                images.append(batch.images[: PREVIEW - count])
             if batch.warm and len(batch) == self.size:
                 self.full_batches.append(_Timed(batch.seconds["sampling"], batch.seconds["forwards"]))
             self.contended |= batch.contended
@@ -231,7 +227,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
     phases: dict[str, float] = {}
     clock = time.perf_counter()
     if metrics.reference_statistics is None:
-        keep = metrics.kid or metrics.precision_recall
+        keep = metrics.needs_vectors
         reference = obtain_reference(features, data, metrics.reference, store, keep_features=keep, device=device)
     else:
         reference = read_moments(Path(metrics.reference_statistics), features)
@@ -263,7 +259,7 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
         network.to(device)  # where Lightning's teardown took it from
         clock = time.perf_counter()
         measured = Quality(
-            metrics, features, maker.features, reference, config.num_samples, work, store, held_out, device
+            metrics, features, maker.features, reference, config.num_samples, work, store, held_out, device, data
         )
         samples = _Samples(chunks, measured)
         read = time.perf_counter() - clock
@@ -274,8 +270,8 @@ def measure(job: Job, folder: Path, work: Path, walk: Walk | None = None) -> Mea
             determinism = _determinism(config, maker, samples)
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    quality = {**measured.compute(), "nearest": _nearest(config, data, samples)}
-    preview(folder, from_uint8(samples.images[:PREVIEW]))
+    quality = measured.compute()
+    preview(folder, from_uint8(samples.images))
     if config.save_samples:
         write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
     phases["metrics"] = time.perf_counter() - clock + read
@@ -456,22 +452,4 @@ def _determinism(config: Config, maker: _Maker, samples: _Samples) -> dict[str, 
         "noise_variance": variance,
         "noise_variance_se": variance_se,
         "sha256": samples.sha256,
-    }
-
-
-def _nearest(config: Config, data: ImageData, samples: _Samples) -> dict[str, float] | None:
-    """How far samples are from their nearest real images; None where the search is too large."""
-    if (
-        config.num_samples > NEAREST_AT_MOST
-        or not isinstance(data.train, MemoryImages)
-        or not isinstance(data.held_out, MemoryImages)
-    ):
-        return None
-    at_most = min(NEAREST_AT_MOST, NEAREST_WORK // data.train.images.numel())
-    train, unseen = from_uint8(data.train.images), from_uint8(data.held_out.images[:at_most])
-    images = from_uint8(samples.images[:at_most])
-    return {
-        "samples_to_train": median_nearest_distance(images, train),
-        "samples_to_held_out": median_nearest_distance(images, unseen),
-        "held_out_to_train": median_nearest_distance(unseen, train),
     }
