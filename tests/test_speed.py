@@ -291,7 +291,7 @@ def test_features_of_samples_are_taken_on_the_device_of_the_samples(
             devices.append(device)
             return self
 
-    monkeypatch.setattr("ddim_lab.metrics.features.Pixels", Noted)
+    monkeypatch.setattr("ddim_lab.metrics.extractor.Pixels", Noted)
     for module in ("precision", "search_timesteps"):
         moments = FeatureSums.of([torch.randn(200, 64)]).moments()
         found = SimpleNamespace(moments=moments)
