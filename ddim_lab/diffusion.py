@@ -9,15 +9,13 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["PREDICTIONS", "Prediction", "eps_from", "eps_loss", "per_sample", "q_sample", "x0_from_eps"]
+from ddim_lab.transitions import PREDICTIONS, Prediction
 
-Prediction = Literal["eps", "x0", "v"]
-PREDICTIONS: Final[tuple[Prediction, ...]] = get_args(Prediction)
+__all__ = ["PREDICTIONS", "Prediction", "eps_from", "eps_loss", "per_sample", "q_sample", "x0_from_eps"]
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

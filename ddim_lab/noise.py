@@ -67,23 +67,19 @@ class NamedNoise:
     """Standard normal noise named by (seed, sample index, timestep).
 
     Element j of sample i at label t is a function of (seed, i, t, j) alone. Counter words: block of four
-    elements, t + 1, i, stream; the key is the seed. A counter word has 32 bits: 0 <= i < 2^32.
+    elements, t + 1, i, 0; the key is the seed. A counter word has 32 bits: 0 <= i < 2^32.
 
     Args:
         seed: 0 <= seed < 2^64.
-        stream: separates uses that share a seed, 0 <= stream < 2^32; 0 is sampling.
         compiled: fuse its some 200 operations into one kernel with torch.compile. The random words are the same;
             their float64 logarithm and cosine may come from another library, a difference that rounding to float32
             nearly always hides.
     """
 
-    def __init__(self, seed: int, stream: int = 0, compiled: bool = False) -> None:
+    def __init__(self, seed: int, compiled: bool = False) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be between 0 and 2^64 - 1, got {seed}")
-        if not 0 <= stream < 2**32:
-            raise ValueError(f"stream must be between 0 and 2^32 - 1, got {stream}")
         self.seed: Final = seed
-        self.stream: Final = stream
         self.compiled: Final = compiled
 
     def __call__(self, indices: Tensor, t: int, like: Tensor) -> Tensor:
@@ -92,12 +88,12 @@ class NamedNoise:
         size = math.prod(like.shape[1:])
         blocks = torch.arange((size + 3) // 4, device=like.device)[None, :]
         samples = indices.to(device=like.device, dtype=torch.int64)[:, None]
-        label, stream = torch.full_like(blocks, t + 1), torch.full_like(blocks, self.stream)
+        label = torch.full_like(blocks, t + 1)
         key = (self.seed & _MASK, self.seed >> 32)
         if self.compiled:  # for every other integer it would be compiled again
-            normals = _compiled()(blocks, label, samples, stream, *(torch.full_like(blocks[:, :1], k) for k in key))
+            normals = _compiled()(blocks, label, samples, *(torch.full_like(blocks[:, :1], k) for k in key))
         else:
-            normals = _normals(blocks, label, samples, stream, *key)
+            normals = _normals(blocks, label, samples, *key)
         return normals.flatten(1)[:, :size].reshape(like.shape).to(like.dtype)
 
     def initial(self, indices: Tensor, like: Tensor) -> Tensor:
@@ -105,11 +101,9 @@ class NamedNoise:
         return self(indices, INITIAL, like)
 
 
-def _normals(
-    blocks: Tensor, label: Tensor, samples: Tensor, stream: Tensor, low: int | Tensor, high: int | Tensor
-) -> Tensor:
+def _normals(blocks: Tensor, label: Tensor, samples: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
     """Normals of samples [B, 1] and blocks [1, M], float64 [B, M, 4]."""
-    words = philox4x32((blocks, label, samples, stream), (low, high))
+    words = philox4x32((blocks, label, samples, torch.zeros_like(blocks)), (low, high))
     return torch.stack((*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])), dim=-1)
 
 

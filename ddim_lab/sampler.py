@@ -1,14 +1,12 @@
-"""DDPM and DDIM as one family: sigma(eta), one step, and the walk from noise to image (and back).
+"""DDPM and DDIM as one family: one step, and the walk from noise to image (and back).
 
 Song, Meng, Ermon, "Denoising Diffusion Implicit Models" (ICLR 2021), Eq. 12, written with alpha_bar:
 
     x_0hat = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t)
     x_prev = sqrt(ab_prev) x_0hat + sqrt(1 - ab_prev - sigma^2) eps + std z,       z ~ N(0, I)
 
-    sigma(eta) = eta sqrt((1 - ab_prev) / (1 - ab_t)) sqrt(1 - ab_t / ab_prev)     (Eq. 16)
-
-`variance="posterior"`: std = sigma(eta). `variance="large"`: the paper's sigma-hat, std = sqrt(1 - ab_t / ab_prev)
-around the eta = 1 mean, and no noise on the last step (appendix D.3). eta = 0 is DDIM, eta = 1 is DDPM.
+The numbers ab, sigma and std of each step come from `ddim_lab.transitions`: all of the family is in them. What is no
+number, another way from x_t to x_prev, is a `Formula` given to the `Sampler`.
 
 Torch and numpy only. Coefficients are computed in float64 and enter the step as Python floats: nothing is copied
 to the device, nothing waits for it.
@@ -16,49 +14,58 @@ to the device, nothing waits for it.
 
 from __future__ import annotations
 
+import functools
 import math
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, final, get_args
+from operator import attrgetter
+from typing import Any, Final, final, get_args
 
 import torch
 from torch import Tensor
 
-from ddim_lab.diffusion import PREDICTIONS, Prediction, eps_from, x0_from_eps
+from ddim_lab.diffusion import eps_from, x0_from_eps
 from ddim_lab.noise import NamedNoise, NoiseSource
-from ddim_lab.schedule import CLEAN, NoiseSchedule, spaced_timesteps, timestep_pairs
+from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.transitions import (
+    PREDICTIONS,
+    Clip,
+    EncodeAt,
+    Prediction,
+    Transition,
+    Variance,
+    check_choice,
+    largest_eta,
+    sigma,
+    transitions,
+)
 
-__all__ = ["Clip", "EncodeAt", "Moment", "Sampler", "Transition", "Variance", "largest_eta", "sigma", "step"]
+__all__ = [
+    "Clip",
+    "Ddim",
+    "Draw",
+    "EncodeAt",
+    "EpsModel",
+    "Formula",
+    "Predict",
+    "Sampler",
+    "State",
+    "Transition",
+    "Variance",
+    "largest_eta",
+    "sigma",
+    "step",
+]
 
-Variance = Literal["posterior", "large"]
-Clip = Literal["none", "x0", "x0_eps"]
-EncodeAt = Literal["source", "target"]
 EpsModel = Callable[[Tensor, Tensor], Any]
 
+Predict = Callable[[Tensor, int], Tensor]
+"""(x [B, ...], t) -> the model's eps, of x's shape and dtype: one forward."""
 
-def sigma(eta: float, alpha_bar: float, alpha_bar_prev: float) -> float:
-    """sigma(eta) of Eq. 16; eta scales the standard deviation. Exactly 0 where ab_prev = 1 (the last step)."""
-    return eta * math.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar)) * math.sqrt(1.0 - alpha_bar / alpha_bar_prev)
-
-
-@final
-@dataclass(frozen=True)
-class Transition:
-    """One step's numbers, float64.
-
-    Attributes:
-        t, t_prev: from and to; t_prev = -1 is the clean image.
-        alpha_bar, alpha_bar_prev: at t and at t_prev.
-        sigma: the sigma in the mean's sqrt(1 - ab_prev - sigma^2).
-        noise_std: standard deviation of the noise added to the mean; 0 draws none.
-    """
-
-    t: int
-    t_prev: int
-    alpha_bar: float
-    alpha_bar_prev: float
-    sigma: float
-    noise_std: float
+Draw = Callable[[int, Tensor], Tensor]
+"""(t, x [B, ...]) -> the standard normal noise that is named by t, of x's shape and dtype."""
 
 
 def step(transition: Transition, x_t: Tensor, eps: Tensor, noise: Tensor | None = None, clip: Clip = "none") -> Tensor:
@@ -78,15 +85,15 @@ def step(transition: Transition, x_t: Tensor, eps: Tensor, noise: Tensor | None 
     ab, ab_prev = transition.alpha_bar, transition.alpha_bar_prev
     direction = math.sqrt(max(1.0 - ab_prev - transition.sigma**2, 0.0))  # negative only through rounding
     if clip == "none":
-        keep = math.sqrt(ab_prev / ab)
-        mean = torch.add(x_t * keep, eps, alpha=direction - keep * math.sqrt(1.0 - ab))
+        signal_ratio = math.sqrt(ab_prev / ab)
+        mean = torch.add(x_t * signal_ratio, eps, alpha=direction - signal_ratio * math.sqrt(1.0 - ab))
     else:
         x_0 = x0_from_eps(x_t, eps, ab).clamp(-1.0, 1.0)
         if clip == "x0":
             mean = torch.add(x_0 * math.sqrt(ab_prev), eps, alpha=direction)
         else:
-            keep = direction / math.sqrt(1.0 - ab)
-            mean = torch.add(x_t * keep, x_0, alpha=math.sqrt(ab_prev) - keep * math.sqrt(ab))
+            noise_ratio = direction / math.sqrt(1.0 - ab)
+            mean = torch.add(x_t * noise_ratio, x_0, alpha=math.sqrt(ab_prev) - noise_ratio * math.sqrt(ab))
     if transition.noise_std == 0.0:
         return mean
     if noise is None:
@@ -95,31 +102,116 @@ def step(transition: Transition, x_t: Tensor, eps: Tensor, noise: Tensor | None 
 
 
 @final
-@dataclass(frozen=True)
-class Moment:
-    """One moment of a trajectory: the state x at timestep t (-1: the image), and the x_0 predicted on the way there.
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a walk is: x at timestep t (-1: the image).
 
-    `x0` is what the step used, clamped where it clips; None at the start, where nothing has been predicted yet.
+    Attributes:
+        t, x: as said; x [B, ...].
+        predict_x0: computes `x0`; None at the start, where nothing has been predicted yet.
     """
 
     t: int
     x: Tensor
-    x0: Tensor | None
+    predict_x0: Callable[[], Tensor] | None = None
+
+    @functools.cached_property
+    @torch.no_grad()
+    def x0(self) -> Tensor | None:
+        """The image predicted on the way here, of x's shape: what the step went by, clamped where it clips.
+
+        None at the start. Computed when first asked for.
+        """
+        return None if self.predict_x0 is None else self.predict_x0()
+
+
+class Formula(ABC):
+    """A way from x_t to x_prev, to be given to a `Sampler`; abstract.
+
+    Most need `step` alone. One that needs past evaluations, or several of them a step, writes a `walk` of its own and
+    says in `nfe` what it costs.
+    """
+
+    @abstractmethod
+    def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
+        """x_prev [B, ...] from the state and the eps predicted there.
+
+        Args:
+            transition: the step's numbers.
+            x_t: state [B, ...], float32 or float64.
+            eps: predicted noise, same shape and dtype.
+            z: standard normal noise, same shape and dtype; None where `noise_std` is 0.
+        """
+
+    @abstractmethod
+    def recipe(self) -> dict[str, Any]:
+        """What it is, as JSON: its name and settings. It enters keys, so that no two formulas may say the same."""
+
+    def noise_std(self, transition: Transition) -> float:
+        """Standard deviation of the noise that this step adds; where it is 0 none is drawn."""
+        return transition.noise_std
+
+    def x0(self, transition: Transition, x_t: Tensor, eps: Tensor) -> Tensor:
+        """The image [B, ...] that the step from x_t goes by."""
+        return x0_from_eps(x_t, eps, transition.alpha_bar)
+
+    def nfe(self, transitions: Sequence[Transition]) -> int:
+        """Calls of `predict` that these transitions cost."""
+        return len(transitions)
+
+    def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
+        """The states from noise to image, x_T first: one after each transition.
+
+        Args:
+            predict: the model.
+            x_T: starting noise [B, ...], float32 or float64.
+            transitions: of the walk, in order.
+            draw: the noise of the transition from t is `draw(t, x)`.
+        """
+        x = x_T
+        yield State(transitions[0].t, x)
+        for transition in transitions:
+            eps = predict(x, transition.t)
+            x_prev = self.step(transition, x, eps, draw(transition.t, x) if self.noise_std(transition) > 0.0 else None)
+            yield State(transition.t_prev, x_prev, functools.partial(self.x0, transition, x, eps))
+            x = x_prev
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.recipe().items())})"
+
+
+@final
+class Ddim(Formula):
+    """The step of DDPM, DDIM and all between: `step`, for every eta and variance.
+
+    Args:
+        clip: "none", "x0" or "x0_eps"; see `step`.
+    """
+
+    def __init__(self, clip: Clip = "none") -> None:
+        check_choice("clip", clip, get_args(Clip))
+        self.clip: Final = clip
+
+    def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
+        return step(transition, x_t, eps, z, self.clip)
+
+    def x0(self, transition: Transition, x_t: Tensor, eps: Tensor) -> Tensor:
+        x_0 = super().x0(transition, x_t, eps)
+        return x_0 if self.clip == "none" else x_0.clamp(-1.0, 1.0)
+
+    def recipe(self) -> dict[str, Any]:
+        return {"clip": self.clip}
 
 
 @final
 class Sampler:
-    """A sampler of the DDIM family on a fixed list of timesteps.
+    """A formula on a fixed list of timesteps; by default one of the DDIM family.
 
     Args:
-        schedule: the noise schedule the model was trained on.
-        steps: S, number of timesteps asked for, 1..T. Ignored if `timesteps` is given.
-        eta: 0 (DDIM, deterministic) to 1 (DDPM); above 1 up to the bound sigma^2 <= 1 - alpha_bar_prev.
-        variance: "posterior" or "large" (sigma-hat; needs eta = 1).
-        spacing: a name of `ddim_lab.schedule.SPACINGS`.
-        clip: "none", "x0" or "x0_eps"; see `step`.
-        timesteps: the visited timesteps themselves, in either order, instead of steps and spacing.
+        schedule, steps, eta, variance, spacing, timesteps: the walk's numbers; see `ddim_lab.transitions.transitions`.
+        clip: "none", "x0" or "x0_eps", for the default formula; see `step`.
         prediction: what the model predicts: "eps", "x0" or "v".
+        formula: how each step is taken; None is `Ddim(clip)`.
 
     Attributes:
         steps: S as asked.
@@ -143,51 +235,37 @@ class Sampler:
         clip: Clip = "none",
         timesteps: Sequence[int] | None = None,
         prediction: Prediction = "eps",
+        formula: Formula | None = None,
     ) -> None:
-        _check_choice("variance", variance, get_args(Variance))
-        _check_choice("clip", clip, get_args(Clip))
-        _check_choice("prediction", prediction, PREDICTIONS)
-        if not (math.isfinite(eta) and eta >= 0.0):
-            raise ValueError(f"eta must be a number from 0 up, got {eta}")
-        if timesteps is None:
-            visited: Sequence[int] = spaced_timesteps(spacing, steps, schedule.num_timesteps).tolist()
-        else:
-            visited, steps = timesteps, len(timesteps)
-        pairs = timestep_pairs(visited, schedule.num_timesteps)
-        if variance == "large" and eta != 1.0:
-            raise ValueError(f"variance=large is DDPM's upper bound and needs eta=1, got eta={eta:g}")
-        limit = largest_eta(schedule, pairs)
-        if eta > limit:
-            raise ValueError(
-                f"eta={eta:g} is too large for these {len(pairs)} timesteps: sigma^2 would exceed 1 - alpha_bar_prev;"
-                f" the largest valid eta is {math.floor(limit * 1e4) / 1e4:.4f}"
-            )
+        check_choice("prediction", prediction, PREDICTIONS)
+        if formula is not None and clip != "none":
+            raise ValueError(f"clip={clip} is for the default formula: {formula} says itself whether it clips")
+        self.formula: Final = Ddim(clip) if formula is None else formula
+        self.transitions: Final = transitions(schedule, steps, eta, variance, spacing, timesteps)
         self.schedule: Final = schedule
-        self.steps: Final = int(steps)
+        self.steps: Final = int(steps) if timesteps is None else len(timesteps)
         self.eta: Final = float(eta)
         self.variance: Final = variance
         self.spacing: Final = spacing if timesteps is None else "custom"
-        self.clip: Final = clip
+        self.clip: Final[Clip] = self.formula.clip if isinstance(self.formula, Ddim) else "none"
         self.prediction: Final = prediction
-        self.transitions: Final = tuple(_transition(schedule, t, t_prev, eta, variance) for t, t_prev in pairs)
 
     @property
     def nfe(self) -> int:
         """Forwards a sample costs. Below `steps` where a spacing drops repeats."""
-        return len(self.transitions)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether any step adds noise."""
-        return any(transition.noise_std > 0.0 for transition in self.transitions)
+        return self.formula.nfe(self.transitions)
 
     def recipe(self) -> dict[str, Any]:
         """What its samples are a function of, beside model and noise; for keys."""
-        return {
+        recipe = {
             "schedule": self.schedule.digest,
-            "transitions": [[step.t, step.t_prev, step.sigma, step.noise_std] for step in self.transitions],
+            "transitions": [
+                [transition.t, transition.t_prev, transition.sigma, transition.noise_std]
+                for transition in self.transitions
+            ],
             "clip": self.clip,
         }
+        return recipe if isinstance(self.formula, Ddim) else {**recipe, "formula": self.formula.recipe()}
 
     @torch.no_grad()
     def sample(
@@ -210,10 +288,25 @@ class Sampler:
         Returns:
             x_0 [B, ...], not clamped, on x_T's device.
         """
-        x, indices, noise = _prepare(x_T, seed, indices, noise)
-        for transition in self.transitions:
-            x, _ = self._advance(model, transition, x, indices, noise)
-        return x
+        # The states are let go at once: through one, its step's x_t and eps would take memory during the next forward.
+        (x_0,) = deque(map(attrgetter("x"), self._states(model, x_T, seed, indices, noise)), maxlen=1)
+        assert isinstance(x_0, Tensor)
+        return x_0
+
+    @torch.no_grad()
+    def walk(
+        self,
+        model: EpsModel,
+        x_T: Tensor,
+        seed: int = 0,
+        indices: Tensor | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Iterator[State]:
+        """The states from x_T to the image, one by one, with the image predicted at each step. Arguments as `sample`.
+
+        As many as there are transitions, and x_T. Nothing is computed before it is asked for, and nothing is kept.
+        """
+        yield from self._states(model, x_T, seed, indices, noise)
 
     @torch.no_grad()
     def trajectory(
@@ -224,27 +317,8 @@ class Sampler:
         indices: Tensor | None = None,
         noise: NoiseSource | None = None,
     ) -> Iterator[Tensor]:
-        """The states x_T, ..., x_0 one by one (`nfe` + 1 of them). Arguments as `sample`; nothing is kept."""
-        for moment in self.moments(model, x_T, seed, indices, noise):
-            yield moment.x
-
-    @torch.no_grad()
-    def moments(
-        self,
-        model: EpsModel,
-        x_T: Tensor,
-        seed: int = 0,
-        indices: Tensor | None = None,
-        noise: NoiseSource | None = None,
-    ) -> Iterator[Moment]:
-        """The trajectory with its timesteps and the image predicted at each step. Arguments as `sample`."""
-        x, indices, noise = _prepare(x_T, seed, indices, noise)
-        yield Moment(self.transitions[0].t, x, None)
-        for transition in self.transitions:
-            x_prev, eps = self._advance(model, transition, x, indices, noise)
-            x0 = x0_from_eps(x, eps, transition.alpha_bar)
-            yield Moment(transition.t_prev, x_prev, x0 if self.clip == "none" else x0.clamp(-1.0, 1.0))
-            x = x_prev
+        """x_T, ..., x_0 alone, as `walk` visits them. Arguments as `sample`."""
+        yield from map(attrgetter("x"), self._states(model, x_T, seed, indices, noise))
 
     @torch.no_grad()
     def encode(self, model: EpsModel, x_0: Tensor, at: EncodeAt = "source") -> Tensor:
@@ -263,9 +337,11 @@ class Sampler:
             1/S (the eps of the two directions are taken at different points).
 
         Raises:
-            ValueError: the walk is not invertible: it adds noise (eta > 0) or clips.
+            ValueError: the walk is not invertible: it adds noise (eta > 0), clips, or is of another formula.
         """
-        _check_choice("at", at, get_args(EncodeAt))
+        check_choice("at", at, get_args(EncodeAt))
+        if not isinstance(self.formula, Ddim):
+            raise ValueError(f"encoding inverts the DDIM step, and this sampler steps by {self.formula}")
         if self.eta != 0.0:
             raise ValueError(f"encoding needs the deterministic walk: eta must be 0, got {self.eta:g}")
         if self.clip != "none":
@@ -273,18 +349,19 @@ class Sampler:
         x = _state(x_0)
         for transition in reversed(self.transitions):
             t = max(transition.t_prev, 0) if at == "source" else transition.t
-            eps = self._predict_eps(model, x, t, self.schedule.alpha_bar(t))
-            x = step(_reversed(transition), x, eps)
+            eps = self._predict_eps(model, x, t)
+            x = step(transition.backwards(), x, eps)
         return x
 
-    def _advance(
-        self, model: EpsModel, transition: Transition, x: Tensor, indices: Tensor, noise: NoiseSource
-    ) -> tuple[Tensor, Tensor]:
-        eps = self._predict_eps(model, x, transition.t, transition.alpha_bar)
-        z = noise(indices, transition.t, x) if transition.noise_std > 0.0 else None
-        return step(transition, x, eps, z, self.clip), eps
+    def _states(
+        self, model: EpsModel, x_T: Tensor, seed: int, indices: Tensor | None, noise: NoiseSource | None
+    ) -> Iterator[State]:
+        names = torch.arange(x_T.shape[0], device=x_T.device) if indices is None else indices
+        source = NamedNoise(seed) if noise is None else noise
+        predict = functools.partial(self._predict_eps, model)
+        return self.formula.walk(predict, _state(x_T), self.transitions, lambda t, x: source(names, t, x))
 
-    def _predict_eps(self, model: EpsModel, x: Tensor, t: int, alpha_bar: float) -> Tensor:
+    def _predict_eps(self, model: EpsModel, x: Tensor, t: int) -> Tensor:
         timesteps = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
         output = model(x.to(_input_dtype(model, x.dtype)), timesteps)
         if not isinstance(output, Tensor):
@@ -298,61 +375,18 @@ class Sampler:
                 f"the model returned shape {tuple(output.shape)} for a state of shape {tuple(x.shape)}; "
                 "a model that also predicts a variance must be wrapped to return the mean prediction alone"
             )
-        return eps_from(self.prediction, output.to(x.dtype), x, alpha_bar)
+        return eps_from(self.prediction, output.to(x.dtype), x, self.schedule.alpha_bar(t))
 
     def __repr__(self) -> str:
+        formula = "" if isinstance(self.formula, Ddim) else f", formula={self.formula}"
         return (
             f"Sampler(steps={self.steps}, nfe={self.nfe}, eta={self.eta:g}, variance={self.variance!r}, "
-            f"spacing={self.spacing!r}, clip={self.clip!r}, prediction={self.prediction!r})"
+            f"spacing={self.spacing!r}, clip={self.clip!r}, prediction={self.prediction!r}{formula})"
         )
-
-
-def largest_eta(schedule: NoiseSchedule, pairs: Sequence[tuple[int, int]]) -> float:
-    """The largest eta with sigma(eta)^2 <= 1 - ab_prev at every step: min sqrt((1 - ab_t) / (1 - ab_t / ab_prev)).
-
-    At least 1 for every walk; infinite for a single step, which adds no noise at any eta.
-    """
-    limit = math.inf
-    for t, t_prev in pairs:
-        if t_prev in (CLEAN, t):
-            continue
-        ab, ab_prev = schedule.alpha_bar(t), schedule.alpha_bar(t_prev)
-        limit = min(limit, math.sqrt((1.0 - ab) / (1.0 - ab / ab_prev)))
-    return limit
-
-
-def _transition(schedule: NoiseSchedule, t: int, t_prev: int, eta: float, variance: Variance) -> Transition:
-    ab, ab_prev = schedule.alpha_bar(t), schedule.alpha_bar(t_prev)
-    in_mean = sigma(eta, ab, ab_prev)
-    # eta at its bound makes sigma^2 equal 1 - ab_prev up to rounding; the step takes the root of the difference.
-    in_mean = min(in_mean, math.sqrt(1.0 - ab_prev))
-    std = in_mean
-    if variance == "large":
-        std = 0.0 if t_prev == CLEAN else math.sqrt(1.0 - ab / ab_prev)
-    return Transition(t, t_prev, ab, ab_prev, in_mean, std)
-
-
-def _reversed(transition: Transition) -> Transition:
-    return Transition(
-        t=transition.t_prev,
-        t_prev=transition.t,
-        alpha_bar=transition.alpha_bar_prev,
-        alpha_bar_prev=transition.alpha_bar,
-        sigma=0.0,
-        noise_std=0.0,
-    )
 
 
 def _state(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(torch.float32)
-
-
-def _prepare(
-    x_T: Tensor, seed: int, indices: Tensor | None, noise: NoiseSource | None
-) -> tuple[Tensor, Tensor, NoiseSource]:
-    if indices is None:
-        indices = torch.arange(x_T.shape[0], device=x_T.device)
-    return _state(x_T), indices, noise if noise is not None else NamedNoise(seed)
 
 
 def _input_dtype(model: EpsModel, state: torch.dtype) -> torch.dtype:
@@ -361,8 +395,3 @@ def _input_dtype(model: EpsModel, state: torch.dtype) -> torch.dtype:
             if parameter.is_floating_point():
                 return parameter.dtype
     return state
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(choices)}")

@@ -175,9 +175,9 @@ def philox_integers(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     return [c0, c1, c2, c3]
 
 
-def named_normal(seed: int, index: int, t: int, element: int, stream: int = 0) -> float:
+def named_normal(seed: int, index: int, t: int, element: int) -> float:
     """Element of the noise named (seed, index, t): Box-Muller on a pair of the words of its block of four."""
-    words = philox_integers((element // 4, t + 1, index, stream), (seed % 2**32, seed // 2**32))
+    words = philox_integers((element // 4, t + 1, index, 0), (seed % 2**32, seed // 2**32))
     a, b = words[element % 4 // 2 * 2 :][:2]
     radius = math.sqrt(-2.0 * math.log((a + 0.5) / 2**32))
     angle = 2.0 * math.pi * b / 2**32

@@ -18,10 +18,10 @@ from ddim_lab.jobs.cost import (
     forward_time,
     forwards_by_cell,
     image_forwards,
-    measuring_forwards,
 )
 from ddim_lab.jobs.plan import composer, plan_sweep
 from ddim_lab.models.obtain import _Function
+from ddim_lab.tasks.generate import Generate
 
 EXACT = ("data=digits", "model=gaussian", "training=digits", "metrics.features=pixels", *tiny.SMALL)
 
@@ -76,7 +76,7 @@ def test_cells_spend_what_was_said(
     arguments = [*EXACT, *more, "logger=csv"]
     assert tiny.run(tmp_path, *arguments, "-m", settings=()) == 0
     _, plan, cells = planned(arguments)
-    samples, measuring = image_forwards(cells), sum(map(measuring_forwards, cells))
+    samples, measuring = image_forwards(cells), sum(config.task.measuring_forwards(config) for config in cells)
     assert f"{samples:,} image-forwards for samples and {measuring:,} to measure them\n" in capsys.readouterr().err
     assert samples == sum(cell["image_forwards"] for cell in plan["cells"])
     if "runtime=reference" in more:
@@ -116,7 +116,7 @@ def test_the_hours_are_those_of_each_network(monkeypatch: pytest.MonkeyPatch) ->
         return ForwardTime(seconds[str(list(config.model.block_out_channels)).replace(" ", "")], 1)
 
     monkeypatch.setattr("ddim_lab.jobs.cost.forward_time", timed)
-    monkeypatch.setattr("ddim_lab.jobs.cost.measuring_forwards", lambda config: 0)
+    monkeypatch.setattr(Generate, "measuring_forwards", lambda self, config: 0)
     small, large = (
         composed("table1_digits", "steps=1000", f"model.block_out_channels={channels}", "num_samples=1000")
         for channels in seconds

@@ -391,8 +391,8 @@ def test_16_bits_leave_an_exact_model_alone() -> None:
 
 
 def test_compiled_noise_is_the_same_noise() -> None:
-    for seed, stream in ((0, 0), (2**40 + 7, 3)):
-        plain, compiled = NamedNoise(seed, stream), NamedNoise(seed, stream, compiled=True)
+    for seed in (0, 2**40 + 7):
+        plain, compiled = NamedNoise(seed), NamedNoise(seed, compiled=True)
         for count, shape, t in ((3, (1, 8, 8), 5), (16, (3, 4, 4), 999), (2, (5,), -1)):
             like = torch.empty(count, *shape)
             assert torch.equal(compiled(torch.arange(count), t, like), plain(torch.arange(count), t, like))

@@ -16,9 +16,10 @@ PACKAGE = Path(ddim_lab.__file__).parent
 # module -> what it may import besides the standard library
 MATHEMATICS = {
     "schedule": {"numpy"},
-    "diffusion": {"torch"},
+    "transitions": {"ddim_lab.schedule"},
+    "diffusion": {"torch", "ddim_lab.transitions"},
     "noise": {"torch"},
-    "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule"},
+    "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule", "ddim_lab.transitions"},
     "analytic": {"torch", "ddim_lab.schedule"},
     "interpolate": {"torch", "ddim_lab.diffusion"},
 }
@@ -26,7 +27,7 @@ MATHEMATICS = {
 
 # From the mathematics to the commands: a room imports from itself and from those before it.
 LAYERS = (
-    "schedule diffusion noise sampler analytic interpolate errors",
+    "schedule transitions diffusion noise sampler analytic interpolate errors",
     "store config",
     "device data",
     "models metrics",
@@ -102,7 +103,7 @@ def test_there_is_no_circle_of_imports() -> None:
 
 
 def loaded_by(code: str) -> set[str]:
-    script = f"{code}; import sys; print(*sys.modules)"
+    script = f"{code}\nimport sys; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return {name.partition(".")[0] for name in run.stdout.split()}
 
@@ -125,5 +126,29 @@ def test_a_command_is_checked_without_what_it_may_never_need() -> None:
 
 
 def test_a_schedule_needs_no_torch_and_neither_does_the_report() -> None:
-    assert "torch" not in loaded_by("import ddim_lab.schedule")
+    assert "torch" not in loaded_by("import ddim_lab.schedule, ddim_lab.transitions")
     assert not loaded_by("import ddim_lab.report, ddim_lab.report.__main__") & {"torch", "wandb", "hydra", "diffusers"}
+
+
+def test_a_configuration_is_checked_without_torch() -> None:
+    """Its sampler, too: the walk, its largest eta, the range of its steps and its spacing."""
+    code = """
+from ddim_lab.config.job import Config, config_folder
+from ddim_lab.errors import ConfigError
+import hydra
+
+def refusal(*overrides):
+    try:
+        Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
+    except ConfigError as error:
+        return str(error)
+    return "none"
+
+with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+    assert refusal("steps=10", "sampler.eta=1.0003") == "none"
+    assert "largest valid eta is 1.0004" in refusal("steps=10", "sampler.eta=1.001")
+    assert "between 1 and 1000" in refusal("steps=1001")
+    assert "unknown spacing 'karras'" in refusal("sampler.spacing=karras")
+    assert "needs eta=1" in refusal("sampler.variance=large", "sampler.eta=0.5")
+"""
+    assert "torch" not in loaded_by(code.strip())

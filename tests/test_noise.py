@@ -30,9 +30,9 @@ KNOWN_ANSWERS = [
 ]
 
 
-def draw(seed: int, indices: list[int], t: int, shape: tuple[int, ...], stream: int = 0) -> torch.Tensor:
+def draw(seed: int, indices: list[int], t: int, shape: tuple[int, ...]) -> torch.Tensor:
     like = torch.zeros(len(indices), *shape, dtype=torch.float64)
-    return NamedNoise(seed, stream)(torch.tensor(indices), t, like)
+    return NamedNoise(seed)(torch.tensor(indices), t, like)
 
 
 # -- the generator -------------------------------------------------------------------------------------------
@@ -56,8 +56,8 @@ def test_philox_equals_integer_arithmetic_on_many_counters() -> None:
 @pytest.mark.parametrize("t", [INITIAL, 0, 999])
 def test_every_element_is_the_normal_its_name_says(seed: int, t: int) -> None:
     indices = [0, 5, 4_000_000_000]
-    z = draw(seed, indices, t, (11,), stream=3)
-    expected = [[named_normal(seed, i, t, j, stream=3) for j in range(11)] for i in indices]
+    z = draw(seed, indices, t, (11,))
+    expected = [[named_normal(seed, i, t, j) for j in range(11)] for i in indices]
     np.testing.assert_allclose(z.numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -159,7 +159,7 @@ def test_tails_reach_as_far_as_stated() -> None:
 
 
 def test_neighbouring_names_are_independent() -> None:
-    """Seed, index, timestep, stream, element: no correlation, plain or of squares, beyond 4.5 standard errors."""
+    """Seed, index, timestep, element: no correlation, plain or of squares, beyond 4.5 standard errors."""
     n = 20_000
     base = draw(5, [1], 10, (n,))[0]
     others = {
@@ -168,7 +168,6 @@ def test_neighbouring_names_are_independent() -> None:
         "index": draw(5, [2], 10, (n,))[0],
         "timestep": draw(5, [1], 11, (n,))[0],
         "x_T": draw(5, [1], INITIAL, (n,))[0],
-        "stream": draw(5, [1], 10, (n,), stream=1)[0],
         "index and timestep swapped": draw(5, [10], 1, (n,))[0],
         "next element": base.roll(1),
         "two elements on": base.roll(2),
@@ -187,10 +186,10 @@ def test_no_two_samples_are_alike() -> None:
 # -- wrong input ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seed", "stream"), [(-1, 0), (2**64, 0), (0, -1), (0, 2**32)])
-def test_bad_names_are_refused(seed: int, stream: int) -> None:
-    with pytest.raises(ValueError, match=r"seed|stream"):
-        NamedNoise(seed, stream)
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_bad_names_are_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        NamedNoise(seed)
 
 
 def test_one_index_a_sample() -> None:

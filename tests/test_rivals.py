@@ -350,7 +350,7 @@ def test_ancestral_euler_in_the_other_parametrisation(eta: float, steps: int, sp
     x_T = normal(*SHAPE)
     noise = Replay(x_T)
     sampler = Sampler(SCHEDULE, steps=steps, eta=eta, spacing=spacing)
-    walk = [(tr.t, tr.t_prev) for tr in sampler.transitions]
+    walk = [(transition.t, transition.t_prev) for transition in sampler.transitions]
     theirs = ancestral_euler(MODEL, x_T, walk, SCHEDULE.alpha_bar, eta, noise.at)
     assert relative_difference(sampler.sample(MODEL, x_T, noise=noise), theirs) <= 1e-10
 

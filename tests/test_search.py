@@ -357,7 +357,7 @@ WRONG = {
     "sampler.timesteps=[1,2]": r"task=search_timesteps looks for the timesteps: leave sampler.timesteps=null",
     "steps=1000": r"task=search_timesteps has nothing to choose at steps=1000: set steps below the schedule's 1000",
     "num_samples=2": r"task=search_timesteps needs 3 samples for a standard error, got 2",
-    "save_samples=true": r"save_samples=true needs task=generate",
+    "save_samples=true": r"save_samples=true is not for task=search_timesteps",
 }
 
 
@@ -373,5 +373,5 @@ def test_without_optuna_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert tiny.run(tmp_path / "outputs", *SEARCH, settings=()) == 2
-    assert capsys.readouterr().err == ("ddim_lab: task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'\n")
+    assert capsys.readouterr().err == ("ddim_lab: task=search_timesteps needs optuna: pip install 'ddim-lab[search]'\n")
     assert not (tmp_path / "outputs").exists()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
-from ddim_lab.tasks import generate
+from ddim_lab.tasks import sampling
 from ddim_lab.tasks.cannot_skip import DDPMFormula
 
 LINE = ("sampler.eta=0.5", "steps=3", "model=gaussian", "metrics.features=pixels", "logger=csv", "batch_size=8")
@@ -20,14 +20,14 @@ LINE = ("sampler.eta=0.5", "steps=3", "model=gaussian", "metrics.features=pixels
 
 def test_one_two_and_three_processes_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, list[str]] = {}
-    original = generate._sample_on_ranks
+    original = sampling._sample_on_ranks
 
-    def look(job: generate.Job, work: Path, missing: list[range], walk: generate.Walk | None) -> None:
-        original(job, work, missing, walk)
+    def look(job: sampling.Job, work: Path, missing: list[range], sampler: Sampler) -> None:
+        original(job, work, missing, sampler)
         names = [name for file in sorted(work.glob("*.safetensors")) for name in load_file(file)]
         seen[job.config.sampling_devices] = [name for name in names if ".images." in name]
 
-    monkeypatch.setattr(generate, "_sample_on_ranks", look)
+    monkeypatch.setattr(sampling, "_sample_on_ranks", look)
     rows = {}
     for count in (1, 2, 3):
         outputs = tmp_path / str(count)
@@ -40,7 +40,9 @@ def test_one_two_and_three_processes_give_the_same_numbers(tmp_path: Path, monke
 
 
 def test_the_formula_of_a_lesson_goes_to_the_processes() -> None:
-    formula = DDPMFormula(Sampler(NoiseSchedule.linear(1000, 1e-4, 0.02), steps=3, eta=1.0), "per_step")
+    schedule = NoiseSchedule.linear(1000, 1e-4, 0.02)
+    sampler = Sampler(schedule, steps=3, eta=1.0, formula=DDPMFormula(schedule, "per_step"))
     x_T, models = torch.randn(2, 1, 4, 4), lambda x, t: 0.1 * x
-    there = pickle.loads(pickle.dumps(formula))
-    assert torch.equal(there.sample(models, x_T), formula.sample(models, x_T))
+    there = pickle.loads(pickle.dumps(sampler))
+    assert torch.equal(there.sample(models, x_T), sampler.sample(models, x_T))
+    assert there.recipe() == sampler.recipe()

@@ -199,20 +199,22 @@ def gaussian(schedule: NoiseSchedule, count: int = 4096) -> tuple[GaussianEps, t
 def test_without_skipping_both_forms_are_the_sampler() -> None:
     schedule = NoiseSchedule.linear(200, 5e-4, 0.1)
     model, x_T = gaussian(schedule, 64)
-    sampler = Sampler(schedule, steps=200, eta=1.0)
-    expected = sampler.sample(model, x_T, seed=3)
+    expected = Sampler(schedule, steps=200, eta=1.0).sample(model, x_T, seed=3)
     for alphas in ("per_step", "cumulative"):
-        torch.testing.assert_close(DDPMFormula(sampler, alphas).sample(model, x_T, seed=3), expected, rtol=0, atol=2e-5)
+        textbook = Sampler(schedule, steps=200, eta=1.0, formula=DDPMFormula(schedule, alphas))
+        torch.testing.assert_close(textbook.sample(model, x_T, seed=3), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
 def test_when_skipping_the_cumulative_form_alone_is_the_sampler(spacing: str) -> None:
     schedule = NoiseSchedule.linear(200, 5e-4, 0.1)
     model, x_T = gaussian(schedule)
-    sampler = Sampler(schedule, steps=20, eta=1.0, spacing=spacing)
-    expected = sampler.sample(model, x_T, seed=3)
-    right = DDPMFormula(sampler, "cumulative").sample(model, x_T, seed=3)
-    wrong = DDPMFormula(sampler, "per_step").sample(model, x_T, seed=3)
+
+    def by(formula: DDPMFormula | None) -> torch.Tensor:
+        return Sampler(schedule, steps=20, eta=1.0, spacing=spacing, formula=formula).sample(model, x_T, seed=3)
+
+    expected = by(None)
+    right, wrong = by(DDPMFormula(schedule, "cumulative")), by(DDPMFormula(schedule, "per_step"))
     torch.testing.assert_close(right, expected, rtol=0, atol=2e-5)
     # the noise stays in: the variance is far above the data's, and above the right form's
     assert float((wrong.var(0) / right.var(0)).min()) > 1.5
@@ -277,7 +279,7 @@ def test_every_task_runs_on_every_model_and_is_cached(tmp_path: Path, model: str
         (("task=consistency", "schedule.num_timesteps=500"), "steps must be between 1 and 500"),
         (("task=cannot_skip",), "set sampler=ddpm"),
         (("task=cannot_skip", "sampler=ddpm_large"), "set sampler=ddpm"),
-        (("task=trajectory", "save_samples=true"), "save_samples=true needs task=generate"),
+        (("task=trajectory", "save_samples=true"), "save_samples=true is not for task=trajectory"),
         (("task=trajectory", "task.points=4"), "no such option"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from ddim_lab.config.found import Kind, choice
+from ddim_lab.config.found import Kind
 from ddim_lab.config.options import Options, PositiveInt, Words
 
 __all__ = ["DATA", "DataConfig", "DataOptions"]
@@ -39,5 +39,5 @@ class DataOptions(Options, ABC):
 
 DATA: Final = Kind("data", "ddim_lab.data", DataOptions)  # type: ignore[type-abstract]
 
-DataConfig = Annotated[SerializeAsAny[DataOptions], BeforeValidator(choice(DATA))]
+DataConfig = Annotated[SerializeAsAny[DataOptions], BeforeValidator(DATA.chosen)]
 """A field that holds the data set which its `name` finds."""

@@ -12,16 +12,16 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Generic, TypeVar, final
 
-from ddim_lab.config.options import Options
+from ddim_lab.config.options import Options, checked
 from ddim_lab.errors import ConfigError, one_line
 
-__all__ = ["Kind", "choice"]
+__all__ = ["Kind"]
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Options)
 
 
 @final
@@ -31,7 +31,7 @@ class Kind(Generic[T]):
     Args:
         group: of conf/, as "task": what options call it.
         room: the package that ours lie in and the group of entry points, as "ddim_lab.tasks".
-        base: the class that all of the kind derive from.
+        base: the class that all of the kind derive from; abstract, mostly.
         points: the group of entry points, where that is not the room's name.
     """
 
@@ -90,6 +90,21 @@ class Kind(Generic[T]):
             )
         return found
 
+    def chosen(self, values: Any) -> Any:
+        """The options that a choice of this group gives, by the class of its name; for a field of a configuration.
+
+        Raises:
+            ConfigError: there is no such class, or it has other options.
+        """
+        if isinstance(values, self.base):
+            return values
+        name = values.get("name") if isinstance(values, dict) else values
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{self.group}={name}: must be the name of a choice, as a file of conf/{self.group} has it"
+            )
+        return checked(self.find(name), values, self.group)
+
     def _class_in(self, module: str) -> type[T] | None:
         """The class of this kind that a module of ours defines."""
         members = vars(importlib.import_module(module)).values()
@@ -103,23 +118,6 @@ class Kind(Generic[T]):
         ]
         assert len(found) < 2, f"{module} defines several of a kind: {found}"
         return found[0] if found else None
-
-
-GivenOptions = TypeVar("GivenOptions", bound=Options)
-
-
-def choice(kind: Kind[GivenOptions]) -> Callable[[Any], Any]:
-    """A validator for a field of a kind's base class: the options of the class that their `name` finds.
-
-    A fault in them is pydantic's error of that option; a name that is not found is a ConfigError.
-    """
-
-    def find(given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(name := given.get("name"), str):
-            return given
-        return kind.find(name).model_validate(given)
-
-    return find
 
 
 @functools.cache

@@ -6,45 +6,49 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
+    SerializeAsAny,
     StrictBool,
     StrictInt,
     StrictStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from ddim_lab.config.data import DataConfig
+from ddim_lab.config.kinds import TASKS, TaskOptions
 from ddim_lab.config.metrics import MetricsConfig
-from ddim_lab.diffusion import Prediction
+from ddim_lab.config.options import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Number,
+    Options,
+    Positive,
+    PositiveInt,
+    Seed,
+    StepsKey,
+    Switch,
+    Words,
+    checked,
+)
 from ddim_lab.errors import ConfigError
-from ddim_lab.sampler import Clip, EncodeAt, Sampler, Variance
 from ddim_lab.schedule import SPACINGS, NoiseSchedule
+from ddim_lab.transitions import Clip, Prediction, Transition, Variance, transitions
+
+if TYPE_CHECKING:
+    from ddim_lab.sampler import Formula, Sampler
 
 __all__ = ["Config", "config_folder"]
-
-PositiveInt = Annotated[StrictInt, Field(ge=1)]
-Words = Annotated[StrictStr, Field(min_length=1)]
-NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
-Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
-Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
-Fraction = Annotated[Number, Field(ge=0, lt=1)]
-StepsKey = Annotated[str, BeforeValidator(str), Field(pattern=r"^[1-9][0-9]*$")]
 
 AUTO: Final = 0
 """What `batch_size=auto` is until the network is known; a job that runs has a number."""
@@ -58,19 +62,6 @@ def _batch_size(given: Any) -> Any:
     return given
 
 
-def _switch(given: Any) -> Any:
-    """Checked here, where the message can say all three."""
-    if isinstance(given, bool) or given == "auto":
-        return given
-    raise PydanticCustomError("switch", "must be true, false or auto")
-
-
-Switch = Annotated[StrictBool | Literal["auto"], BeforeValidator(_switch)]
-
-MOST_STATES: Final = 8 * 2**30
-"""Bytes of float32 states of one set, at most, for tasks that compare two sets image by image in memory."""
-
-
 def config_folder() -> Path:
     """Where the YAML files are: inside the package when installed as a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
@@ -78,12 +69,20 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ModelOptions(Options):
+    """conf/model: where the eps-model comes from.
+
+    Attributes:
+        is_unet: whether it is a U-Net, which other people's code can run, too.
+    """
+
+    is_unet: ClassVar[bool] = False
 
 
-class UNetConfig(_Group):
+class UNetConfig(ModelOptions):
     """conf/model: a diffusers `UNet2DModel`, sized by the data."""
+
+    is_unet: ClassVar[bool] = True
 
     kind: Literal["unet"]
     weights: Literal["ema", "raw", "random"]
@@ -94,26 +93,28 @@ class UNetConfig(_Group):
     dropout: Fraction
 
 
-class PretrainedConfig(_Group):
+class PretrainedConfig(ModelOptions):
     """conf/model/pretrained: a checkpoint made elsewhere, in diffusers' format; no training."""
+
+    is_unet: ClassVar[bool] = True
 
     kind: Literal["pretrained"]
     path: Words
 
 
-class GaussianConfig(_Group):
+class GaussianConfig(ModelOptions):
     """conf/model/gaussian: exact eps of one Gaussian with the training images' mean and variance; no training."""
 
     kind: Literal["gaussian"]
 
 
-class EmpiricalConfig(_Group):
+class EmpiricalConfig(ModelOptions):
     """conf/model/empirical: exact eps of the training images as point masses; no training."""
 
     kind: Literal["empirical"]
 
 
-class _BetaRange(_Group):
+class _BetaRange(Options):
     num_timesteps: PositiveInt
     beta_start: Number
     beta_end: Number
@@ -146,7 +147,7 @@ class SigmoidConfig(_BetaRange):
         return NoiseSchedule.sigmoid(self.num_timesteps, self.beta_start, self.beta_end)
 
 
-class ConstantConfig(_Group):
+class ConstantConfig(Options):
     """conf/schedule/constant."""
 
     name: Literal["constant"]
@@ -157,7 +158,7 @@ class ConstantConfig(_Group):
         return NoiseSchedule.constant(self.num_timesteps, self.beta_end)
 
 
-class CosineConfig(_Group):
+class CosineConfig(Options):
     """conf/schedule/cosine."""
 
     name: Literal["cosine"]
@@ -169,7 +170,7 @@ class CosineConfig(_Group):
         return NoiseSchedule.cosine(self.num_timesteps, self.offset, self.max_beta)
 
 
-class BetasFileConfig(_Group):
+class BetasFileConfig(Options):
     """conf/schedule/file: betas from a text file or .npy array."""
 
     name: Literal["file"]
@@ -186,7 +187,7 @@ ScheduleConfig = Annotated[
 ]
 
 
-class TrainingConfig(_Group):
+class TrainingConfig(Options):
     """conf/training: how the eps-model is trained (Ho et al. 2020, Algorithm 1)."""
 
     seed: Seed
@@ -204,7 +205,7 @@ class TrainingConfig(_Group):
     checkpoint_every: PositiveInt
 
 
-class SamplerConfig(_Group):
+class SamplerConfig(Options):
     """conf/sampler: a few numbers on the one sampler."""
 
     name: Words
@@ -215,98 +216,7 @@ class SamplerConfig(_Group):
     timesteps: tuple[StrictInt, ...] | None
 
 
-class GenerateConfig(_Group):
-    """conf/task/generate: sample, score, time, repeat."""
-
-    name: Literal["generate"]
-
-
-class ReconstructConfig(_Group):
-    """conf/task/reconstruct: held-out images to noise and back (paper, Table 2)."""
-
-    name: Literal["reconstruct"]
-    at: EncodeAt
-
-
-class InterpolateConfig(_Group):
-    """conf/task/interpolate: images between images (paper, Figure 6 and D.5)."""
-
-    name: Literal["interpolate"]
-    points: Annotated[StrictInt, Field(ge=3)]
-    grid: Annotated[StrictInt, Field(ge=2)]
-
-
-class ConsistencyConfig(_Group):
-    """conf/task/consistency: the same x_T at S steps and at `reference_steps` (paper, Figure 5)."""
-
-    name: Literal["consistency"]
-    reference_steps: PositiveInt
-
-
-class TrajectoryConfig(_Group):
-    """conf/task/trajectory: x_t and the predicted x_0 over the steps."""
-
-    name: Literal["trajectory"]
-    columns: Annotated[StrictInt, Field(ge=2)]
-
-
-class CannotSkipConfig(_Group):
-    """conf/task/cannot_skip: DDPM's formula on skipped timesteps, with per-step or cumulative alphas."""
-
-    name: Literal["cannot_skip"]
-    alphas: Literal["per_step", "cumulative"]
-
-
-class SearchTimestepsConfig(_Group):
-    """conf/task/search_timesteps: the list of timesteps with the lowest distance on this model, kept as a preset."""
-
-    name: Literal["search_timesteps"]
-    trials: PositiveInt
-    search_features: Literal["classifier", "pixels"] | None
-    search_samples: Annotated[StrictInt, Field(ge=2)]
-    search_seed: Seed
-    preset: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-
-class BenchmarkConfig(_Group):
-    """conf/task/benchmark: speed alone."""
-
-    name: Literal["benchmark"]
-    batch_sizes: tuple[PositiveInt, ...]
-    fitted_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=3)]
-    fitted_batches: Annotated[StrictInt, Field(ge=3)]
-    rounds: Annotated[StrictInt, Field(ge=3)]
-
-
-class SpeedPeersConfig(_Group):
-    """conf/task/speed_peers: other people's loops around the same network, in the same process."""
-
-    name: Literal["speed_peers"]
-    rounds: Annotated[StrictInt, Field(ge=3)]
-
-
-class PrecisionConfig(_Group):
-    """conf/task/precision: what a runtime changes in the images, beside fp32 from the same x_T."""
-
-    name: Literal["precision"]
-
-
-TaskConfig = Annotated[
-    GenerateConfig
-    | ReconstructConfig
-    | InterpolateConfig
-    | ConsistencyConfig
-    | TrajectoryConfig
-    | CannotSkipConfig
-    | SearchTimestepsConfig
-    | BenchmarkConfig
-    | SpeedPeersConfig
-    | PrecisionConfig,
-    Field(discriminator="name"),
-]
-
-
-class RuntimeConfig(_Group):
+class RuntimeConfig(Options):
     """conf/runtime: where and in what precision."""
 
     device: StrictStr
@@ -320,7 +230,7 @@ class RuntimeConfig(_Group):
     deterministic: StrictBool
 
 
-class LoggerConfig(_Group):
+class LoggerConfig(Options):
     """conf/logger: what mirrors the files."""
 
     name: Literal["wandb", "csv"]
@@ -337,7 +247,7 @@ def _spacings(given: Any) -> Any:
     raise PydanticCustomError("spacing", "must be one of {known}, or S: one of them", {"known": ", ".join(SPACINGS)})
 
 
-class RowConfig(_Group):
+class RowConfig(Options):
     """What the sampler of a published row is: its noise and its clipping."""
 
     eta: NonNegative
@@ -345,7 +255,7 @@ class RowConfig(_Group):
     clip: Clip
 
 
-class ReferenceConfig(_Group):
+class ReferenceConfig(Options):
     """study.reference: known numbers to stand beside ours, and what they were taken with.
 
     A number stands beside the cells whose sampler is its row's, whatever the cell's preset is called. A difference is
@@ -372,7 +282,7 @@ class ReferenceConfig(_Group):
     spacing: Annotated[StrictStr | dict[StepsKey, StrictStr] | None, BeforeValidator(_spacings)] = None
     schedule: ScheduleConfig | None = None
     rows: Annotated[dict[StrictStr, dict[StepsKey, Number]], Field(min_length=1)]
-    samplers: Annotated[dict[StrictStr, RowConfig], Field(validate_default=True)] = {}
+    samplers: Annotated[dict[StrictStr, RowConfig], Field(default_factory=dict, validate_default=True)]
 
     @field_validator("samplers", mode="before")
     @classmethod
@@ -390,7 +300,7 @@ class ReferenceConfig(_Group):
         return {**found, **given}
 
 
-class StudyConfig(_Group):
+class StudyConfig(Options):
     """What the report says of a sweep: title, notes, and known numbers to stand beside ours."""
 
     title: StrictStr | None
@@ -398,7 +308,7 @@ class StudyConfig(_Group):
     reference: ReferenceConfig | None
 
 
-class Config(_Group):
+class Config(Options):
     """One job."""
 
     data: DataConfig
@@ -406,7 +316,7 @@ class Config(_Group):
     schedule: ScheduleConfig
     training: TrainingConfig
     sampler: SamplerConfig
-    task: TaskConfig
+    task: Annotated[SerializeAsAny[TaskOptions], BeforeValidator(TASKS.chosen)]
     metrics: MetricsConfig
     runtime: RuntimeConfig
     logger: LoggerConfig
@@ -436,17 +346,14 @@ class Config(_Group):
             values = OmegaConf.to_container(composed, resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(_first_line(error)) from None
-        try:
-            config = cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
+        config = checked(cls, values)
         config.check()
         return config
 
     def check(self) -> None:
         """What no single value shows: combinations. Raises ConfigError."""
         try:
-            self.build_sampler()
+            self.build_transitions()
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
@@ -468,10 +375,6 @@ class Config(_Group):
             raise ConfigError(
                 f"training.devices={self.training.devices} must divide training.batch_size={self.training.batch_size}"
             )
-        if self.sampling_devices > 1 and not isinstance(self.task, GenerateConfig | CannotSkipConfig):
-            raise ConfigError(
-                f"sampling_devices={self.sampling_devices} needs task=generate, or cannot_skip, not {self.task.name}"
-            )
         if self.training.warmup_steps > self.training.max_steps:
             raise ConfigError(
                 f"training.warmup_steps={self.training.warmup_steps} exceeds"
@@ -492,103 +395,19 @@ class Config(_Group):
             raise ConfigError(f"study.reference.samplers.{unknown[0]}: study.reference.rows has no such row")
 
     def _check_task(self) -> None:
-        task, sampler = self.task, self.sampler
-        if isinstance(task, ReconstructConfig | InterpolateConfig) and sampler.eta != 0:
-            raise ConfigError(
-                f"task={task.name} needs the deterministic sampler: set sampler.eta=0, got {sampler.eta:g}"
-            )
-        if isinstance(task, ReconstructConfig) and sampler.clip != "none":
-            raise ConfigError(f"task=reconstruct needs an invertible step: set sampler.clip=none, got {sampler.clip}")
-        if isinstance(task, InterpolateConfig) and self.num_samples < 4:
-            raise ConfigError(f"task=interpolate needs 4 samples for the corners of its grid, got {self.num_samples}")
-        if isinstance(task, InterpolateConfig) and task.points % 2 == 0:
-            raise ConfigError(f"task.points={task.points} must be odd: a line's middle is one of its points")
-        if isinstance(task, CannotSkipConfig) and (sampler.eta, sampler.variance, sampler.clip) != (
-            1.0,
-            "posterior",
-            "none",
-        ):
-            raise ConfigError(
-                "task=cannot_skip writes DDPM's own formula: set sampler=ddpm (eta 1, posterior, no clip)"
-            )
-        if isinstance(task, ConsistencyConfig):
-            try:
-                self.build_sampler(steps=task.reference_steps)
-            except ValueError as error:
-                raise ConfigError(f"task.reference_steps={task.reference_steps}: {error}") from None
-        if isinstance(task, ConsistencyConfig | PrecisionConfig):
-            size = math.prod(self.data.shape) * 4
-            if self.num_samples * size > MOST_STATES:
-                raise ConfigError(
-                    f"num_samples={self.num_samples} is too many for task={task.name}, which holds all states in"
-                    f" memory: at most {MOST_STATES // size} ({MOST_STATES // 2**30} GiB) for data={self.data.name}"
-                )
-        if isinstance(task, SearchTimestepsConfig):
-            self._check_search(task)
-        if self.metrics.reference_statistics is not None and not isinstance(task, GenerateConfig | CannotSkipConfig):
-            raise ConfigError(f"metrics.reference_statistics is for task=generate, got task={task.name}")
-        if isinstance(task, BenchmarkConfig):
-            try:
-                for steps in task.fitted_steps:
-                    self.build_sampler(steps=steps)
-            except ValueError as error:
-                raise ConfigError(f"task.fitted_steps: {error}") from None
-            if len(set(task.fitted_steps)) < 3:
-                raise ConfigError("task.fitted_steps needs 3 different numbers of steps for a line")
-        if isinstance(task, PrecisionConfig) and self.num_samples < 3:
-            raise ConfigError(f"task=precision needs 3 samples for a standard error, got {self.num_samples}")
-        if isinstance(task, SpeedPeersConfig):
-            self._check_peers()
+        task = self.task
+        task.check(self)
+        if self.sampling_devices > 1 and not task.on_several_devices:
+            raise ConfigError(f"sampling_devices={self.sampling_devices} is not for task={task.name}: set it to 1")
+        if self.metrics.reference_statistics is not None and not task.scores_samples:
+            raise ConfigError(f"metrics.reference_statistics is not for task={task.name}, which compares with images")
         untrained = isinstance(self.model, UNetConfig) and self.model.weights == "random"
         if untrained and self.needs_images:
             raise ConfigError(
                 f"model.weights=random is an untrained network, to be timed alone: task={task.name} needs ema or raw"
             )
-        if self.save_samples and not isinstance(task, GenerateConfig):
-            raise ConfigError(f"save_samples=true needs task=generate, got task={task.name}")
-
-    def _check_peers(self) -> None:
-        sampler = self.sampler
-        if not isinstance(self.model, UNetConfig | PretrainedConfig):
-            raise ConfigError(
-                f"task=speed_peers needs a U-Net, which others can run: model={self.model.kind} is not one"
-            )
-        if (sampler.variance, sampler.clip, sampler.spacing, sampler.timesteps) != (
-            "posterior",
-            "none",
-            "uniform",
-            None,
-        ):
-            raise ConfigError(
-                "task=speed_peers compares walks that all peers have: set sampler.variance=posterior sampler.clip=none"
-                " sampler.spacing=uniform sampler.timesteps=null"
-            )
-
-    def _check_search(self, task: SearchTimestepsConfig) -> None:
-        total = self.build_schedule().num_timesteps
-        if self.sampler.timesteps is not None:
-            raise ConfigError(
-                "task=search_timesteps looks for the timesteps: leave sampler.timesteps=null and set steps"
-            )
-        if self.steps >= total:
-            raise ConfigError(
-                f"task=search_timesteps has nothing to choose at steps={self.steps}:"
-                f" set steps below the schedule's {total} timesteps"
-            )
-        if self.sampler.eta > 1:
-            raise ConfigError(f"task=search_timesteps needs sampler.eta from 0 to 1, got {self.sampler.eta:g}")
-        if task.trials < len(SPACINGS):
-            raise ConfigError(
-                f"task.trials={task.trials}: must be at least {len(SPACINGS)}, the built-in spacings are the first"
-            )
-        if task.search_seed == self.seed:
-            raise ConfigError(
-                f"task.search_seed={task.search_seed} is the seed of the final score, too: make them differ"
-            )
-        if self.num_samples < 3:
-            raise ConfigError(f"task=search_timesteps needs 3 samples for a standard error, got {self.num_samples}")
-        if (config_folder() / "sampler" / f"{task.preset}.yaml").exists():
-            raise ConfigError(f"task.preset={task.preset} is a built-in preset: choose another name")
+        if self.save_samples and not task.keeps_samples:
+            raise ConfigError(f"save_samples=true is not for task={task.name}, which has no samples.npz to keep")
 
     @property
     def needs_images(self) -> bool:
@@ -596,24 +415,60 @@ class Config(_Group):
         given = isinstance(self.model, PretrainedConfig) or (
             isinstance(self.model, UNetConfig) and self.model.weights == "random"
         )
-        return not (given and isinstance(self.task, BenchmarkConfig | SpeedPeersConfig))
+        return self.task.reads_images or not given
+
+    @property
+    def nfe(self) -> int:
+        """Forwards that one sample costs."""
+        return len(self.build_transitions())
+
+    def build_transitions(self, steps: int | None = None) -> tuple[Transition, ...]:
+        """The walk from noise to image; with `steps`, of that many (instead of a list of timesteps). Needs no torch.
+
+        Raises:
+            ValueError: the walk is impossible; says what is possible.
+        """
+        return transitions(self.build_schedule(), **self._numbers(steps))
+
+    @property
+    def first_batch(self) -> int:
+        """Images of the cell's first batch, before batch_size=auto is known."""
+        return self.num_samples if self.batch_size == AUTO else min(self.batch_size, self.num_samples)
 
     def build_schedule(self) -> NoiseSchedule:
         """The noise schedule."""
         return self.schedule.build()
 
-    def build_sampler(self, prediction: Prediction = "eps", steps: int | None = None) -> Sampler:
-        """The sampler on its schedule; with `steps`, the same with that many steps (instead of a list of timesteps)."""
+    def build_sampler(
+        self, prediction: Prediction = "eps", steps: int | None = None, formula: Formula | None = None
+    ) -> Sampler:
+        """The sampler on its schedule.
+
+        Args:
+            prediction: what the model predicts.
+            steps: the same with that many steps (instead of a list of timesteps).
+            formula: how it steps, if not as the DDIM family.
+        """
+        from ddim_lab.sampler import Sampler
+
         return Sampler(
             self.build_schedule(),
-            steps=self.steps if steps is None else steps,
-            eta=self.sampler.eta,
-            variance=self.sampler.variance,
-            spacing=self.sampler.spacing,
+            **self._numbers(steps),
             clip=self.sampler.clip,
-            timesteps=self.sampler.timesteps if steps is None else None,
             prediction=prediction,
+            formula=formula,
         )
+
+    def _numbers(self, steps: int | None) -> dict[str, Any]:
+        """What makes the walk's transitions, beside the schedule."""
+        sampler = self.sampler
+        return {
+            "steps": self.steps if steps is None else steps,
+            "eta": sampler.eta,
+            "variance": sampler.variance,
+            "spacing": sampler.spacing,
+            "timesteps": sampler.timesteps if steps is None else None,
+        }
 
     def labels(self) -> dict[str, Any]:
         """What names this job among the others of a sweep."""
@@ -631,49 +486,6 @@ class Config(_Group):
             "seed": self.seed,
             "training_seed": self.training.seed,
         }
-
-
-_BOUNDS: Final = {
-    "greater_than_equal": ("at least", "ge"),
-    "greater_than": ("above", "gt"),
-    "less_than_equal": ("at most", "le"),
-    "less_than": ("below", "lt"),
-}
-
-
-def _explain(error: ValidationError) -> str:
-    """The first fault as `option=value: what it must be`."""
-    # A misspelt option before what is missing because of it.
-    fault = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
-    top, *inner = (str(part) for part in fault["loc"])
-    place = ".".join([top, *(inner[1:] if top in _UNIONS else inner)])
-    kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
-    if isinstance(context.get("error"), ConfigError):  # raised by a validator: the whole line
-        return str(context["error"])
-    if kind == "extra_forbidden":
-        return f"{place}: no such option"
-    if kind == "missing":
-        return f"{place} is not set"
-    if kind in _BOUNDS:
-        words, key = _BOUNDS[kind]
-        return f"{place}={given}: must be {words} {context[key]}"
-    if kind == "literal_error":
-        return f"{place}={given}: must be {context['expected']}"
-    if kind in ("int_type", "int_parsing", "int_from_float"):
-        return f"{place}={given}: must be a whole number"
-    if kind in ("float_type", "float_parsing", "finite_number"):
-        return f"{place}={given}: must be a finite number"
-    if kind == "string_too_short":
-        return f"{place} is empty: give a value, or drop it"
-    if kind == "tuple_type":
-        return f"{place}={given}: must be a list, as {place}=[A,B]"
-    if kind == "bool_type":
-        return f"{place}={given}: must be true or false"
-    return f"{place}={given}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-
-
-_UNIONS: Final = ("model", "schedule", "task")
-"""Groups of which a choice has options of its own: pydantic names the choice after the group."""
 
 
 def _first_line(error: Exception) -> str:

@@ -77,6 +77,9 @@ def checked(kind: type[Given], values: Any, place: str = "") -> Given:
         raise ConfigError(_explain(error, place)) from None
 
 
+_UNIONS: Final = ("model", "schedule")
+"""Groups of which a choice has options of its own: pydantic names the choice after the group."""
+
 _BOUNDS: Final = {
     "greater_than_equal": ("at least", "ge"),
     "greater_than": ("above", "gt"),
@@ -89,10 +92,11 @@ def _explain(error: ValidationError, place: str) -> str:
     """The first fault as `option=value: what it must be`."""
     # A misspelt option before what is missing because of it.
     fault = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
-    place = ".".join([*([place] if place else []), *(str(part) for part in fault["loc"])])
+    top, *inner = (str(part) for part in fault["loc"])
+    place = ".".join([*([place] if place else []), top, *(inner[1:] if top in _UNIONS else inner)])
     kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
-    if isinstance(context.get("error"), ConfigError):  # raised by a validator: the whole line
-        return str(context["error"])
+    if isinstance(raised := context.get("error"), ConfigError):
+        return str(raised)
     if kind == "extra_forbidden":
         return f"{place}: no such option"
     if kind == "missing":

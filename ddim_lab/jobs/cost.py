@@ -5,32 +5,16 @@ An image-forward is the network evaluated once on one image: the unit that every
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
 
 import torch
 from torch import nn
 
-from ddim_lab.config.job import (
-    AUTO,
-    BenchmarkConfig,
-    CannotSkipConfig,
-    Config,
-    ConsistencyConfig,
-    GenerateConfig,
-    InterpolateConfig,
-    PrecisionConfig,
-    PretrainedConfig,
-    ReconstructConfig,
-    SearchTimestepsConfig,
-    SpeedPeersConfig,
-    UNetConfig,
-)
+from ddim_lab.config.job import Config, PretrainedConfig, UNetConfig
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.speed import timed
-from ddim_lab.schedule import SPACINGS
-from ddim_lab.tasks.generate import COMPARED, FORWARDS_ALONE
 
 __all__ = [
     "ForwardTime",
@@ -38,7 +22,6 @@ __all__ = [
     "forward_time",
     "forwards_by_cell",
     "image_forwards",
-    "measuring_forwards",
 ]
 
 WORTH_MEASURING: Final = 1_000_000
@@ -59,57 +42,18 @@ def image_forwards(cells: Sequence[Config]) -> int:
 def forwards_by_cell(cells: Sequence[Config]) -> list[int]:
     """What each cell adds to `image_forwards`, in their order.
 
-    A reference (of task consistency, or precision) is paid for by the first of the cells that share it.
+    What several cells share, as the states that they are all compared with, is paid for by the first of them.
     """
-    paid: set[tuple[object, ...]] = set()
+    paid: set[Hashable] = set()
     costs = []
     for config in cells:
-        task, count, sampler = config.task, config.num_samples, config.build_sampler()
-        nfe = sampler.nfe
-        model = config.data, config.model, config.schedule, config.training
-        drawn = config.sampler, config.seed, count, config.batch_size
-        reference: tuple[object, ...]
-        cost = count * nfe
-        if isinstance(task, BenchmarkConfig | SpeedPeersConfig):
-            cost = 0  # these take what time they take, whatever N is
-        elif isinstance(task, ReconstructConfig):
-            cost = 2 * count * nfe
-        elif isinstance(task, InterpolateConfig):
-            cost = (2 * (count // 2) * task.points + task.grid**2) * nfe
-        elif isinstance(task, SearchTimestepsConfig):
-            cost = (task.trials * task.search_samples + (len(SPACINGS) + 1) * count) * config.steps
-        elif isinstance(task, PrecisionConfig):
-            reference = (*model, *drawn, config.steps)
-            cost += 0 if reference in paid else count * nfe
-            paid.add(reference)
-        elif isinstance(task, ConsistencyConfig):
-            longest = config.build_sampler(steps=task.reference_steps)
-            if longest.transitions == sampler.transitions:
-                cost = 0
-            reference = (*model, *drawn, config.runtime, task.reference_steps)
-            cost += 0 if reference in paid else count * longest.nfe
-            paid.add(reference)
+        cost = config.task.forwards(config)
+        if (shared := config.task.shared(config)) is not None:
+            what, forwards = shared
+            cost += 0 if (config.task.name, what) in paid else forwards
+            paid.add((config.task.name, what))
         costs.append(cost)
     return costs
-
-
-def measuring_forwards(config: Config) -> int:
-    """Image-forwards that a cell's speed and determinism cost beside its samples.
-
-    Of task precision the cell that is its own reference is not timed, and costs nothing.
-    """
-    count, nfe, metrics = config.num_samples, config.build_sampler().nfe, config.metrics
-    batch = count if config.batch_size == AUTO else min(config.batch_size, count)
-    if isinstance(config.task, PrecisionConfig):
-        return 2 * (1 + metrics.speed_repeats) * batch * nfe
-    if not isinstance(config.task, GenerateConfig | CannotSkipConfig):
-        return 0
-    alone = len(range(0, nfe, min(FORWARDS_ALONE, nfe)))
-    repeats = max(0, metrics.speed_repeats - max(0, count // batch - 1))
-    compared = min(COMPARED, batch)
-    halves = compared // 2 if compared == batch else 0
-    determinism = ((1 + metrics.noise_seeds) * compared + halves) * nfe
-    return count * alone + batch + repeats * batch * (nfe + alone) + determinism
 
 
 @final
@@ -132,7 +76,7 @@ def forward_time(config: Config, runtime: Runtime) -> ForwardTime | None:
     if network is None:
         return None
     device, runtime = runtime.torch_device, replace(runtime, compile=False, cuda_graphs=False)
-    at_once = config.num_samples if config.batch_size == AUTO else min(config.batch_size, config.num_samples)
+    at_once = config.first_batch
     with runtime.applied(), torch.inference_mode():
         network = runtime.wrap(network.to(device), at_once)
         images = 1
@@ -172,7 +116,7 @@ def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
         runtime: of the first cell.
     """
     costs = forwards_by_cell(cells)
-    total, measuring = sum(costs), sum(map(measuring_forwards, cells))
+    total, measuring = sum(costs), sum(config.task.measuring_forwards(config) for config in cells)
     text = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
     if total == 0:
         return text
@@ -185,7 +129,7 @@ def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
     trainings: dict[tuple[object, ...], float] = {}
     seconds, thousand = 0.0, 0.0
     for config, cost in zip(cells, costs, strict=True):
-        beside = measuring_forwards(config)
+        beside = config.task.measuring_forwards(config)
         if cost + beside == 0:
             continue
         network = config.data, config.model, config.runtime, config.batch_size

@@ -163,8 +163,9 @@ def _check(cell: Sequence[str]) -> Config:
     runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
     network = feature_network(config.metrics.network)
     network.check_runtime(runtime)
-    if config.task.name == "search_timesteps" and importlib.util.find_spec("optuna") is None:
-        raise ConfigError("task=search_timesteps needs Optuna: pip install 'ddim-lab[search]'")
+    if config.task.extra is not None and importlib.util.find_spec(config.task.extra[1]) is None:
+        extra, package = config.task.extra
+        raise ConfigError(f"task={config.task.name} needs {package}: pip install 'ddim-lab[{extra}]'")
     if not config.needs_images:
         check_model(config)
         return config

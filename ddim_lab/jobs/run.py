@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import importlib.metadata
 import logging
 import os
@@ -179,7 +178,7 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
     def build(folder: Path) -> None:
         if job.config.force:
             job.store.discard_work("cells", key)
-        measured = _task(job.config.task.name).measure(job, folder, job.store.work_folder("cells", key))
+        measured = job.task.measure(job, folder, job.store.work_folder("cells", key))
         phases.update(measured.phases)
         result = {
             "schema": 1,
@@ -198,30 +197,13 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
         write_json(folder / "result.json", result)
 
     folder, built = job.store.obtain("cells", key, build, replace=job.config.force)
-    if job.config.save_samples and job.config.task.name == "generate" and not (folder / "samples.npz").is_file():
-        from ddim_lab.tasks.generate import resample
-
-        there = folder
-        folder, _ = job.store.obtain("cells", key, lambda fresh: resample(job, fresh, there), replace=True)
-    if job.config.task.name == "search_timesteps":
-        from ddim_lab.tasks.search_timesteps import publish
-
-        publish(job, folder)
+    folder = job.task.finished(job, folder)
     return folder, not built, phases
 
 
 def _objects(store: Store, others: Sequence[Sequence[str]] = ()) -> list[list[str]]:
     """The store's objects that were used, as [kind, key]: not pruned as long as the sweep exists."""
     return [list(pair) for pair in sorted({*store.used, *((kind, key) for kind, key in others)})]
-
-
-def _task(name: str) -> Any:
-    """The module of a task, with two functions.
-
-    `identity(job)` gives the task's part of a cell's key. `measure(job, folder, work)` measures it and writes
-    its files into `folder`; what it leaves in `work` is there again if it is killed and started anew.
-    """
-    return importlib.import_module(f"ddim_lab.tasks.{name}")
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -236,7 +218,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "num_samples": config.num_samples,
         "batch_size": config.batch_size,
         "runtime": job.runtime.recipe(),
-        "measured": _task(config.task.name).identity(job),
+        "measured": job.task.identity(job),
     }
 
 

@@ -1,7 +1,7 @@
-"""What a job measures: one module a task (conf group `task`), each with two functions.
+"""What a job measures: the file NAME.py holds the class of task=NAME (see `base`); its options are conf/task/NAME.yaml.
 
-    identity(job)                 the part of a cell's key that is the task's own
-    measure(job, folder, work)    measures the cell, and writes its files into `folder`
-
-What `measure` leaves in `work` is there again if it is killed and started anew.
+base       what a task is, what it is given and what it gives back
+walks      the sampling loop, and what tasks share that look at single images
+sampling   N images of a cell, measured: what tasks generate and cannot_skip do
+pictures   sheets of small images
 """

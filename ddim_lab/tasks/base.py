@@ -1,24 +1,57 @@
-"""What every task is given and what it gives back."""
+"""What a task is: one class a file, found by its name; what it is given, and what it gives back."""
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, final
-
-import torch
-from torch import nn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
 
 from ddim_lab.config.job import Config
-from ddim_lab.data.images import ImageData
-from ddim_lab.device.runtime import Runtime
-from ddim_lab.metrics.features import Features, obtain_features
-from ddim_lab.models.obtain import Model
-from ddim_lab.sampler import Sampler
+from ddim_lab.config.kinds import TaskOptions
+from ddim_lab.errors import ConfigError
 from ddim_lab.store import Store
 
-__all__ = ["Job", "Measured"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ddim_lab.data.images import ImageData
+    from ddim_lab.device.runtime import Runtime
+    from ddim_lab.metrics.features import Features
+    from ddim_lab.models.obtain import Model
+    from ddim_lab.sampler import Sampler
+
+__all__ = ["Job", "Outcome", "Task", "drawn", "need_determinism", "need_error", "need_room"]
+
+
+class Task(TaskOptions):
+    """One thing that can be measured of a cell; abstract. The file tasks/NAME.py defines the class of task=NAME.
+
+    Its fields are the options of conf/task/NAME.yaml. Torch is imported inside its methods: a command line is checked
+    without it.
+    """
+
+    @abstractmethod
+    def identity(self, job: Job) -> dict[str, Any]:
+        """The part of a cell's key that is the task's own, beyond its options."""
+
+    @abstractmethod
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Measure the cell.
+
+        Args:
+            job: the cell.
+            folder: where its files go, beside result.json.
+            work: what is left here is there again if the job is killed and started anew.
+        """
+
+    def finished(self, job: Job, cell: Path) -> Path:
+        """Called with the cell's folder whenever it is there, measured now or before; gives the folder to read."""
+        return cell
 
 
 @final
@@ -38,6 +71,12 @@ class Job:
     store: Store
     progress: str
 
+    @property
+    def task(self) -> Task:
+        """What is measured."""
+        assert isinstance(self.config.task, Task)
+        return self.config.task
+
     @cached_property
     def sampler(self) -> Sampler:
         """The configured sampler, for what the model predicts."""
@@ -46,6 +85,8 @@ class Job:
     @cached_property
     def features(self) -> Features:
         """The feature network that conf/metrics names; trained at first use if need be."""
+        from ddim_lab.metrics.features import obtain_features
+
         return obtain_features(self.config.metrics.network, self.data, self.store)
 
     def network(self, batch_size: int) -> nn.Module:
@@ -54,6 +95,8 @@ class Job:
         Its weights are ordinary tensors in inference mode, too: to torch.compile they are others than those of
         inference mode, and what one task compiled would be compiled again for the next.
         """
+        import torch
+
         with torch.inference_mode(False):
             return self.runtime.wrap(self.model.load().to(self.runtime.torch_device), batch_size)
 
@@ -65,7 +108,7 @@ class Job:
 
 @final
 @dataclass(frozen=True)
-class Measured:
+class Outcome:
     """What a task found.
 
     Attributes:
@@ -79,3 +122,40 @@ class Measured:
     phases: dict[str, float]
     tables: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[dict[str, str]] = field(default_factory=list)
+
+
+MOST_STATES: Final = 8 * 2**30
+"""Bytes of float32 states of one set, at most, for tasks that compare two sets image by image in memory."""
+
+
+# -- what several tasks check and share ------------------------------------------------------------------
+
+
+def need_determinism(config: Config) -> None:
+    """Raise ConfigError where the walk draws noise."""
+    if config.sampler.eta != 0:
+        raise ConfigError(
+            f"task={config.task.name} needs the deterministic sampler: set sampler.eta=0, got {config.sampler.eta:g}"
+        )
+
+
+def need_error(config: Config) -> None:
+    """Raise ConfigError where the samples are too few for a standard error by the jackknife."""
+    if config.num_samples < 3:
+        raise ConfigError(f"task={config.task.name} needs 3 samples for a standard error, got {config.num_samples}")
+
+
+def need_room(config: Config) -> None:
+    """Raise ConfigError where all x_0 of a cell, which the task compares image by image, would not fit in memory."""
+    size = math.prod(config.data.shape) * 4
+    if config.num_samples * size > MOST_STATES:
+        raise ConfigError(
+            f"num_samples={config.num_samples} is too many for task={config.task.name}, which holds all states in"
+            f" memory: at most {MOST_STATES // size} ({MOST_STATES // 2**30} GiB) for data={config.data.name}"
+        )
+
+
+def drawn(config: Config) -> tuple[Hashable, ...]:
+    """What the x_0 of a cell are drawn from, steps and runtime aside: cells where it is equal can share them."""
+    model = config.data, config.model, config.schedule, config.training
+    return *model, config.sampler, config.seed, config.num_samples, config.batch_size

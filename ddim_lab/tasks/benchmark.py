@@ -6,13 +6,16 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, ClassVar, Final, Literal, final
 
 import numpy as np
 import torch
+from pydantic import Field, StrictInt
 from torch import Tensor, nn
 
-from ddim_lab.config.job import BenchmarkConfig
+from ddim_lab.config.job import Config
+from ddim_lab.config.options import PositiveInt
+from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.estimates import Line, fit_line
 from ddim_lab.metrics.speed import (
     Contention,
@@ -25,98 +28,127 @@ from ddim_lab.metrics.speed import (
     timed_libraries,
 )
 from ddim_lab.sampler import Sampler
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.walks import start
 
-__all__ = ["identity", "measure"]
+__all__ = ["Benchmark"]
 
 MEASURED_VERSION: Final = 2
 """Raised whenever the same cell would be measured otherwise."""
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """Beyond the task's own settings: what is measured, and the libraries whose kernels are timed."""
-    return {"version": MEASURED_VERSION, "libraries": timed_libraries()}
+@final
+class Benchmark(Task):
+    """conf/task/benchmark: speed alone."""
 
+    reads_images: ClassVar[bool] = False
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """Time forwards and walks in turns; each batch size has a network of its own, warmed up first.
+    name: Literal["benchmark"]
+    batch_sizes: tuple[PositiveInt, ...]
+    fitted_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=3)]
+    fitted_batches: Annotated[StrictInt, Field(ge=3)]
+    rounds: Annotated[StrictInt, Field(ge=3)]
 
-    Compilation, recording and the choice of algorithms are in the first forward, which is timed apart.
-    """
-    task, runtime, device = job.config.task, job.runtime, job.runtime.torch_device
-    assert isinstance(task, BenchmarkConfig)
-    sizes = sorted({*task.batch_sizes, job.config.batch_size})
-    phases: dict[str, float] = {}
-    alone, presence = job.alone("times"), job.store.presence(runtime.hardware)
-    with runtime.applied(), alone, presence as others_busy, torch.inference_mode():
-        meanwhile = Contention(others_busy, runtime.cpu_threads)
-        flops = forward_flops(job.model.load().to(device), job.data.shape, device)
-        ceiling = product_ceiling(runtime.product_dtype, device)
-        rows: list[dict[str, Any]] = []
-        timing: _Timing | None = None
-        for size in sizes:
+    def check(self, config: Config) -> None:
+        try:
+            for steps in self.fitted_steps:
+                config.build_transitions(steps=steps)
+        except ValueError as error:
+            raise ConfigError(f"task.fitted_steps: {error}") from None
+        if len(set(self.fitted_steps)) < 3:
+            raise ConfigError("task.fitted_steps needs 3 different numbers of steps for a line")
+
+    def forwards(self, config: Config) -> int:
+        return 0  # it takes what time it takes, whatever N is
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """Beyond the task's own settings: what is measured, and the libraries whose kernels are timed."""
+        return {"version": MEASURED_VERSION, "libraries": timed_libraries()}
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Time forwards and walks in turns; each batch size has a network of its own, warmed up first.
+
+        Compilation, recording and the choice of algorithms are in the first forward, which is timed apart.
+        """
+        runtime, device = job.runtime, job.runtime.torch_device
+        sizes = sorted({*self.batch_sizes, job.config.batch_size})
+        phases: dict[str, float] = {}
+        alone, presence = job.alone("times"), job.store.presence(runtime.hardware)
+        with runtime.applied(), alone, presence as others_busy, torch.inference_mode():
+            meanwhile = Contention(others_busy, runtime.cpu_threads)
+            flops = forward_flops(job.model.load().to(device), job.data.shape, device)
+            ceiling = product_ceiling(runtime.product_dtype, device)
+            rows: list[dict[str, Any]] = []
+            timing: _Timing | None = None
+            for size in sizes:
+                clock = time.perf_counter()
+                timing = None  # its network would count as memory of the next size
+                timing = _Timing(job, job.network(size), size)
+                rows.append(timing.measured(self.rounds, meanwhile))
+                phases[f"batch {size}"] = time.perf_counter() - clock
+            assert timing is not None
             clock = time.perf_counter()
-            timing = None  # its network would count as memory of the next size
-            timing = _Timing(job, job.network(size), size)
-            rows.append(timing.measured(task.rounds, meanwhile))
-            phases[f"batch {size}"] = time.perf_counter() - clock
-        assert timing is not None
-        clock = time.perf_counter()
-        samplers = [
-            job.config.build_sampler(job.model.prediction, steps=steps) for steps in sorted(set(task.fitted_steps))
-        ]
-        batches = range(1, task.fitted_batches + 1)
-        seconds = timing.in_turns([(sampler, 1) for sampler in samplers], task.rounds, meanwhile)
-        of_steps = [(sampler.nfe, value) for sampler, value in zip(samplers, seconds, strict=True)]
-        seconds = timing.in_turns([(samplers[0], count) for count in batches], task.rounds, meanwhile)
-        of_samples = [(count * size, value) for count, value in zip(batches, seconds, strict=True)]
-        memory = [timing.peak_memory(samplers[0], count) for count in batches]
-        phases["lines"] = time.perf_counter() - clock
-    steps_line, samples_line = _line(of_steps), _line(of_samples)
-    largest = rows[-1]
-    nfe = job.sampler.nfe
-    rate = largest["images_per_second"] * nfe * flops
-    one = next((row["seconds_median"] for row in rows if row["images"] == 1), None)
-    return Measured(
-        measurements={
-            "nfe": nfe,
-            "headline": f"{largest['images_per_second']:,.1f} images/s, {rate / 1e12:.3g} TFLOP/s"
-            f" ({rate / ceiling:.0%} of a matrix product), loop {largest['loop_overhead']:+.1%}"
-            f" ({largest['noisy_loop_overhead']:+.1%} with noise)",
-            "speed": {**largest, "contended": meanwhile.seen},
-            "one_image_seconds": one,
-            "loop_overhead": largest["loop_overhead"],
-            "noisy_loop_overhead": largest["noisy_loop_overhead"],
-            "flops_per_forward": flops,
-            "teraflops": rate / 1e12,
-            "ceiling_teraflops": ceiling / 1e12,
-            "ceiling_share": rate / ceiling,
-            "forwards_per_second": largest["images_per_second"] * nfe,
-            "steps_r_squared": steps_line.r_squared,
-            "samples_r_squared": samples_line.r_squared,
-            "memory_growth": None if not memory[0] or memory[-1] is None else memory[-1] / memory[0] - 1.0,
-        },
-        phases=phases,
-        tables=[
-            {
-                "title": f"S = {job.sampler.steps}: median (quartiles) of {task.rounds} rounds",
-                "columns": [
-                    *("images at once", "images/s", "ms a step", "ms a forward", "loop over forwards", "with noise"),
-                    *("TFLOP/s", "of the ceiling", "first forward, s", "peak memory, MB"),
-                ],
-                "rows": [_row(row, nfe, flops, ceiling) for row in rows],
+            samplers = [
+                job.config.build_sampler(job.model.prediction, steps=steps) for steps in sorted(set(self.fitted_steps))
+            ]
+            batches = range(1, self.fitted_batches + 1)
+            seconds = timing.in_turns([(sampler, 1) for sampler in samplers], self.rounds, meanwhile)
+            of_steps = [(sampler.nfe, value) for sampler, value in zip(samplers, seconds, strict=True)]
+            seconds = timing.in_turns([(samplers[0], count) for count in batches], self.rounds, meanwhile)
+            of_samples = [(count * size, value) for count, value in zip(batches, seconds, strict=True)]
+            memory = [timing.peak_memory(samplers[0], count) for count in batches]
+            phases["lines"] = time.perf_counter() - clock
+        steps_line, samples_line = _line(of_steps), _line(of_samples)
+        largest = rows[-1]
+        nfe = job.sampler.nfe
+        rate = largest["images_per_second"] * nfe * flops
+        one = next((row["seconds_median"] for row in rows if row["images"] == 1), None)
+        return Outcome(
+            measurements={
+                "nfe": nfe,
+                "headline": f"{largest['images_per_second']:,.1f} images/s, {rate / 1e12:.3g} TFLOP/s"
+                f" ({rate / ceiling:.0%} of a matrix product), loop {largest['loop_overhead']:+.1%}"
+                f" ({largest['noisy_loop_overhead']:+.1%} with noise)",
+                "speed": {**largest, "contended": meanwhile.seen},
+                "one_image_seconds": one,
+                "loop_overhead": largest["loop_overhead"],
+                "noisy_loop_overhead": largest["noisy_loop_overhead"],
+                "flops_per_forward": flops,
+                "teraflops": rate / 1e12,
+                "ceiling_teraflops": ceiling / 1e12,
+                "ceiling_share": rate / ceiling,
+                "forwards_per_second": largest["images_per_second"] * nfe,
+                "steps_r_squared": steps_line.r_squared,
+                "samples_r_squared": samples_line.r_squared,
+                "memory_growth": None if not memory[0] or memory[-1] is None else memory[-1] / memory[0] - 1.0,
             },
-            {
-                "title": f"Lines at {sizes[-1]} images at once",
-                "columns": ["seconds against", "points", "slope, s", "intercept, s", "R²"],
-                "rows": [
-                    ["S (forwards)", _points(of_steps), *_digits(steps_line)],
-                    [f"N (S = {samplers[0].steps})", _points(of_samples), *_digits(samples_line)],
-                ],
-            },
-        ],
-    )
+            phases=phases,
+            tables=[
+                {
+                    "title": f"S = {job.sampler.steps}: median (quartiles) of {self.rounds} rounds",
+                    "columns": [
+                        *(
+                            "images at once",
+                            "images/s",
+                            "ms a step",
+                            "ms a forward",
+                            "loop over forwards",
+                            "with noise",
+                        ),
+                        *("TFLOP/s", "of the ceiling", "first forward, s", "peak memory, MB"),
+                    ],
+                    "rows": [_row(row, nfe, flops, ceiling) for row in rows],
+                },
+                {
+                    "title": f"Lines at {sizes[-1]} images at once",
+                    "columns": ["seconds against", "points", "slope, s", "intercept, s", "R²"],
+                    "rows": [
+                        ["S (forwards)", _points(of_steps), *_digits(steps_line)],
+                        [f"N (S = {samplers[0].steps})", _points(of_samples), *_digits(samples_line)],
+                    ],
+                },
+            ],
+        )
 
 
 def _with_noise(job: Job) -> Sampler:

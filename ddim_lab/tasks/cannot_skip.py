@@ -17,90 +17,100 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config.job import CannotSkipConfig
-from ddim_lab.diffusion import eps_from
-from ddim_lab.noise import NamedNoise, NoiseSource
-from ddim_lab.sampler import EpsModel, Sampler
-from ddim_lab.tasks import generate
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.config.job import Config
+from ddim_lab.errors import ConfigError
+from ddim_lab.sampler import Formula, Sampler, Transition
+from ddim_lab.schedule import CLEAN, NoiseSchedule
+from ddim_lab.tasks.base import Job, Outcome, Task
+from ddim_lab.tasks.generate import compared_with, measuring_forwards
+from ddim_lab.tasks.sampling import measure_samples
 from ddim_lab.tasks.walks import mean_and_se, network_in_place, squared_error, start
 
-__all__ = ["DDPMFormula", "identity", "measure"]
+__all__ = ["CannotSkip", "DDPMFormula"]
 
 COMPARED: Final = 64
 """Samples, at most, that are compared with the sampler's."""
 
-identity = generate.identity
-
 
 @final
-class DDPMFormula:
-    """DDPM's update as textbooks write it, on the timesteps of a sampler at eta = 1.
+class DDPMFormula(Formula):
+    """DDPM's update as textbooks write it, for the timesteps of a sampler at eta = 1.
 
     Args:
-        sampler: names the timesteps and the schedule.
+        schedule: gives beta(t).
         alphas: "cumulative" (right) or "per_step" (WRONG where timesteps are skipped).
     """
 
-    def __init__(self, sampler: Sampler, alphas: Literal["per_step", "cumulative"]) -> None:
-        self.sampler: Final = sampler
+    def __init__(self, schedule: NoiseSchedule, alphas: Literal["per_step", "cumulative"]) -> None:
+        self.schedule: Final = schedule
         self.alphas: Final = alphas
-        self.transitions: Final = sampler.transitions
-        self.nfe: Final = sampler.nfe
 
-    @torch.no_grad()
-    def sample(
-        self,
-        model: EpsModel,
-        x_T: Tensor,
-        seed: int = 0,
-        indices: Tensor | None = None,
-        noise: NoiseSource | None = None,
-    ) -> Tensor:
-        """As `Sampler.sample`, by this formula; the same noise at the same timesteps."""
-        x = x_T.float()
-        indices = torch.arange(len(x), device=x.device) if indices is None else indices
-        noise = NamedNoise(seed) if noise is None else noise
-        for walk in self.transitions:
-            ab = walk.alpha_bar
-            alpha = 1.0 - float(self.sampler.schedule.betas[walk.t])
-            if self.alphas == "cumulative":
-                alpha = ab / walk.alpha_bar_prev
-            output = model(x, torch.full((len(x),), walk.t, dtype=torch.int64, device=x.device))
-            output = output if isinstance(output, Tensor) else output.sample
-            eps = eps_from(self.sampler.prediction, output.float(), x, ab)
-            beta = 1.0 - alpha
-            x = (x - beta / math.sqrt(1.0 - ab) * eps) / math.sqrt(alpha)
-            variance = max((1.0 - ab / alpha) / (1.0 - ab) * beta, 0.0)  # 0 at the last step, up to rounding
-            if variance > 0.0 and walk.t_prev >= 0:
-                x = x + math.sqrt(variance) * noise(indices, walk.t, x)
-        return x
+    def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
+        alpha = self._alpha(transition)
+        mean = (x_t - (1.0 - alpha) / math.sqrt(1.0 - transition.alpha_bar) * eps) / math.sqrt(alpha)
+        return mean if z is None else mean + self.noise_std(transition) * z
 
-    def __repr__(self) -> str:
-        return f"DDPMFormula(alphas={self.alphas!r}, nfe={self.nfe})"
+    def noise_std(self, transition: Transition) -> float:
+        ab, alpha = transition.alpha_bar, self._alpha(transition)
+        variance = (1.0 - ab / alpha) / (1.0 - ab) * (1.0 - alpha)
+        # per_step knows no last step; and a variance of 0 may be rounded to below it
+        return 0.0 if transition.t_prev == CLEAN else math.sqrt(max(variance, 0.0))
+
+    def recipe(self) -> dict[str, Any]:
+        return {"alphas": self.alphas}
+
+    def _alpha(self, transition: Transition) -> float:
+        if self.alphas == "cumulative":
+            return transition.alpha_bar / transition.alpha_bar_prev
+        return 1.0 - float(self.schedule.betas[transition.t])
 
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """All that task `generate` measures, by the formula, and its distance from the sampler on the same noise."""
-    task = job.config.task
-    assert isinstance(task, CannotSkipConfig)
-    formula = DDPMFormula(job.sampler, task.alphas)
-    measured = generate.measure(job, folder, work, formula)
-    with network_in_place(job) as network:
-        mse, se = mean_and_se(_difference(job, formula, network))
-    measured.measurements.update(mse_to_sampler=mse, mse_to_sampler_se=se)
-    measured.measurements["headline"] += f", {task.alphas} alphas: MSE {mse:.2g} to the sampler"
-    return measured
+@final
+class CannotSkip(Task):
+    """conf/task/cannot_skip: DDPM's formula on skipped timesteps, with per-step or cumulative alphas."""
+
+    scores_samples: ClassVar[bool] = True
+    on_several_devices: ClassVar[bool] = True
+
+    name: Literal["cannot_skip"]
+    alphas: Literal["per_step", "cumulative"]
+
+    def check(self, config: Config) -> None:
+        sampler = config.sampler
+        if (sampler.eta, sampler.variance, sampler.clip) != (1.0, "posterior", "none"):
+            raise ConfigError(
+                "task=cannot_skip writes DDPM's own formula: set sampler=ddpm (eta 1, posterior, no clip)"
+            )
+
+    def forwards(self, config: Config) -> int:
+        return config.num_samples * config.nfe
+
+    def measuring_forwards(self, config: Config) -> int:
+        return measuring_forwards(config)
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        return compared_with(job)
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """All that task `generate` measures, by the formula, and its distance from the sampler on the same noise."""
+        formula = DDPMFormula(job.sampler.schedule, self.alphas)
+        sampler = job.config.build_sampler(job.model.prediction, formula=formula)
+        measured = measure_samples(job, folder, work, sampler)
+        with network_in_place(job) as network:
+            mse, se = mean_and_se(_difference(job, sampler, network))
+        measured.measurements.update(mse_to_sampler=mse, mse_to_sampler_se=se)
+        measured.measurements["headline"] += f", {self.alphas} alphas: MSE {mse:.2g} to the sampler"
+        return measured
 
 
-def _difference(job: Job, formula: DDPMFormula, network: nn.Module) -> Tensor:
+def _difference(job: Job, sampler: Sampler, network: nn.Module) -> Tensor:
     count = min(job.config.num_samples, job.config.batch_size, COMPARED)
     indices = torch.arange(count, device=job.runtime.torch_device)
     x_T, noise = start(job, indices), job.runtime.noise(job.config.seed)
-    by_formula = formula.sample(network, x_T, indices=indices, noise=noise)
+    by_formula = sampler.sample(network, x_T, indices=indices, noise=noise)
     return squared_error(by_formula, job.sampler.sample(network, x_T, indices=indices, noise=noise))

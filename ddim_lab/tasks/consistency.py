@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim_lab.config.job import ConsistencyConfig
+from ddim_lab.config.job import Config
+from ddim_lab.config.options import PositiveInt
+from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import content_key
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.base import Job, Outcome, Task, drawn, need_room
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.walks import (
     extract,
@@ -29,72 +32,93 @@ from ddim_lab.tasks.walks import (
     states_identity,
 )
 
-__all__ = ["identity", "measure"]
+__all__ = ["Consistency"]
 
 REFERENCE_VERSION: Final = 1
 SHOWN: Final = 12
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """The reference that this cell is compared with, and the network of the feature distance."""
-    return {
-        "reference": content_key(_reference_identity(job, _reference_sampler(job))),
-        "features": job.features.digest,
-    }
+@final
+class Consistency(Task):
+    """conf/task/consistency: the same x_T at S steps and at `reference_steps` (paper, Figure 5)."""
 
+    name: Literal["consistency"]
+    reference_steps: PositiveInt
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """Sample, and compare with the reference; writes preview.png and against_reference.png into `folder`.
+    def check(self, config: Config) -> None:
+        try:
+            config.build_transitions(steps=self.reference_steps)
+        except ValueError as error:
+            raise ConfigError(f"task.reference_steps={self.reference_steps}: {error}") from None
+        need_room(config)
 
-    A cell at the reference's own steps is the reference: sampled once, with distances of exactly 0.
-    """
-    own, count = job.sampler, job.config.num_samples
-    reference_sampler = _reference_sampler(job)
-    clock = time.perf_counter()
-    with network_in_place(job) as network:
-        reference = _reference(job, reference_sampler, network)
-        referred = time.perf_counter()
-        same = own.transitions == reference_sampler.transitions
-        images = reference if same else sample_states(job, own, network, count)
-    sampled = time.perf_counter()
-    of_images, of_reference = (features.cpu().double() for features in extract(job, images, reference))
-    mse, mse_se = mean_and_se(squared_error(images, reference))
-    distance, distance_se = mean_and_se((of_images - of_reference).norm(dim=1))
-    preview(folder, images)
-    sheet(folder / "against_reference.png", torch.stack([images[:SHOWN], reference[:SHOWN]]))
-    steps = reference_sampler.steps
-    return Measured(
-        measurements={
-            "nfe": own.nfe,
-            "headline": f"MSE {mse:.3g}, feature distance {distance:.3g} to S = {steps}",
-            "consistency_mse": mse,
-            "consistency_mse_se": mse_se,
-            "feature_distance": distance,
-            "feature_distance_se": distance_se,
-            # what images of different x_T score: the scale of the two above
-            "unrelated_mse": float(squared_error(reference, reference.roll(1, 0)).mean()),
-            "unrelated_feature_distance": float((of_reference - of_reference.roll(1, 0)).norm(dim=1).mean()),
-            "reference_steps": steps,
-            "compared_images": count,
-        },
-        phases={
-            "reference": referred - clock,
-            "sampling": sampled - referred,
-            "metrics": time.perf_counter() - sampled,
-        },
-        pictures=[
-            {
-                "title": f"Each cell over S = {steps} from the same x_T",
-                "file": "against_reference.png",
-                "caption": "",
-            }
-        ],
-    )
+    def forwards(self, config: Config) -> int:
+        own, longest = config.build_transitions(), config.build_transitions(steps=self.reference_steps)
+        return 0 if own == longest else config.num_samples * len(own)
+
+    def shared(self, config: Config) -> tuple[Hashable, int]:
+        longest = config.build_transitions(steps=self.reference_steps)
+        return (drawn(config), config.runtime, self.reference_steps), config.num_samples * len(longest)
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """The reference that this cell is compared with, and the network of the feature distance."""
+        return {
+            "reference": content_key(_reference_identity(job, _reference_sampler(job))),
+            "features": job.features.digest,
+        }
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Sample, and compare with the reference; writes preview.png and against_reference.png into `folder`.
+
+        A cell at the reference's own steps is the reference: sampled once, with distances of exactly 0.
+        """
+        own, count = job.sampler, job.config.num_samples
+        reference_sampler = _reference_sampler(job)
+        clock = time.perf_counter()
+        with network_in_place(job) as network:
+            reference = _reference(job, reference_sampler, network)
+            referred = time.perf_counter()
+            same = own.transitions == reference_sampler.transitions
+            images = reference if same else sample_states(job, own, network, count)
+        sampled = time.perf_counter()
+        of_images, of_reference = (features.cpu().double() for features in extract(job, images, reference))
+        mse, mse_se = mean_and_se(squared_error(images, reference))
+        distance, distance_se = mean_and_se((of_images - of_reference).norm(dim=1))
+        preview(folder, images)
+        sheet(folder / "against_reference.png", torch.stack([images[:SHOWN], reference[:SHOWN]]))
+        steps = reference_sampler.steps
+        return Outcome(
+            measurements={
+                "nfe": own.nfe,
+                "headline": f"MSE {mse:.3g}, feature distance {distance:.3g} to S = {steps}",
+                "consistency_mse": mse,
+                "consistency_mse_se": mse_se,
+                "feature_distance": distance,
+                "feature_distance_se": distance_se,
+                # what images of different x_T score: the scale of the two above
+                "unrelated_mse": float(squared_error(reference, reference.roll(1, 0)).mean()),
+                "unrelated_feature_distance": float((of_reference - of_reference.roll(1, 0)).norm(dim=1).mean()),
+                "reference_steps": steps,
+                "compared_images": count,
+            },
+            phases={
+                "reference": referred - clock,
+                "sampling": sampled - referred,
+                "metrics": time.perf_counter() - sampled,
+            },
+            pictures=[
+                {
+                    "title": f"Each cell over S = {steps} from the same x_T",
+                    "file": "against_reference.png",
+                    "caption": "",
+                }
+            ],
+        )
 
 
 def _reference_sampler(job: Job) -> Sampler:
-    task = job.config.task
-    assert isinstance(task, ConsistencyConfig)
+    task = job.task
+    assert isinstance(task, Consistency)
     return job.config.build_sampler(job.model.prediction, steps=task.reference_steps)
 
 

@@ -9,90 +9,108 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Annotated, Any, Final, Literal, final
 
 import torch
+from pydantic import Field, StrictInt
 from torch import Tensor, nn
 
-from ddim_lab.config.job import InterpolateConfig
+from ddim_lab.config.job import Config
 from ddim_lab.data.images import from_uint8
+from ddim_lab.errors import ConfigError
 from ddim_lab.interpolate import slerp_grid, slerp_line
 from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.base import Job, Outcome, Task, need_determinism
 from ddim_lab.tasks.pictures import sheet
 from ddim_lab.tasks.walks import batches, check_finite, network_in_place, start
 
-__all__ = ["identity", "measure"]
+__all__ = ["Interpolate"]
 
 SHOWN: Final = 8
 """Lines of the picture."""
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """The training images that the midpoints are compared with."""
-    return {"data": job.data.digest}
+@final
+class Interpolate(Task):
+    """conf/task/interpolate: images between images (paper, Figure 6 and D.5)."""
 
+    name: Literal["interpolate"]
+    points: Annotated[StrictInt, Field(ge=3)]
+    grid: Annotated[StrictInt, Field(ge=2)]
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """Decode every line and the grid; writes lines.png and grid.png into `folder`."""
-    task, sampler = job.config.task, job.sampler
-    assert isinstance(task, InterpolateConfig)
-    points = task.points
-    clock = time.perf_counter()
-    ways = {"slerp": _Way(), "lerp": _Way(), "cross-fade": _Way()}
-    shown: list[Tensor] = []
-    ends: list[Tensor] = []  # [2, B, C, H, W]
-    with network_in_place(job) as network:
-        for indices in batches(job, job.config.num_samples // 2):
-            a, b = start(job, 2 * indices), start(job, 2 * indices + 1)
-            slerped = _decode(job, network, slerp_line(a, b, points))
-            ways["slerp"].add(slerped)
-            ways["lerp"].add(_decode(job, network, torch.stack([a.lerp(b, w) for w in _weights(points)], dim=1)))
-            first, last = slerped[:, 0], slerped[:, -1]
-            row = int(indices[0])
-            shown.append(slerped[: max(SHOWN - row, 0)].clone())  # a slice would hold on to the whole batch
-            ends.append(torch.stack([first, last])[:, : max(NEAREST_AT_MOST - row, 0)].clone())
-            ways["cross-fade"].add(torch.stack([first.lerp(last, w) for w in _weights(points)], dim=1))
-        grid = _decode(job, network, slerp_grid(start(job, torch.arange(4, device=a.device)), task.grid))
-    seconds = time.perf_counter() - clock
-    sheet(folder / "lines.png", torch.cat(shown))
-    sheet(folder / "grid.png", grid)
-    train = from_uint8(job.data.train.batch(torch.arange(min(len(job.data.train), NEAREST_AT_MOST))))
-    paths = {name: way.path for name, way in ways.items()}
-    nearest = {name: median_nearest_distance(torch.cat(way.midpoints), train) for name, way in ways.items()}
-    at_ends = median_nearest_distance(torch.cat(ends, dim=1).flatten(0, 1)[:NEAREST_AT_MOST], train)
-    length, largest = paths["slerp"]
-    return Measured(
-        measurements={
-            "nfe": sampler.nfe,
-            "headline": f"path {length:.3g} times the straight line, its largest step {largest:.2g} of it",
-            "interpolation_path_length": length,
-            "interpolation_largest_step": largest,
-            "lerp_path_length": paths["lerp"][0],
-            "lerp_largest_step": paths["lerp"][1],
-            "midpoint_to_train": nearest["slerp"],
-            "lerp_midpoint_to_train": nearest["lerp"],
-            "crossfade_midpoint_to_train": nearest["cross-fade"],
-            "ends_to_train": at_ends,
-            "interpolation_lines": ways["slerp"].count,
-            "interpolation_points": points,
-        },
-        phases={"sampling": seconds, "metrics": time.perf_counter() - clock - seconds},
-        tables=[
-            {
-                "title": "Three ways between two images",
-                "columns": ["way", "path length", "largest step", "midpoint to nearest training image"],
-                "rows": [
-                    *([name, *paths[name], nearest[name]] for name in ways),
-                    ["the ends themselves", None, None, at_ends],
-                ],
-            }
-        ],
-        pictures=[
-            {"title": "Lines between pairs of x_T (slerp)", "file": "lines.png", "caption": ""},
-            {"title": "Grid between four x_T (slerp of slerps)", "file": "grid.png", "caption": ""},
-        ],
-    )
+    def check(self, config: Config) -> None:
+        need_determinism(config)
+        if config.num_samples < 4:
+            raise ConfigError(f"task=interpolate needs 4 samples for the corners of its grid, got {config.num_samples}")
+        if self.points % 2 == 0:
+            raise ConfigError(f"task.points={self.points} must be odd: a line's middle is one of its points")
+
+    def forwards(self, config: Config) -> int:
+        return (2 * (config.num_samples // 2) * self.points + self.grid**2) * config.nfe
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """The training images that the midpoints are compared with."""
+        return {"data": job.data.digest}
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Decode every line and the grid; writes lines.png and grid.png into `folder`."""
+        sampler = job.sampler
+        points = self.points
+        clock = time.perf_counter()
+        ways = {"slerp": _Way(), "lerp": _Way(), "cross-fade": _Way()}
+        shown: list[Tensor] = []
+        ends: list[Tensor] = []  # [2, B, C, H, W]
+        with network_in_place(job) as network:
+            for indices in batches(job, job.config.num_samples // 2):
+                a, b = start(job, 2 * indices), start(job, 2 * indices + 1)
+                slerped = _decode(job, network, slerp_line(a, b, points))
+                ways["slerp"].add(slerped)
+                ways["lerp"].add(_decode(job, network, torch.stack([a.lerp(b, w) for w in _weights(points)], dim=1)))
+                first, last = slerped[:, 0], slerped[:, -1]
+                row = int(indices[0])
+                shown.append(slerped[: max(SHOWN - row, 0)].clone())  # a slice would hold on to the whole batch
+                ends.append(torch.stack([first, last])[:, : max(NEAREST_AT_MOST - row, 0)].clone())
+                ways["cross-fade"].add(torch.stack([first.lerp(last, w) for w in _weights(points)], dim=1))
+            grid = _decode(job, network, slerp_grid(start(job, torch.arange(4, device=a.device)), self.grid))
+        seconds = time.perf_counter() - clock
+        sheet(folder / "lines.png", torch.cat(shown))
+        sheet(folder / "grid.png", grid)
+        train = from_uint8(job.data.train.batch(torch.arange(min(len(job.data.train), NEAREST_AT_MOST))))
+        paths = {name: way.path for name, way in ways.items()}
+        nearest = {name: median_nearest_distance(torch.cat(way.midpoints), train) for name, way in ways.items()}
+        at_ends = median_nearest_distance(torch.cat(ends, dim=1).flatten(0, 1)[:NEAREST_AT_MOST], train)
+        length, largest = paths["slerp"]
+        return Outcome(
+            measurements={
+                "nfe": sampler.nfe,
+                "headline": f"path {length:.3g} times the straight line, its largest step {largest:.2g} of it",
+                "interpolation_path_length": length,
+                "interpolation_largest_step": largest,
+                "lerp_path_length": paths["lerp"][0],
+                "lerp_largest_step": paths["lerp"][1],
+                "midpoint_to_train": nearest["slerp"],
+                "lerp_midpoint_to_train": nearest["lerp"],
+                "crossfade_midpoint_to_train": nearest["cross-fade"],
+                "ends_to_train": at_ends,
+                "interpolation_lines": ways["slerp"].count,
+                "interpolation_points": points,
+            },
+            phases={"sampling": seconds, "metrics": time.perf_counter() - clock - seconds},
+            tables=[
+                {
+                    "title": "Three ways between two images",
+                    "columns": ["way", "path length", "largest step", "midpoint to nearest training image"],
+                    "rows": [
+                        *([name, *paths[name], nearest[name]] for name in ways),
+                        ["the ends themselves", None, None, at_ends],
+                    ],
+                }
+            ],
+            pictures=[
+                {"title": "Lines between pairs of x_T (slerp)", "file": "lines.png", "caption": ""},
+                {"title": "Grid between four x_T (slerp of slerps)", "file": "grid.png", "caption": ""},
+            ],
+        )
 
 
 @final

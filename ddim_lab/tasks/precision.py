@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddim_lab.config.job import Config
 from ddim_lab.device.memory import Halving
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.speed import Contention, timed, timed_libraries
 from ddim_lab.store import content_key
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.base import Job, Outcome, Task, drawn, need_error, need_room
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.walks import (
     extract,
@@ -30,7 +31,7 @@ from ddim_lab.tasks.walks import (
     states_identity,
 )
 
-__all__ = ["identity", "measure"]
+__all__ = ["Precision"]
 
 REFERENCE_VERSION: Final = 1
 
@@ -40,72 +41,91 @@ MEASURED_VERSION: Final = 2
 SHOWN: Final = 12
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """The images that are compared with, what distances are taken of, and the libraries whose kernels are timed."""
-    return {
-        "version": MEASURED_VERSION,
-        "libraries": timed_libraries(),
-        "yardstick": content_key(_yardstick(job)),
-        "features": job.features.digest,
-        "reference": reference_of(job.config.metrics, job.features, job.data),
-    }
+@final
+class Precision(Task):
+    """conf/task/precision: what a runtime changes in the images, beside fp32 from the same x_T."""
 
+    name: Literal["precision"]
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """Sample under both runtimes, and compare; writes preview.png and against_fp32.png into `folder`."""
-    from ddim_lab.metrics.frechet import FrechetDistance
+    def check(self, config: Config) -> None:
+        need_room(config)
+        need_error(config)
 
-    clock = time.perf_counter()
-    plain = _of_yardstick(job)
-    referred = time.perf_counter()
-    same = job.runtime.recipe() == job.runtime.yardstick().recipe()
-    images = plain if same else _sampled(job)
-    sampled = time.perf_counter()
-    speedup = 1.0 if same else _speedup(job)
-    in_turns = time.perf_counter()
-    device, split = job.runtime.torch_device, job.config.metrics.reference
-    reference = obtain_reference(job.features, job.data, split, job.store, device=device).moments
-    distances = []
-    for features in extract(job, plain, images):
-        distance = FrechetDistance(reference).to(device)
-        with torch.inference_mode():
-            for indices in torch.split(torch.arange(len(features)), 512):
-                distance.update(features[indices.to(device)], indices)
-        distances.append(distance)
-    fp32, own = (float(distance.compute()) for distance in distances)
-    left_out = [distance.leave_one_out() for distance in distances]
-    change, change_se = own - fp32, paired_se(*left_out)
-    mse, mse_se = mean_and_se(squared_error(images, plain))
-    preview(folder, images)
-    sheet(folder / "against_fp32.png", torch.stack([images[:SHOWN], plain[:SHOWN]]))
-    return Measured(
-        measurements={
-            "nfe": job.sampler.nfe,
-            "headline": f"FD {change / fp32:+.3%} ± {change_se / fp32:.3%} of fp32's {fp32:.4g}, MSE {mse:.2g},"
-            + (" not timed: another process was on the device" if speedup is None else f" {speedup:.2f} × as fast"),
-            "precision_fd_change": change,
-            "precision_fd_change_se": change_se,
-            "precision_fd_percent": 100.0 * change / fp32,
-            "precision_fd_percent_se": 100.0 * change_se / fp32,
-            "precision_fd_reference": fp32,
-            "precision_fd_reference_se": jackknife_se(left_out[0]),
-            "precision_max_abs_diff": float((images - plain).abs().max()),
-            "precision_mse": mse,
-            "precision_mse_se": mse_se,
-            "precision_mean_diff": float((images - plain).double().mean()),
-            "precision_speedup": speedup,
-            "compared_images": len(images),
-        },
-        phases={
-            "reference": referred - clock,
-            "sampling": sampled - referred,
-            "speed": in_turns - sampled,
-            "metrics": time.perf_counter() - in_turns,
-        },
-        pictures=[
-            {"title": "Each runtime over fp32 from the same x_T", "file": "against_fp32.png", "caption": ""},
-        ],
-    )
+    def forwards(self, config: Config) -> int:
+        return config.num_samples * config.nfe
+
+    def shared(self, config: Config) -> tuple[Hashable, int]:
+        return (drawn(config), config.steps), config.num_samples * config.nfe
+
+    def measuring_forwards(self, config: Config) -> int:
+        """Of both runtimes; the cell that is its own reference is not timed, and costs nothing."""
+        return 2 * (1 + config.metrics.speed_repeats) * config.first_batch * config.nfe
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """The images that are compared with, what distances are taken of, and the libraries whose kernels are timed."""
+        return {
+            "version": MEASURED_VERSION,
+            "libraries": timed_libraries(),
+            "yardstick": content_key(_yardstick(job)),
+            "features": job.features.digest,
+            "reference": reference_of(job.config.metrics, job.features, job.data),
+        }
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Sample under both runtimes, and compare; writes preview.png and against_fp32.png into `folder`."""
+        from ddim_lab.metrics.frechet import FrechetDistance
+
+        clock = time.perf_counter()
+        plain = _of_yardstick(job)
+        referred = time.perf_counter()
+        same = job.runtime.recipe() == job.runtime.yardstick().recipe()
+        images = plain if same else _sampled(job)
+        sampled = time.perf_counter()
+        speedup = 1.0 if same else _speedup(job)
+        in_turns = time.perf_counter()
+        device, split = job.runtime.torch_device, job.config.metrics.reference
+        reference = obtain_reference(job.features, job.data, split, job.store, device=device).moments
+        distances = []
+        for features in extract(job, plain, images):
+            distance = FrechetDistance(reference).to(device)
+            with torch.inference_mode():
+                for indices in torch.split(torch.arange(len(features)), 512):
+                    distance.update(features[indices.to(device)], indices)
+            distances.append(distance)
+        fp32, own = (float(distance.compute()) for distance in distances)
+        left_out = [distance.leave_one_out() for distance in distances]
+        change, change_se = own - fp32, paired_se(*left_out)
+        mse, mse_se = mean_and_se(squared_error(images, plain))
+        preview(folder, images)
+        sheet(folder / "against_fp32.png", torch.stack([images[:SHOWN], plain[:SHOWN]]))
+        return Outcome(
+            measurements={
+                "nfe": job.sampler.nfe,
+                "headline": f"FD {change / fp32:+.3%} ± {change_se / fp32:.3%} of fp32's {fp32:.4g}, MSE {mse:.2g},"
+                + (" not timed: another process was on the device" if speedup is None else f" {speedup:.2f} × as fast"),
+                "precision_fd_change": change,
+                "precision_fd_change_se": change_se,
+                "precision_fd_percent": 100.0 * change / fp32,
+                "precision_fd_percent_se": 100.0 * change_se / fp32,
+                "precision_fd_reference": fp32,
+                "precision_fd_reference_se": jackknife_se(left_out[0]),
+                "precision_max_abs_diff": float((images - plain).abs().max()),
+                "precision_mse": mse,
+                "precision_mse_se": mse_se,
+                "precision_mean_diff": float((images - plain).double().mean()),
+                "precision_speedup": speedup,
+                "compared_images": len(images),
+            },
+            phases={
+                "reference": referred - clock,
+                "sampling": sampled - referred,
+                "speed": in_turns - sampled,
+                "metrics": time.perf_counter() - in_turns,
+            },
+            pictures=[
+                {"title": "Each runtime over fp32 from the same x_T", "file": "against_fp32.png", "caption": ""},
+            ],
+        )
 
 
 def _sampled(job: Job) -> Tensor:

@@ -11,69 +11,88 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Literal, final
 
 import torch
 
-from ddim_lab.config.job import ReconstructConfig
+from ddim_lab.config.job import Config
 from ddim_lab.data.images import from_uint8
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.errors import ConfigError
+from ddim_lab.sampler import EncodeAt
+from ddim_lab.tasks.base import Job, Outcome, Task, need_determinism
 from ddim_lab.tasks.pictures import sheet
 from ddim_lab.tasks.walks import batches, check_finite, mean_and_se, network_in_place, squared_error
 
-__all__ = ["identity", "measure"]
+__all__ = ["Reconstruct"]
 
 SHOWN: Final = 12
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """The images that are reconstructed."""
-    return {"data": job.data.digest, "split": "held_out", "images": _count(job)}
+@final
+class Reconstruct(Task):
+    """conf/task/reconstruct: held-out images to noise and back (paper, Table 2)."""
 
+    pairs_cells: ClassVar[bool] = False  # each cell encodes images
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """Encode and decode; writes reconstructions.png into `folder`."""
-    task, sampler, device = job.config.task, job.sampler, job.runtime.torch_device
-    assert isinstance(task, ReconstructConfig)
-    originals = from_uint8(job.data.held_out.first(_count(job)))
-    clock = time.perf_counter()
-    codes, decoded = [], []
-    with network_in_place(job) as network:
-        for indices in batches(job, len(originals)):
-            encode = partial(sampler.encode, x_0=originals[indices.cpu()].to(device), at=task.at)
-            code = encode(network)
-            check_finite(code, encode, network, sampler)
-            decode = partial(sampler.sample, x_T=code)
-            x_0 = decode(network)
-            check_finite(x_0, decode, network, sampler)
-            codes.append(code.cpu())
-            decoded.append(x_0.cpu())
-    x_T, x_0 = torch.cat(codes), torch.cat(decoded)
-    seconds = time.perf_counter() - clock
-    errors = squared_error(x_0, originals)
-    mse, se = mean_and_se(errors)
-    sheet(folder / "reconstructions.png", torch.stack([originals[:SHOWN], x_0[:SHOWN]]))
-    return Measured(
-        measurements={
-            "nfe": sampler.nfe,
-            "headline": f"reconstruction MSE {mse:.3g}" + ("" if se is None else f" ± {se:.1g}"),
-            "reconstruction_mse": mse,
-            "reconstruction_mse_se": se,
-            "reconstruction_mse_median": float(errors.median()),
-            "reconstruction_images": len(originals),
-            # an encoding that worked looks like the noise the model starts from: mean 0, variance 1
-            "code_mean": float(x_T.double().mean()),
-            "code_variance": float(x_T.double().var()),
-        },
-        phases={"encode_and_decode": seconds},
-        pictures=[
-            {
-                "title": "Held-out images over their reconstructions",
-                "file": "reconstructions.png",
-                "caption": "",
-            }
-        ],
-    )
+    name: Literal["reconstruct"]
+    at: EncodeAt
+
+    def check(self, config: Config) -> None:
+        need_determinism(config)
+        if config.sampler.clip != "none":
+            raise ConfigError(
+                f"task=reconstruct needs an invertible step: set sampler.clip=none, got {config.sampler.clip}"
+            )
+
+    def forwards(self, config: Config) -> int:
+        return 2 * config.num_samples * config.nfe
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """The images that are reconstructed."""
+        return {"data": job.data.digest, "split": "held_out", "images": _count(job)}
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Encode and decode; writes reconstructions.png into `folder`."""
+        sampler, device = job.sampler, job.runtime.torch_device
+        originals = from_uint8(job.data.held_out.first(_count(job)))
+        clock = time.perf_counter()
+        codes, decoded = [], []
+        with network_in_place(job) as network:
+            for indices in batches(job, len(originals)):
+                encode = partial(sampler.encode, x_0=originals[indices.cpu()].to(device), at=self.at)
+                code = encode(network)
+                check_finite(code, encode, network, sampler)
+                decode = partial(sampler.sample, x_T=code)
+                x_0 = decode(network)
+                check_finite(x_0, decode, network, sampler)
+                codes.append(code.cpu())
+                decoded.append(x_0.cpu())
+        x_T, x_0 = torch.cat(codes), torch.cat(decoded)
+        seconds = time.perf_counter() - clock
+        errors = squared_error(x_0, originals)
+        mse, se = mean_and_se(errors)
+        sheet(folder / "reconstructions.png", torch.stack([originals[:SHOWN], x_0[:SHOWN]]))
+        return Outcome(
+            measurements={
+                "nfe": sampler.nfe,
+                "headline": f"reconstruction MSE {mse:.3g}" + ("" if se is None else f" ± {se:.1g}"),
+                "reconstruction_mse": mse,
+                "reconstruction_mse_se": se,
+                "reconstruction_mse_median": float(errors.median()),
+                "reconstruction_images": len(originals),
+                # an encoding that worked looks like the noise the model starts from: mean 0, variance 1
+                "code_mean": float(x_T.double().mean()),
+                "code_variance": float(x_T.double().var()),
+            },
+            phases={"encode_and_decode": seconds},
+            pictures=[
+                {
+                    "title": "Held-out images over their reconstructions",
+                    "file": "reconstructions.png",
+                    "caption": "",
+                }
+            ],
+        )
 
 
 def _count(job: Job) -> int:

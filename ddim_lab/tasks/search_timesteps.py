@@ -25,14 +25,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, final
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Final, Literal, final
 
 import torch
+from pydantic import Field, StrictInt, StrictStr
 from torch import nn
 from tqdm import tqdm
 
-from ddim_lab.config.job import SearchTimestepsConfig
+from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.options import PositiveInt, Seed
 from ddim_lab.data.images import NonFiniteError
+from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.features import Features, obtain_features
@@ -41,15 +44,15 @@ from ddim_lab.metrics.statistics import Moments
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
 from ddim_lab.store import content_key, read_json, sealed_line, sealed_text, unsealed_line, write_json, write_text
-from ddim_lab.tasks.base import Job, Measured
-from ddim_lab.tasks.generate import sample_uint8
+from ddim_lab.tasks.base import Job, Outcome, Task, need_error
+from ddim_lab.tasks.sampling import sample_uint8
 from ddim_lab.tasks.search.gaps import log_gaps, timesteps_of_log_gaps, warped
 from ddim_lab.tasks.walks import network_in_place
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.frechet import FrechetDistance
 
-__all__ = ["Trial", "builtin_timesteps", "identity", "measure", "preset_path", "publish", "search"]
+__all__ = ["SearchTimesteps", "Trial", "builtin_timesteps", "preset_path", "publish", "search"]
 
 log = logging.getLogger("ddim_lab")
 
@@ -187,78 +190,122 @@ def _ranges(steps: int) -> dict[str, tuple[float, float]]:
     return {"bottom": (-2.0, 3.0), "top": (-2.0, 1.0), **{f"a{k}": (-1.5 / k, 1.5 / k) for k in harmonics}}
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """The search, and what the samples are compared with."""
-    return {
-        "search": content_key(_search_identity(job)),
-        "features": job.features.digest,
-        "reference": reference_of(job.config.metrics, job.features, job.data),
-    }
+@final
+class SearchTimesteps(Task):
+    """conf/task/search_timesteps: the timesteps with the lowest distance on this model, kept as a preset."""
 
+    extra: ClassVar[tuple[str, str] | None] = ("search", "optuna")
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """Search (or take the search that is there), then score; writes preset.yaml, trials.csv and pictures."""
-    task = _task(job)
-    searched_by = _yardstick(job, _search_features(job))
-    yardsticks = [searched_by]
-    if searched_by.features.digest != job.features.digest:
-        yardsticks.insert(0, _yardstick(job, job.features))
-    builtin = _builtin(job)
-    clock = time.perf_counter()
-    with network_in_place(job) as network:
-        tried = _obtain_search(job, network, searched_by, builtin)
-        searched = time.perf_counter()
-        found = min(tried, key=lambda trial: trial.fd).timesteps
-        walks = {**builtin, FOUND: found}
-        by_yardstick = _score_all(job, network, yardsticks, walks)
-    phases = {"search": searched - clock, "score": time.perf_counter() - searched}
-    *spacings, own = by_yardstick[0]
-    best = min(spacings, key=lambda score: score.fd)
-    gain, gain_se = best.above(own)
-    outcome = (
-        f"{gain:.3g} ± {gain_se:.2g} below {best.name}, the best built-in spacing"
-        if gain > 0
-        else f"NOT below {best.name} ({best.fd:.4g}, which is {-gain:.2g} ± {gain_se:.2g} less)"
-    )
-    quality = f"{job.features.name} {own.fd:.4g} ± {own.se:.2g}"
-    name = searched_by.features.name
-    _write_trials(folder / "trials.csv", tried)
-    _timesteps_chart(folder / "timesteps.png", walks, job.sampler.schedule.num_timesteps)
-    _search_chart(folder / "search.png", tried, name)
-    _write_preset(folder / PRESET_FILE, job, found, f"{quality} at N = {job.config.num_samples}, {outcome}")
-    return Measured(
-        measurements={
-            "nfe": len(found),
-            "headline": f"{quality}, {outcome}; use it: {_command(job)}",
-            "found_fd": own.fd,
-            "found_fd_se": own.se,
-            "best_builtin": best.name,
-            "best_builtin_fd": best.fd,
-            "found_gain": gain,
-            "found_gain_se": gain_se,
-            "found_images": job.config.num_samples,
-            "spacings_beaten": sum(score.fd > own.fd for score in spacings),
-            "spacings": len(spacings),
-            "timesteps": list(found),
-        },
-        phases=phases,
-        tables=[
-            *(_score_table(job, yard, scores) for yard, scores in zip(yardsticks, by_yardstick, strict=True)),
-            _trials_table(f"Search: {name} at N = {task.search_samples}, seed {task.search_seed}", tried),
-        ],
-        pictures=[
-            {
-                "title": "Where the timesteps lie",
-                "file": "timesteps.png",
-                "caption": f"{len(found)} timesteps of every built-in spacing, and those found",
+    name: Literal["search_timesteps"]
+    trials: PositiveInt
+    search_features: Literal["classifier", "pixels"] | None
+    search_samples: Annotated[StrictInt, Field(ge=2)]
+    search_seed: Seed
+    preset: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+    def check(self, config: Config) -> None:
+        total = config.build_schedule().num_timesteps
+        if config.sampler.timesteps is not None:
+            raise ConfigError(
+                "task=search_timesteps looks for the timesteps: leave sampler.timesteps=null and set steps"
+            )
+        if config.steps >= total:
+            raise ConfigError(
+                f"task=search_timesteps has nothing to choose at steps={config.steps}:"
+                f" set steps below the schedule's {total} timesteps"
+            )
+        if config.sampler.eta > 1:
+            raise ConfigError(f"task=search_timesteps needs sampler.eta from 0 to 1, got {config.sampler.eta:g}")
+        if self.trials < len(SPACINGS):
+            raise ConfigError(
+                f"task.trials={self.trials}: must be at least {len(SPACINGS)}, the built-in spacings are the first"
+            )
+        if self.search_seed == config.seed:
+            raise ConfigError(
+                f"task.search_seed={self.search_seed} is the seed of the final score, too: make them differ"
+            )
+        need_error(config)
+        if (config_folder() / "sampler" / f"{self.preset}.yaml").exists():
+            raise ConfigError(f"task.preset={self.preset} is a built-in preset: choose another name")
+
+    def forwards(self, config: Config) -> int:
+        searched = self.trials * self.search_samples
+        return (searched + (len(SPACINGS) + 1) * config.num_samples) * config.steps
+
+    def finished(self, job: Job, cell: Path) -> Path:
+        publish(job, cell)
+        return cell
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """The search, and what the samples are compared with."""
+        return {
+            "search": content_key(_search_identity(job)),
+            "features": job.features.digest,
+            "reference": reference_of(job.config.metrics, job.features, job.data),
+        }
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Search (or take the search that is there), then score; writes preset.yaml, trials.csv and pictures."""
+        searched_by = _yardstick(job, _search_features(job))
+        yardsticks = [searched_by]
+        if searched_by.features.digest != job.features.digest:
+            yardsticks.insert(0, _yardstick(job, job.features))
+        builtin = _builtin(job)
+        clock = time.perf_counter()
+        with network_in_place(job) as network:
+            tried = _obtain_search(job, network, searched_by, builtin)
+            searched = time.perf_counter()
+            found = min(tried, key=lambda trial: trial.fd).timesteps
+            walks = {**builtin, FOUND: found}
+            by_yardstick = _score_all(job, network, yardsticks, walks)
+        phases = {"search": searched - clock, "score": time.perf_counter() - searched}
+        *spacings, own = by_yardstick[0]
+        best = min(spacings, key=lambda score: score.fd)
+        gain, gain_se = best.above(own)
+        outcome = (
+            f"{gain:.3g} ± {gain_se:.2g} below {best.name}, the best built-in spacing"
+            if gain > 0
+            else f"NOT below {best.name} ({best.fd:.4g}, which is {-gain:.2g} ± {gain_se:.2g} less)"
+        )
+        quality = f"{job.features.name} {own.fd:.4g} ± {own.se:.2g}"
+        name = searched_by.features.name
+        _write_trials(folder / "trials.csv", tried)
+        _timesteps_chart(folder / "timesteps.png", walks, job.sampler.schedule.num_timesteps)
+        _search_chart(folder / "search.png", tried, name)
+        _write_preset(folder / PRESET_FILE, job, found, f"{quality} at N = {job.config.num_samples}, {outcome}")
+        return Outcome(
+            measurements={
+                "nfe": len(found),
+                "headline": f"{quality}, {outcome}; use it: {_command(job)}",
+                "found_fd": own.fd,
+                "found_fd_se": own.se,
+                "best_builtin": best.name,
+                "best_builtin_fd": best.fd,
+                "found_gain": gain,
+                "found_gain_se": gain_se,
+                "found_images": job.config.num_samples,
+                "spacings_beaten": sum(score.fd > own.fd for score in spacings),
+                "spacings": len(spacings),
+                "timesteps": list(found),
             },
-            {
-                "title": "The search",
-                "file": "search.png",
-                "caption": f"each list tried, at the noise of seed {task.search_seed} alone",
-            },
-        ],
-    )
+            phases=phases,
+            tables=[
+                *(_score_table(job, yard, scores) for yard, scores in zip(yardsticks, by_yardstick, strict=True)),
+                _trials_table(f"Search: {name} at N = {self.search_samples}, seed {self.search_seed}", tried),
+            ],
+            pictures=[
+                {
+                    "title": "Where the timesteps lie",
+                    "file": "timesteps.png",
+                    "caption": f"{len(found)} timesteps of every built-in spacing, and those found",
+                },
+                {
+                    "title": "The search",
+                    "file": "search.png",
+                    "caption": f"each list tried, at the noise of seed {self.search_seed} alone",
+                },
+            ],
+        )
 
 
 def preset_path(job: Job) -> Path:
@@ -277,9 +324,9 @@ def publish(job: Job, cell: Path) -> None:
 # -- the search, kept ------------------------------------------------------------------------------------
 
 
-def _task(job: Job) -> SearchTimestepsConfig:
+def _task(job: Job) -> SearchTimesteps:
     task = job.config.task
-    assert isinstance(task, SearchTimestepsConfig)
+    assert isinstance(task, SearchTimesteps)
     return task
 
 

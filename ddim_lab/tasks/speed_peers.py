@@ -18,20 +18,22 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Annotated, Any, ClassVar, Final, Literal, final
 
 import numpy as np
 import torch
+from pydantic import Field, StrictInt
 from torch import Tensor, nn
 
-from ddim_lab.config.job import SpeedPeersConfig
+from ddim_lab.config.job import Config
 from ddim_lab.data.images import to_uint8
+from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.speed import Contention, timed, timed_libraries
 from ddim_lab.sampler import Sampler
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.walks import start
 
-__all__ = ["identity", "measure", "papers_loop", "pipeline"]
+__all__ = ["SpeedPeers", "papers_loop", "pipeline"]
 
 OURS: Final = "ours"
 DIFFUSERS: Final = "diffusers"
@@ -41,70 +43,98 @@ PAPER: Final = "paper's code"
 Run = Callable[[int], object]
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """The package that is compared with, and the libraries whose kernels are timed."""
-    from diffusers import __version__
+@final
+class SpeedPeers(Task):
+    """conf/task/speed_peers: other people's loops around the same network, in the same process."""
 
-    return {"diffusers": __version__, "libraries": timed_libraries()}
+    reads_images: ClassVar[bool] = False
 
+    name: Literal["speed_peers"]
+    rounds: Annotated[StrictInt, Field(ge=3)]
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """Seconds of everyone for a full batch and for one image; ratios to ours, round by round."""
-    config, runtime, device = job.config, job.runtime, job.runtime.torch_device
-    task = config.task
-    assert isinstance(task, SpeedPeersConfig)
-    phases: dict[str, float] = {}
-    seconds: dict[int, dict[str, list[float]]] = {}
-    first: dict[int, dict[str, float]] = {}
-    with job.alone("times"), job.store.presence(runtime.hardware) as others_busy:
-        meanwhile = Contention(others_busy, runtime.cpu_threads)
-        network = job.model.load().to(device)
-        for size in sorted({1, config.batch_size}):
-            clock = time.perf_counter()
-            # Without the optimised pipeline for one image: it would be compiled once more, for a minute on a GPU.
-            runs = _runs(job, network, size, optimised=size > 1)
-            first[size] = {name: timed(partial(run, size), device)[1] for name, run in runs.items()}
-            seconds[size] = {name: [] for name in runs}
-            for _ in range(task.rounds):
-                meanwhile.begin()
-                for name, run in runs.items():
-                    seconds[size][name].append(timed(partial(run, size), device)[1])
-                meanwhile.look()
-            phases[f"batch {size}"] = time.perf_counter() - clock
-    largest = max(seconds)
-    found = {size: {name: _ratio(of[name], of[OURS]) for name in of if name != OURS} for size, of in seconds.items()}
-    ours = seconds[largest][OURS]
-    low, median, high = np.quantile(ours, (0.25, 0.5, 0.75)).tolist()
-    ratio = found[largest][DIFFUSERS]
-    return Measured(
-        measurements={
-            "nfe": job.sampler.nfe,
-            "headline": f"{ratio.median:.2f} × diffusers ({ratio.low:.2f} – {ratio.high:.2f}),"
-            f" {found[1][DIFFUSERS].median:.2f} × for one image",
-            "speed": {
-                "images": largest,
-                "repeats": task.rounds,
-                "seconds": ours,
-                "seconds_median": median,
-                "seconds_q1": low,
-                "seconds_q3": high,
-                "images_per_second": largest / median,
-                "seconds_per_image": median / largest,
-                "warmup_seconds": first[largest][OURS],
-                "contended": meanwhile.seen,
+    def check(self, config: Config) -> None:
+        sampler = config.sampler
+        if not config.model.is_unet:
+            raise ConfigError(
+                f"task=speed_peers needs a U-Net, which others can run: model={config.model.kind} is not one"
+            )
+        if (sampler.variance, sampler.clip, sampler.spacing, sampler.timesteps) != (
+            "posterior",
+            "none",
+            "uniform",
+            None,
+        ):
+            raise ConfigError(
+                "task=speed_peers compares walks that all peers have: set sampler.variance=posterior sampler.clip=none"
+                " sampler.spacing=uniform sampler.timesteps=null"
+            )
+
+    def forwards(self, config: Config) -> int:
+        return 0  # it takes what time it takes, whatever N is
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """The package that is compared with, and the libraries whose kernels are timed."""
+        from diffusers import __version__
+
+        return {"diffusers": __version__, "libraries": timed_libraries()}
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Seconds of everyone for a full batch and for one image; ratios to ours, round by round."""
+        config, runtime, device = job.config, job.runtime, job.runtime.torch_device
+        phases: dict[str, float] = {}
+        seconds: dict[int, dict[str, list[float]]] = {}
+        first: dict[int, dict[str, float]] = {}
+        with job.alone("times"), job.store.presence(runtime.hardware) as others_busy:
+            meanwhile = Contention(others_busy, runtime.cpu_threads)
+            network = job.model.load().to(device)
+            for size in sorted({1, config.batch_size}):
+                clock = time.perf_counter()
+                # Without the optimised pipeline for one image: it would be compiled once more, for a minute on a GPU.
+                runs = _runs(job, network, size, optimised=size > 1)
+                first[size] = {name: timed(partial(run, size), device)[1] for name, run in runs.items()}
+                seconds[size] = {name: [] for name in runs}
+                for _ in range(self.rounds):
+                    meanwhile.begin()
+                    for name, run in runs.items():
+                        seconds[size][name].append(timed(partial(run, size), device)[1])
+                    meanwhile.look()
+                phases[f"batch {size}"] = time.perf_counter() - clock
+        largest = max(seconds)
+        found = {
+            size: {name: _ratio(of[name], of[OURS]) for name in of if name != OURS} for size, of in seconds.items()
+        }
+        ours = seconds[largest][OURS]
+        low, median, high = np.quantile(ours, (0.25, 0.5, 0.75)).tolist()
+        ratio = found[largest][DIFFUSERS]
+        return Outcome(
+            measurements={
+                "nfe": job.sampler.nfe,
+                "headline": f"{ratio.median:.2f} × diffusers ({ratio.low:.2f} – {ratio.high:.2f}),"
+                f" {found[1][DIFFUSERS].median:.2f} × for one image",
+                "speed": {
+                    "images": largest,
+                    "repeats": self.rounds,
+                    "seconds": ours,
+                    "seconds_median": median,
+                    "seconds_q1": low,
+                    "seconds_q3": high,
+                    "images_per_second": largest / median,
+                    "seconds_per_image": median / largest,
+                    "warmup_seconds": first[largest][OURS],
+                    "contended": meanwhile.seen,
+                },
+                "times_diffusers": ratio.median,
+                "times_diffusers_low": ratio.low,
+                "times_diffusers_high": ratio.high,
+                "times_diffusers_coverage": ratio.coverage,
+                "times_diffusers_optimised": found[largest][OPTIMISED].median if OPTIMISED in found[largest] else None,
+                "times_papers_code": found[largest][PAPER].median,
+                "one_image_times_diffusers": found[1][DIFFUSERS].median,
+                "one_image_seconds": float(np.median(seconds[1][OURS])),
             },
-            "times_diffusers": ratio.median,
-            "times_diffusers_low": ratio.low,
-            "times_diffusers_high": ratio.high,
-            "times_diffusers_coverage": ratio.coverage,
-            "times_diffusers_optimised": found[largest][OPTIMISED].median if OPTIMISED in found[largest] else None,
-            "times_papers_code": found[largest][PAPER].median,
-            "one_image_times_diffusers": found[1][DIFFUSERS].median,
-            "one_image_seconds": float(np.median(seconds[1][OURS])),
-        },
-        phases=phases,
-        tables=[_table(size, seconds[size], found[size], first[size], task.rounds) for size in seconds],
-    )
+            phases=phases,
+            tables=[_table(size, seconds[size], found[size], first[size], self.rounds) for size in seconds],
+        )
 
 
 def _runs(job: Job, network: nn.Module, size: int, *, optimised: bool) -> dict[str, Run]:

@@ -5,88 +5,97 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, final
 
 import torch
+from pydantic import Field, StrictInt
 from torch import Tensor
 
-from ddim_lab.config.job import TrajectoryConfig
-from ddim_lab.sampler import EpsModel, Moment
-from ddim_lab.tasks.base import Job, Measured
+from ddim_lab.config.job import Config
+from ddim_lab.sampler import EpsModel, State
+from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.pictures import PREVIEW, preview, sheet
 from ddim_lab.tasks.walks import batches, check_finite, network_in_place, squared_error, start
 
-__all__ = ["identity", "measure"]
+__all__ = ["Trajectory"]
 
 SHOWN: Final = 4
 """Samples of the picture, two rows each."""
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """Nothing but the task's own settings."""
-    return {}
+@final
+class Trajectory(Task):
+    """conf/task/trajectory: x_t and the predicted x_0 over the steps."""
+
+    name: Literal["trajectory"]
+    columns: Annotated[StrictInt, Field(ge=2)]
+
+    def forwards(self, config: Config) -> int:
+        return config.num_samples * config.nfe
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """Nothing but the task's own settings."""
+        return {}
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Sample, stopping at `self.columns` moments; writes preview.png and trajectory.png into `folder`."""
+        sampler = job.sampler
+        moments = shown_moments(sampler.nfe, self.columns)
+        timesteps = [transition.t for transition in sampler.transitions] + [sampler.transitions[-1].t_prev]
+        noise = job.runtime.noise(job.config.seed)
+        clock = time.perf_counter()
+        # Of all samples the errors alone are kept: the states are `moments` times two as large as the images.
+        shown: list[Tensor] = []  # of the first SHOWN samples, [B, moments, 2, C, H, W]
+        images: list[Tensor] = []  # of the first PREVIEW samples, [B, C, H, W]
+        by_sample: list[Tensor] = []  # float64 [moments, B]
+        with network_in_place(job) as network:
+            for indices in batches(job, job.config.num_samples):
+
+                def walk(model: EpsModel, indices: Tensor = indices) -> Tensor:
+                    return _states(sampler.walk(model, start(job, indices), indices=indices, noise=noise), moments)
+
+                states = walk(network)
+                check_finite(states, walk, network, sampler)
+                states = states.cpu()
+                # as the pictures show them: the first predictions are divided by sqrt(ab) << 1 and leave images' range
+                seen = states.clamp(-1.0, 1.0)
+                errors_of = [squared_error(seen[:, k, 1], seen[:, -1, 0]) for k in range(len(moments))]
+                by_sample.append(torch.stack(errors_of))
+                shown.append(states[: max(SHOWN - int(indices[0]), 0)].clone())
+                images.append(states[: max(PREVIEW - int(indices[0]), 0), -1, 0].clone())
+        errors = [float(of_moment.mean()) for of_moment in torch.cat(by_sample, dim=1)]
+        seconds = time.perf_counter() - clock
+        preview(folder, torch.cat(images))
+        strips = torch.cat(shown).transpose(1, 2).flatten(0, 1)  # [2 SHOWN, moments, C, H, W]: x_t over predicted x_0
+        sheet(folder / "trajectory.png", strips)
+        return Outcome(
+            measurements={
+                "nfe": sampler.nfe,
+                "headline": f"first predicted x_0 is {errors[0]:.3g} (MSE) from the image",
+                "first_prediction_mse": errors[0],
+                "halfway_prediction_mse": errors[len(errors) // 2],
+            },
+            phases={"sampling": seconds},
+            tables=[
+                {
+                    "title": "Predicted x_0 along the way",
+                    "columns": ["t", "MSE to the final image"],
+                    "rows": [
+                        ["image" if timesteps[m] < 0 else timesteps[m], e] for m, e in zip(moments, errors, strict=True)
+                    ],
+                }
+            ],
+            pictures=[
+                {
+                    "title": "From noise to image: x_t over the x_0 predicted from it",
+                    "file": "trajectory.png",
+                    "caption": "t = " + ", ".join(str(timesteps[m]) for m in moments[:-1]) + ", then the image",
+                }
+            ],
+        )
 
 
-def measure(job: Job, folder: Path, work: Path) -> Measured:
-    """Sample, stopping at `task.columns` moments; writes preview.png and trajectory.png into `folder`."""
-    task, sampler = job.config.task, job.sampler
-    assert isinstance(task, TrajectoryConfig)
-    moments = shown_moments(sampler.nfe, task.columns)
-    timesteps = [transition.t for transition in sampler.transitions] + [sampler.transitions[-1].t_prev]
-    noise = job.runtime.noise(job.config.seed)
-    clock = time.perf_counter()
-    # Of all samples the errors alone are kept: the states are `moments` times two as large as the images.
-    shown: list[Tensor] = []  # of the first SHOWN samples, [B, moments, 2, C, H, W]
-    images: list[Tensor] = []  # of the first PREVIEW samples, [B, C, H, W]
-    by_sample: list[Tensor] = []  # float64 [moments, B]
-    with network_in_place(job) as network:
-        for indices in batches(job, job.config.num_samples):
-
-            def walk(model: EpsModel, indices: Tensor = indices) -> Tensor:
-                return _states(sampler.moments(model, start(job, indices), indices=indices, noise=noise), moments)
-
-            states = walk(network)
-            check_finite(states, walk, network, sampler)
-            states = states.cpu()
-            # as the pictures show them: the first predictions are divided by sqrt(ab) << 1 and leave images' range
-            seen = states.clamp(-1.0, 1.0)
-            errors_of = [squared_error(seen[:, k, 1], seen[:, -1, 0]) for k in range(len(moments))]
-            by_sample.append(torch.stack(errors_of))
-            shown.append(states[: max(SHOWN - int(indices[0]), 0)].clone())
-            images.append(states[: max(PREVIEW - int(indices[0]), 0), -1, 0].clone())
-    errors = [float(of_moment.mean()) for of_moment in torch.cat(by_sample, dim=1)]
-    seconds = time.perf_counter() - clock
-    preview(folder, torch.cat(images))
-    strips = torch.cat(shown).transpose(1, 2).flatten(0, 1)  # [2 SHOWN, moments, C, H, W]: x_t over predicted x_0
-    sheet(folder / "trajectory.png", strips)
-    return Measured(
-        measurements={
-            "nfe": sampler.nfe,
-            "headline": f"first predicted x_0 is {errors[0]:.3g} (MSE) from the image",
-            "first_prediction_mse": errors[0],
-            "halfway_prediction_mse": errors[len(errors) // 2],
-        },
-        phases={"sampling": seconds},
-        tables=[
-            {
-                "title": "Predicted x_0 along the way",
-                "columns": ["t", "MSE to the final image"],
-                "rows": [
-                    ["image" if timesteps[m] < 0 else timesteps[m], e] for m, e in zip(moments, errors, strict=True)
-                ],
-            }
-        ],
-        pictures=[
-            {
-                "title": "From noise to image: x_t over the x_0 predicted from it",
-                "file": "trajectory.png",
-                "caption": "t = " + ", ".join(str(timesteps[m]) for m in moments[:-1]) + ", then the image",
-            }
-        ],
-    )
-
-
-def _states(walk: Iterator[Moment], moments: Sequence[int]) -> Tensor:
+def _states(walk: Iterator[State], moments: Sequence[int]) -> Tensor:
     """x_t and the x_0 predicted from it at these positions of a walk: [B, moments, 2, C, H, W]; the image twice."""
     # At the start nothing has been predicted: the first prediction stands there, for it is made from x_T.
     kept, previous = [], None

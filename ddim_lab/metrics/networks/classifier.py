@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 from ddim_lab.config.data import DataOptions
 from ddim_lab.data.base import DataSet
@@ -14,9 +14,10 @@ from ddim_lab.store import Store, content_key, read_json, write_json
 
 if TYPE_CHECKING:
     from ddim_lab.data.images import ImageData
-    from ddim_lab.metrics.extractor import Extractor
 
 __all__ = ["ClassifierFeatures"]
+
+WEIGHTS: Final = "classifier.safetensors"
 
 
 @final
@@ -42,9 +43,7 @@ class ClassifierFeatures(FeatureNetwork):
         return int(recipe_for(shape)["num_features"])
 
     def obtain(self, data: ImageData, store: Store) -> Features:
-        from safetensors.torch import load_file, save_file
-
-        from ddim_lab.metrics.classifier import make_classifier, recipe_for
+        from ddim_lab.metrics.classifier import load_classifier, make_classifier, recipe_for, save_classifier
 
         channels, num_classes, training = data.shape[0], data.num_classes, recipe_for(data.shape)
         recipe = {"kind": "classifier", "data": data.digest, "num_classes": num_classes, **training}
@@ -54,17 +53,16 @@ class ClassifierFeatures(FeatureNetwork):
 
             network = make_classifier(channels, num_classes, training)
             accuracy = train_classifier(network, data, training)
-            weights = folder / "classifier.safetensors"
-            save_file(network.state_dict(), weights)
+            save_classifier(network, folder / WEIGHTS)
             write_json(folder / "model.json", {**recipe, "held_out_accuracy": accuracy})
 
         key = content_key(recipe)
         folder, _ = store.obtain("models", key, build)
-        digest = str(read_json(folder / "MANIFEST.json")["files"]["classifier.safetensors"]["sha256"])
+        digest = str(read_json(folder / "MANIFEST.json")["files"][WEIGHTS]["sha256"])
 
-        def load() -> Extractor:
-            network = make_classifier(channels, num_classes, training)
-            network.load_state_dict(load_file(folder / "classifier.safetensors"))
-            return network.eval().requires_grad_(False)
-
-        return Features(f"FD ({data.name} classifier)", digest, training["num_features"], load)
+        return Features(
+            name=f"FD ({data.name} classifier)",
+            digest=digest,
+            num_features=training["num_features"],
+            load=lambda: load_classifier(folder / WEIGHTS, channels, num_classes, training),
+        )

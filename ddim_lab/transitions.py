@@ -1,0 +1,160 @@
+"""The walk from noise to image in numbers: which levels it visits, and how much noise each step adds.
+
+A walk visits timesteps t_1 > t_2 > ... and ends at the clean image. One `Transition` says what its step from t to
+t_prev needs to know (Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, Eq. 16):
+
+    sigma(eta) = eta sqrt((1 - ab_prev) / (1 - ab_t)) sqrt(1 - ab_t / ab_prev)
+
+where `ab` is alpha_bar. eta = 0 is DDIM, which adds no noise, and eta = 1 is DDPM.
+
+All numbers are float64. Needs no torch: a configuration is checked with these alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, final, get_args
+
+from ddim_lab.schedule import CLEAN, NoiseSchedule, spaced_timesteps, timestep_pairs
+
+__all__ = [
+    "PREDICTIONS",
+    "Clip",
+    "EncodeAt",
+    "Prediction",
+    "Transition",
+    "Variance",
+    "check_choice",
+    "largest_eta",
+    "sigma",
+    "transitions",
+]
+
+Variance = Literal["posterior", "large"]
+"""Of the noise that a step adds; see `transitions`."""
+
+Clip = Literal["none", "x0", "x0_eps"]
+"""What a step does with a predicted image that leaves [-1, 1]; see `ddim_lab.sampler.step`."""
+
+EncodeAt = Literal["source", "target"]
+"""Where a step backwards evaluates the model; see `ddim_lab.sampler.Sampler.encode`."""
+
+Prediction = Literal["eps", "x0", "v"]
+"""What a network predicts; see `ddim_lab.diffusion`."""
+
+PREDICTIONS: Final[tuple[Prediction, ...]] = get_args(Prediction)
+
+
+def sigma(eta: float, alpha_bar: float, alpha_bar_prev: float) -> float:
+    """sigma(eta) of Eq. 16; eta scales the standard deviation. Exactly 0 where ab_prev = 1 (the last step)."""
+    return eta * math.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar)) * math.sqrt(1.0 - alpha_bar / alpha_bar_prev)
+
+
+@final
+@dataclass(frozen=True)
+class Transition:
+    """One step's numbers, float64.
+
+    Attributes:
+        t, t_prev: from and to; t_prev = -1 is the clean image.
+        alpha_bar, alpha_bar_prev: at t and at t_prev.
+        sigma: the sigma in the mean's sqrt(1 - ab_prev - sigma^2).
+        noise_std: standard deviation of the noise added to the mean; 0 draws none.
+    """
+
+    t: int
+    t_prev: int
+    alpha_bar: float
+    alpha_bar_prev: float
+    sigma: float
+    noise_std: float
+
+    def backwards(self) -> Transition:
+        """From t_prev to t, without noise."""
+        return Transition(
+            t=self.t_prev,
+            t_prev=self.t,
+            alpha_bar=self.alpha_bar_prev,
+            alpha_bar_prev=self.alpha_bar,
+            sigma=0.0,
+            noise_std=0.0,
+        )
+
+
+def transitions(
+    schedule: NoiseSchedule,
+    steps: int = 50,
+    eta: float = 0.0,
+    variance: Variance = "posterior",
+    spacing: str = "uniform",
+    timesteps: Sequence[int] | None = None,
+) -> tuple[Transition, ...]:
+    """The walk from noise to image, one transition a step.
+
+    Args:
+        schedule: the noise schedule the model was trained on.
+        steps: S, number of timesteps asked for, 1..T. Ignored if `timesteps` is given.
+        eta: 0 (DDIM, deterministic) to 1 (DDPM); above 1 up to the bound sigma^2 <= 1 - alpha_bar_prev.
+        variance: "posterior" adds noise of standard deviation sigma(eta). "large" is the paper's sigma-hat
+            (appendix D.3): sqrt(1 - ab_t / ab_prev) around the eta = 1 mean, and no noise on the last step.
+        spacing: a name of `ddim_lab.schedule.SPACINGS`.
+        timesteps: the visited timesteps themselves, in either order, instead of steps and spacing.
+
+    Returns:
+        In the order of the walk. Fewer than S where a spacing drops repeats.
+
+    Raises:
+        ValueError: any argument outside its range; the message names the valid one.
+    """
+    check_choice("variance", variance, get_args(Variance))
+    if not (math.isfinite(eta) and eta >= 0.0):
+        raise ValueError(f"eta must be a number from 0 up, got {eta}")
+    if timesteps is None:
+        timesteps = spaced_timesteps(spacing, steps, schedule.num_timesteps).tolist()
+    pairs = timestep_pairs(timesteps, schedule.num_timesteps)
+    if variance == "large" and eta != 1.0:
+        raise ValueError(f"variance=large is DDPM's upper bound and needs eta=1, got eta={eta:g}")
+    limit = largest_eta(schedule, pairs)
+    if eta > limit:
+        raise ValueError(
+            f"eta={eta:g} is too large for these {len(pairs)} timesteps: sigma^2 would exceed 1 - alpha_bar_prev;"
+            f" the largest valid eta is {math.floor(limit * 1e4) / 1e4:.4f}"
+        )
+    return tuple(_transition(schedule, t, t_prev, eta, variance) for t, t_prev in pairs)
+
+
+def largest_eta(schedule: NoiseSchedule, pairs: Sequence[tuple[int, int]]) -> float:
+    """The largest eta with sigma(eta)^2 <= 1 - ab_prev at every step: min sqrt((1 - ab_t) / (1 - ab_t / ab_prev)).
+
+    At least 1 for every walk; infinite for a single step, which adds no noise at any eta.
+
+    Args:
+        schedule: gives alpha_bar.
+        pairs: (t, t_prev) of each step, as `ddim_lab.schedule.timestep_pairs` gives them.
+    """
+    limit = math.inf
+    for t, t_prev in pairs:
+        if t_prev in (CLEAN, t):
+            continue
+        ab, ab_prev = schedule.alpha_bar(t), schedule.alpha_bar(t_prev)
+        limit = min(limit, math.sqrt((1.0 - ab) / (1.0 - ab / ab_prev)))
+    return limit
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError, with the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(choices)}")
+
+
+def _transition(schedule: NoiseSchedule, t: int, t_prev: int, eta: float, variance: Variance) -> Transition:
+    ab, ab_prev = schedule.alpha_bar(t), schedule.alpha_bar(t_prev)
+    in_mean = sigma(eta, ab, ab_prev)
+    # eta at its bound makes sigma^2 equal 1 - ab_prev up to rounding; the step takes the root of the difference.
+    in_mean = min(in_mean, math.sqrt(1.0 - ab_prev))
+    std = in_mean
+    if variance == "large":
+        std = 0.0 if t_prev == CLEAN else math.sqrt(1.0 - ab / ab_prev)
+    return Transition(t, t_prev, ab, ab_prev, in_mean, std)
