@@ -121,7 +121,7 @@ def reference_names(outputs: Path, overrides: Sequence[str]) -> list[str]:
 
     job = job_of(outputs, ["model=gaussian", *overrides])
     metrics, count = job.config.metrics, job.config.num_samples
-    keep = metrics.kid or metrics.precision_recall
+    keep = metrics.needs_vectors
     found = obtain_reference(job.features, job.data, metrics.reference, job.store, keep_features=keep)
     if metrics.reference == "train":
         obtain_level(found, job.features, job.data, job.store, count=count)
