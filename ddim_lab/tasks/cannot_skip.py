@@ -62,7 +62,7 @@ class DDPMFormula(Formula):
         return 0.0 if transition.t_prev == CLEAN else math.sqrt(max(variance, 0.0))
 
     def recipe(self) -> dict[str, Any]:
-        return {"alphas": self.alphas}
+        return {"name": "ddpm_textbook", "alphas": self.alphas}
 
     def _alpha(self, transition: Transition) -> float:
         if self.alphas == "cumulative":
