@@ -6,6 +6,7 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
@@ -25,6 +26,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ddim_lab.config.data import DataConfig
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.found import origin_of
 from ddim_lab.config.kinds import TASKS, TaskOptions
 from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.config.options import (
@@ -41,6 +44,7 @@ from ddim_lab.config.options import (
     Words,
     checked,
 )
+from ddim_lab.config.sampler import SamplerConfig
 from ddim_lab.errors import ConfigError
 from ddim_lab.schedule import SPACINGS, NoiseSchedule
 from ddim_lab.transitions import Clip, Prediction, Transition, Variance, transitions
@@ -60,13 +64,6 @@ def _batch_size(given: Any) -> Any:
     if isinstance(given, int) and given < 1:
         raise PydanticCustomError("batch_size", "must be at least 1, or auto")
     return given
-
-
-def config_folder() -> Path:
-    """Where the YAML files are: inside the package when installed as a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 class ModelOptions(Options):
@@ -203,17 +200,6 @@ class TrainingConfig(Options):
     compile: Switch
     devices: PositiveInt
     checkpoint_every: PositiveInt
-
-
-class SamplerConfig(Options):
-    """conf/sampler: a few numbers on the one sampler."""
-
-    name: Words
-    eta: NonNegative
-    variance: Variance
-    spacing: StrictStr
-    clip: Clip
-    timesteps: tuple[StrictInt, ...] | None
 
 
 class RuntimeConfig(Options):
@@ -354,6 +340,8 @@ class Config(Options):
         """What no single value shows: combinations. Raises ConfigError."""
         try:
             self.build_transitions()
+            if self.sampler.formula is not None:
+                self.build_sampler()
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
@@ -396,7 +384,10 @@ class Config(Options):
 
     def _check_task(self) -> None:
         task = self.task
-        task.check(self)
+        if self.sampler.formula is not None and not task.any_formula:
+            raise ConfigError(
+                f"task={task.name} is for the DDIM family: sampler={self.sampler.name} has a formula of its own"
+            )
         if self.sampling_devices > 1 and not task.on_several_devices:
             raise ConfigError(f"sampling_devices={self.sampling_devices} is not for task={task.name}: set it to 1")
         if self.metrics.reference_statistics is not None and not task.scores_samples:
@@ -408,6 +399,7 @@ class Config(Options):
             )
         if self.save_samples and not task.keeps_samples:
             raise ConfigError(f"save_samples=true is not for task={task.name}, which has no samples.npz to keep")
+        task.check(self)
 
     @property
     def needs_images(self) -> bool:
@@ -420,7 +412,7 @@ class Config(Options):
     @property
     def nfe(self) -> int:
         """Forwards that one sample costs."""
-        return len(self.build_transitions())
+        return len(self.build_transitions()) if self.sampler.formula is None else self.build_sampler().nfe
 
     def build_transitions(self, steps: int | None = None) -> tuple[Transition, ...]:
         """The walk from noise to image; with `steps`, of that many (instead of a list of timesteps). Needs no torch.
@@ -447,7 +439,7 @@ class Config(Options):
         Args:
             prediction: what the model predicts.
             steps: the same with that many steps (instead of a list of timesteps).
-            formula: how it steps, if not as the DDIM family.
+            formula: how it steps, if not as conf/sampler says.
         """
         from ddim_lab.sampler import Sampler
 
@@ -456,7 +448,7 @@ class Config(Options):
             **self._numbers(steps),
             clip=self.sampler.clip,
             prediction=prediction,
-            formula=formula,
+            formula=self.sampler.build_formula() if formula is None else formula,
         )
 
     def _numbers(self, steps: int | None) -> dict[str, Any]:
@@ -470,9 +462,17 @@ class Config(Options):
             "timesteps": sampler.timesteps if steps is None else None,
         }
 
+    def plugins(self) -> list[dict[str, str]]:
+        """What installed packages bring to this job: which package, version and files; it enters the cell's key."""
+        chosen = [("data", self.data), ("sampler", self.sampler), ("task", self.task), *self.metrics.owners]
+        found = ((kind, origin_of(options)) for kind, options in chosen)
+        return [{"kind": kind, **asdict(origin)} for kind, origin in found if origin is not None]
+
     def labels(self) -> dict[str, Any]:
-        """What names this job among the others of a sweep."""
+        """What names this job among the others of a sweep; a formula only where it is not the DDIM family's."""
+        formula = {} if self.sampler.formula is None else {"formula": self.sampler.formula}
         return {
+            **formula,
             "data": self.data.name,
             "model": self.model.path if isinstance(self.model, PretrainedConfig) else self.model.kind,
             "sampler": self.sampler.name,

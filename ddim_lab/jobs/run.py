@@ -219,6 +219,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "runtime": job.runtime.recipe(),
         "measured": job.task.identity(job),
+        **({"plugins": config.plugins()} if config.plugins() else {}),
     }
 
 
@@ -251,6 +252,7 @@ def _recipe(job: Job) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "runtime": job.runtime.recipe(),
         "metrics": config.metrics.model_dump(),
+        **({"plugins": config.plugins()} if config.plugins() else {}),
     }
 
 

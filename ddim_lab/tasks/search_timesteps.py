@@ -194,6 +194,7 @@ def _ranges(steps: int) -> dict[str, tuple[float, float]]:
 class SearchTimesteps(Task):
     """conf/task/search_timesteps: the timesteps with the lowest distance on this model, kept as a preset."""
 
+    any_formula: ClassVar[bool] = False
     extra: ClassVar[tuple[str, str] | None] = ("search", "optuna")
 
     name: Literal["search_timesteps"]
