@@ -41,6 +41,7 @@ from ddim_lab.config.metrics import METRICS
 from ddim_lab.config.sampler import SAMPLERS
 from ddim_lab.config.trust import check_hydra, check_secrets
 from ddim_lab.errors import ConfigError, one_line
+from ddim_lab.store.records import Plan, PlanCell, Published
 
 if TYPE_CHECKING:
     from ddim_lab.store import Store
@@ -116,7 +117,7 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
 
 
-def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[Config]]:
+def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, Plan, list[Config]]:
     """The sweep's folder, its plan and its cells' configurations: every cell composed and checked."""
     parse = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
     try:
@@ -141,28 +142,28 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
             )
     outputs = Path(first.outputs_dir).absolute()
     sweep = _sweep_folder(base, overrides, outputs, many)
-    plan = {
-        "schema": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "ddim_lab", *arguments]),
-        "name": sweep.name,
-        "title": first.study.title,
-        "notes": first.study.notes,
-        "reference": first.study.reference and first.study.reference.model_dump(),
-        "outputs_dir": os.path.relpath(outputs, sweep),
-        "cells": [
-            {
-                "number": number,
-                "task": config.task.name,
-                "overrides": overrides_of,
-                "labels": config.labels(),
-                "image_forwards": forwards,
-            }
+    reference = first.study.reference
+    plan = Plan(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["python", "-m", "ddim_lab", *arguments]),
+        name=sweep.name,
+        title=first.study.title,
+        notes=first.study.notes,
+        reference=None if reference is None else Published.model_validate(reference.model_dump()),
+        outputs_dir=os.path.relpath(outputs, sweep),
+        cells=tuple(
+            PlanCell(
+                number=number,
+                task=config.task.name,
+                overrides=tuple(overrides_of),
+                labels=config.labels(),
+                image_forwards=forwards,
+            )
             for number, (overrides_of, config, forwards) in enumerate(
                 zip(cells, checked, forwards_by_cell(checked), strict=True)
             )
-        ],
-    }
+        ),
+    )
     return sweep, plan, checked
 
 
