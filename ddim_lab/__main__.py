@@ -21,7 +21,8 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.job import Config
 from ddim_lab.config.trust import no_schema_warnings
 from ddim_lab.errors import FAILED, FULL_ERROR, INTERRUPTED, TERMINATED, ConfigError, Terminated, exit_status, one_line
 from ddim_lab.jobs.plan import check_outputs, composer, plan_sweep

@@ -34,8 +34,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddim_lab.config.data import DATA
-from ddim_lab.config.folders import plugin_folders
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.folders import config_folder, plugin_folders
+from ddim_lab.config.job import Config
 from ddim_lab.config.kinds import TASKS
 from ddim_lab.config.metrics import METRICS
 from ddim_lab.config.sampler import SAMPLERS

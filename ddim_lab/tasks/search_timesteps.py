@@ -32,7 +32,8 @@ from pydantic import Field, StrictInt, StrictStr
 from torch import nn
 from tqdm import tqdm
 
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.job import Config
 from ddim_lab.config.options import PositiveInt, Seed
 from ddim_lab.data.images import NonFiniteError
 from ddim_lab.errors import ConfigError
