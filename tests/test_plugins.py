@@ -207,6 +207,8 @@ def test_nine_cells_of_a_sampler_from_outside(outputs: Path) -> None:
     assert all(float(row["fd"]) > 0 and float(row["contrast"]) > 0 and float(row["contrast_se"]) >= 0 for row in rows)
     table = (outputs / "sweeps" / "nine" / "table.md").read_text(encoding="utf-8")
     assert "## Contrast" in table
+    assert "| thresholded" in table  # no row is called "η 0", which is DDIM
+    assert "η 0" not in table
     assert "standard deviation of an image's grey levels" in table
     brightness = tiny.results(outputs / "sweeps" / "task")
     assert [row["status"] for row in brightness] == ["done", "done"]

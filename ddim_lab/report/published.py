@@ -22,9 +22,11 @@ def published(reference: Published | None, cell: Cell) -> float | None:
     """The published number for a cell: row by what its sampler is (eta, variance, clipping), column by steps.
 
     What the preset is called and how its settings came about does not matter. A list of timesteps (spacing "custom")
-    is no row's: it was made for one S and one model.
+    is no row's: it was made for one S and one model. Nor is a formula that is not the DDIM family's.
     """
     if reference is None or cell.steps is None or cell.labels.get("spacing") == "custom":
+        return None
+    if cell.labels.get("formula") is not None:
         return None
     ours = tuple(cell.labels.get(field) for field in RowSampler.model_fields)
     for name, sampler in reference.samplers.items():
