@@ -465,7 +465,7 @@ def test_a_cell_refers_to_a_file_of_statistics(tmp_path: Path, capsys: pytest.Ca
     (row,) = tiny.results(tiny.sweeps(tmp_path / "o")[-1])
     assert (row["cached"], row["fd_held_out_at_equal_n"]) == ("False", "")  # no images are left out: another cell
     assert tiny.run(tmp_path / "o", *line, "task=consistency", settings=tiny.SMALL) == 2
-    assert "metrics.reference_statistics is for task=generate" in capsys.readouterr().err
+    assert "metrics.reference_statistics is not for task=consistency" in capsys.readouterr().err
 
 
 # -- what is promised of all ------------------------------------------------------------------------------
