@@ -24,7 +24,18 @@ from hydra._internal.utils import get_args_parser
 from ddim_lab.config.folders import config_folder
 from ddim_lab.config.job import Config
 from ddim_lab.config.trust import no_schema_warnings
-from ddim_lab.errors import FAILED, FULL_ERROR, INTERRUPTED, TERMINATED, ConfigError, Terminated, exit_status, one_line
+from ddim_lab.errors import (
+    FAILED,
+    FULL_ERROR,
+    INTERRUPTED,
+    TERMINATED,
+    TRACEBACKS,
+    ConfigError,
+    Terminated,
+    exit_status,
+    one_line,
+)
+from ddim_lab.jobs.entry import job
 from ddim_lab.jobs.plan import check_outputs, composer, plan_sweep
 from ddim_lab.store.records import Plan
 
@@ -58,19 +69,9 @@ def _main(arguments: list[str]) -> int:
         with composer(argparse.Namespace(config_dir=asked.config_dir, overrides=overrides)):
             pass
         return _hand_to_hydra(asked, arguments)
-    started = time.perf_counter()
-    # seconds of imports, told apart from composing
-    from ddim_lab.data import images  # noqa: F401
-    from ddim_lab.jobs import cost  # noqa: F401
-    from ddim_lab.models import obtain  # noqa: F401
-
-    imported = time.perf_counter()
     with composer(asked):
         if asked.cfg is None:
             sweep, plan, cells = plan_sweep(asked, arguments)
-            phases = {"imports": imported - started, "compose": time.perf_counter() - imported}
-            phases = {name: round(seconds, 4) for name, seconds in phases.items()}
-            plan = plan.model_copy(update={"phases": phases})
     if asked.cfg is not None:
         return _hand_to_hydra(asked, arguments)
     return _run(sweep, plan, cells, asked, arguments)
@@ -82,8 +83,6 @@ def _refuse_arguments(message: str) -> NoReturn:
 
 def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Sequence[str] = ()) -> int:
     """Let Hydra do what the arguments say, with `more` overrides; its exit status."""
-    from ddim_lab.jobs.run import TRACEBACKS, job
-
     # Hydra's parser takes overrides in one piece only.
     flags = [text for text in arguments if text not in asked.overrides]
     given, traced = sys.argv, os.environ.get(FULL_ERROR)

@@ -17,6 +17,7 @@ __all__ = [
     "FULL_ERROR",
     "INTERRUPTED",
     "TERMINATED",
+    "TRACEBACKS",
     "ConfigError",
     "Terminated",
     "exit_status",
@@ -36,6 +37,9 @@ TERMINATED: Final = 128 + int(signal.SIGTERM)
 
 FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 """Set to 1, every command shows its errors with their tracebacks."""
+
+TRACEBACKS: Final = "DDIM_LAB_TRACEBACKS"
+"""Set to 1 by the command line, for jobs wherever they run, where HYDRA_FULL_ERROR=1 asks for tracebacks."""
 
 
 class ConfigError(ValueError):

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,6 +120,7 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
 
 def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, Plan, list[Config]]:
     """The sweep's folder, its plan and its cells' configurations: every cell composed and checked."""
+    started = time.perf_counter()
     parse = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
     try:
         overrides = parse.parse_overrides(asked.overrides)
@@ -131,15 +133,18 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
         cells = split_cells(base, overrides, parse) if many else [list(asked.overrides)]
     except HydraException as error:
         raise ConfigError(_explain(error)) from error
-    from ddim_lab.jobs.cost import forwards_by_cell
-
-    checked = [_check(cell) for cell in cells]
+    checked = [_checked(cell) for cell in cells]
     first = checked[0]
     for option in ("outputs_dir", "logger", "study"):
         if any(getattr(config, option) != getattr(first, option) for config in checked):
             raise ConfigError(
                 f"{option} must be the same in all cells of a sweep, which share one report: run the command for each"
             )
+    imports = _import_what_checks()
+    from ddim_lab.jobs.cost import forwards_by_cell
+
+    for config in checked:
+        _check_further(config)
     outputs = Path(first.outputs_dir).absolute()
     sweep = _sweep_folder(base, overrides, outputs, many)
     reference = first.study.reference
@@ -163,6 +168,10 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
                 zip(cells, checked, forwards_by_cell(checked), strict=True)
             )
         ),
+        phases={
+            "imports": round(imports, 4),
+            "compose": round(time.perf_counter() - started - imports, 4),
+        },
     )
     return sweep, plan, checked
 
@@ -180,33 +189,47 @@ def split_cells(base: DictConfig, overrides: Sequence[Override], parser: Overrid
     return [cell for batch in batches for cell in batch]
 
 
-def _check(cell: Sequence[str]) -> Config:
-    """One cell's configuration, with all that can be known before work starts."""
+def _checked(cell: Sequence[str]) -> Config:
+    """One cell's configuration, with all that can be known without torch."""
+    config = Config.from_hydra(compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
+    check_secrets(config.model_dump())
+    if config.task.extra is not None and importlib.util.find_spec(config.task.extra[1]) is None:
+        extra, package = config.task.extra
+        raise ConfigError(f"task={config.task.name} needs {package}: pip install 'ddim-lab[{extra}]'")
+    return config
+
+
+def _import_what_checks() -> float:
+    """The imports of `_check_further`, torch above all; their seconds, told apart from composing."""
+    started = time.perf_counter()
+    from ddim_lab.data import images  # noqa: F401
+    from ddim_lab.jobs import cost  # noqa: F401
+    from ddim_lab.models import obtain  # noqa: F401
+
+    return time.perf_counter() - started
+
+
+def _check_further(config: Config) -> None:
+    """Raise ConfigError at all that can be known before work starts: the device, the network, the data's files."""
     from ddim_lab.data.base import data_set
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.metrics.features import feature_network
     from ddim_lab.metrics.references import check_reference
     from ddim_lab.models.obtain import check_model
 
-    config = Config.from_hydra(compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
-    check_secrets(config.model_dump())
     runtime = Runtime.resolve(config.runtime)
     runtime.training_compiled(config.training.compile)  # for its ConfigError
     runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
     network = feature_network(config.metrics.network)
     network.check_runtime(runtime)
-    if config.task.extra is not None and importlib.util.find_spec(config.task.extra[1]) is None:
-        extra, package = config.task.extra
-        raise ConfigError(f"task={config.task.name} needs {package}: pip install 'ddim-lab[{extra}]'")
     if not config.needs_images:
         check_model(config)
-        return config
+        return
     data = data_set(config.data)
     files = data.find()
     check_model(config, data.count(files))
     network.check_data(data, files)
     check_reference(config.metrics, network.num_features(config.data.shape))
-    return config
 
 
 def checked_config(overrides: Sequence[str]) -> Config:
@@ -216,7 +239,9 @@ def checked_config(overrides: Sequence[str]) -> Config:
         ConfigError: with one line for the user.
     """
     with composer(argparse.Namespace(config_dir=None, overrides=list(overrides))):
-        return _check(overrides)
+        config = _checked(overrides)
+        _check_further(config)
+        return config
 
 
 def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path, many: bool) -> Path:

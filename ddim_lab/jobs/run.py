@@ -21,10 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ddim_lab.config.job import AUTO, Config
-from ddim_lab.config.trust import no_schema_warnings
 from ddim_lab.data.base import load_data, without_images
 from ddim_lab.device.runtime import Runtime
-from ddim_lab.errors import Terminated, one_line, terminating
+from ddim_lab.errors import TRACEBACKS, Terminated, one_line, terminating
 from ddim_lab.jobs.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
 from ddim_lab.models.obtain import Mirror, obtain_model
 from ddim_lab.report import Sweep, curves, rows, static_charts, text_tables
@@ -38,11 +37,6 @@ from ddim_lab.tasks.base import Job
 __all__ = ["Place", "environment", "job", "mirror_report"]
 
 log = logging.getLogger("ddim_lab")
-
-no_schema_warnings()  # a launcher's worker imports this before it composes
-
-TRACEBACKS: Final = "DDIM_LAB_TRACEBACKS"
-"""Set to 1 by the command line, for jobs wherever they run, where HYDRA_FULL_ERROR=1 asks for tracebacks."""
 
 CELL_VERSION: Final = 1
 """Raised whenever the same identity would be measured otherwise."""
