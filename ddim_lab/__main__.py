@@ -58,7 +58,7 @@ def _main(arguments: list[str]) -> int:
         return _hand_to_hydra(asked, arguments)
     started = time.perf_counter()
     # seconds of imports, told apart from composing
-    from ddim_lab.data import sets  # noqa: F401
+    from ddim_lab.data import images  # noqa: F401
     from ddim_lab.jobs import cost  # noqa: F401
     from ddim_lab.models import obtain  # noqa: F401
 

@@ -177,7 +177,8 @@ class Formula(ABC):
             x = x_prev
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.recipe().items())})"
+        settings = {name: value for name, value in self.recipe().items() if name != "name"}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
 
 @final

@@ -1,38 +1,30 @@
 """`python -m ddim_lab.score PATH`: the quality of any images, ours or another system's, by the code that scores cells.
 
-PATH is a samples.npz as the field writes it (arr_0, uint8, NHWC) or a folder of images. Nothing is unpickled, and one
-batch is in memory at a time, unless the file is compressed.
+PATH is a samples.npz as the field writes it (arr_0, uint8, NHWC) or a folder of images.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import hashlib
 import math
-import struct
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn, final
+from typing import Any, Final, NoReturn
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ddim_lab.config.job import MetricsConfig
-from ddim_lab.data.decoding import decode
-from ddim_lab.data.images import DiskImages, ImageData, ImageSet, MemoryImages
-from ddim_lab.data.sets import load_data
+from ddim_lab.config.metrics import MetricsConfig
+from ddim_lab.data.base import load_data
+from ddim_lab.data.images import ImageData
+from ddim_lab.data.samples import Samples, read_samples, shape_in_words
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError, exit_status
 from ddim_lab.jobs.plan import check_outputs, checked_config
-from ddim_lab.metrics.features import Features, obtain_features
+from ddim_lab.metrics.features import Features, feature_network, obtain_features
 from ddim_lab.metrics.references import (
     Level,
     Reference,
@@ -44,150 +36,10 @@ from ddim_lab.metrics.references import (
 from ddim_lab.store import Store, content_key, write_json
 from ddim_lab.store.housekeeping import working
 
-__all__ = ["Samples", "main", "read_samples", "score"]
+__all__ = ["main", "score"]
 
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 BATCH: Final = 256
 """Images scored at once; it changes no value beyond rounding."""
-
-
-@final
-@dataclass(frozen=True)
-class Samples:
-    """Images to be scored.
-
-    Attributes:
-        name: of the file or folder.
-        images: all of one shape.
-        digest: SHA-256 of the content.
-    """
-
-    name: str
-    images: ImageSet
-    digest: str
-
-
-def read_samples(path: Path) -> Samples:
-    """The images of a samples.npz or a folder.
-
-    Raises:
-        ConfigError: they are missing, damaged, fewer than two, or not 8-bit images of one size; one line.
-    """
-    if path.is_dir():
-        found = _folder(path)
-    elif path.is_file() and path.suffix == ".npz":
-        found = _npz(path)
-    else:
-        if path.is_file():
-            raise ConfigError(f"{path} is neither a folder of images nor an .npz file with the array arr_0")
-        raise ConfigError(f"{path}: there is no such folder of images or .npz file")
-    if len(found.images) < 2:
-        raise ConfigError(f"{path} holds {len(found.images)} images: at least 2 are needed")
-    return found
-
-
-# -- samples.npz ----------------------------------------------------------------------------------------
-
-
-def _npz(path: Path) -> Samples:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if "arr_0" not in names:
-                raise ConfigError(f"{path}: images are looked for in the array arr_0, it has {', '.join(names)}")
-            entry = archive.getinfo("arr_0.npy")
-            with archive.open(entry) as file:
-                shape = _image_shape(path, file)
-                header = file.tell()
-                digest = hashlib.sha256(repr(shape).encode())
-                parts = []
-                while part := file.read(2**24):  # to its end, where zipfile compares the checksum
-                    digest.update(part)
-                    parts += [part] if entry.compress_type != zipfile.ZIP_STORED else []
-                if file.tell() - header != np.prod(shape):
-                    raise ConfigError(f"{path}: arr_0 is cut short")
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is damaged or no .npz file ({' '.join(str(error).split())[:100]})") from None
-    count, height, width, channels = shape
-    labels = torch.zeros(count, dtype=torch.int64)
-    if parts:
-        pixels = torch.from_numpy(np.frombuffer(bytearray(b"".join(parts)), dtype=np.uint8).reshape(shape))
-        return Samples(path.name, MemoryImages(pixels.permute(0, 3, 1, 2), labels), digest.hexdigest())
-    with path.open("rb") as raw:
-        raw.seek(entry.header_offset + 26)
-        start = entry.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4))) + header
-    read = functools.partial(_read_stored, path, start, (height, width, channels))
-    names = [str(number) for number in range(count)]
-    return Samples(
-        path.name, DiskImages(names, labels, (channels, height, width), read, digest.hexdigest()), digest.hexdigest()
-    )
-
-
-def _image_shape(path: Path, file: IO[bytes]) -> tuple[int, int, int, int]:
-    """Shape (N, H, W, C) from the header of an .npy file, which is left behind it."""
-    formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(file)
-    if version not in formats:
-        written = ".".join(map(str, version))
-        raise ConfigError(
-            f"{path}: arr_0 is in format {written} of numpy, 1.0 and 2.0 are read: numpy.savez writes it so"
-        )
-    shape, fortran, dtype = formats[version](file)
-    if dtype != np.uint8:
-        raise ConfigError(f"{path}: arr_0 must be uint8 images from 0 to 255, it is {dtype}")
-    if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:] or fortran:
-        order = ", in C order" if fortran else ""
-        raise ConfigError(f"{path}: arr_0 must be [N, height, width, 1 or 3 channels]{order}, its shape is {shape}")
-    count, height, width, channels = shape
-    return count, height, width, channels
-
-
-def _read_stored(path: Path, start: int, shape: tuple[int, int, int], name: str) -> Tensor:
-    size = shape[0] * shape[1] * shape[2]
-    with path.open("rb") as file:
-        file.seek(start + int(name) * size)
-        pixels = np.frombuffer(bytearray(file.read(size)), dtype=np.uint8)
-    return torch.from_numpy(pixels.reshape(shape)).permute(2, 0, 1)
-
-
-# -- a folder of images ---------------------------------------------------------------------------------
-
-
-def _folder(path: Path) -> Samples:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise ConfigError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
-    names = [file.relative_to(path).as_posix() for file in files]
-    digest = hashlib.sha256()
-    for name, file in zip(names, files, strict=True):
-        with file.open("rb") as content:
-            digest.update(f"{name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    channels, height, width = _decode(files[0]).shape
-    shape = (int(channels), int(height), int(width))
-    read = functools.partial(_read_image, path, shape)
-    labels = torch.zeros(len(names), dtype=torch.int64)
-    return Samples(path.name, DiskImages(names, labels, shape, read, digest.hexdigest()), digest.hexdigest())
-
-
-def _read_image(root: Path, shape: tuple[int, int, int], name: str) -> Tensor:
-    image = _decode(root / name)
-    if image.shape != shape:
-        raise ConfigError(
-            f"{root} holds images of several kinds: {name} is {_words(image.shape)}, the first is {_words(shape)}"
-        )
-    return image
-
-
-def _decode(file: Path) -> Tensor:
-    image = decode(file, file)
-    pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
-
-
-def _words(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[2]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
 
 
 # -- the score ------------------------------------------------------------------------------------------
@@ -214,15 +66,15 @@ def score(
     """
     from ddim_lab.metrics.quality import Quality  # torchmetrics: seconds to import
 
-    keep = metrics.kid or metrics.precision_recall
-    of_data = metrics.features != "inception" or against is None
+    keep = metrics.needs_vectors
+    of_data = not feature_network(metrics.network).takes_any_images or against is None
     wanted = data.shape if of_data else samples.images.shape
     for images in (samples, *([against] if isinstance(against, Samples) else [])):
         if images.images.shape != wanted:
             what = f"data={data.name}" if of_data else samples.name
             raise ConfigError(
-                f"{images.name} holds images of {_words(images.images.shape)}, {what} of {_words(wanted)}:"
-                " they can't be compared"
+                f"{images.name} holds images of {shape_in_words(images.images.shape)}, {what} of"
+                f" {shape_in_words(wanted)}: they can't be compared"
             )
     held_out = None
     if isinstance(against, Samples):
@@ -320,7 +172,7 @@ def _table(samples: Samples, quality: dict[str, Any]) -> str:
         if value is not None
     ]
     head = [
-        f"samples    {samples.name}: N = {len(samples.images):,}, {_words(samples.images.shape)}, SHA-256"
+        f"samples    {samples.name}: N = {len(samples.images):,}, {shape_in_words(samples.images.shape)}, SHA-256"
         f" {samples.digest[:12]}",
         f"reference  {quality['reference']}",
         f"features   {quality['features'][:24]}",
@@ -358,7 +210,7 @@ def _main(arguments: Sequence[str]) -> int:
     check_outputs(store)
     data, metrics = load_data(config.data), config.metrics
     with working(store):
-        features = obtain_features(metrics.features, data, store, metrics.inception_weights, metrics.inception_tf32)
+        features = obtain_features(metrics.network, data, store)
         with runtime.applied():
             quality = score(samples, against, metrics, data, features, store, runtime.torch_device)
     print(_table(samples, quality))

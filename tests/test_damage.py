@@ -167,14 +167,14 @@ def test_scores_of_a_search_that_are_damaged_are_not_remembered(
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_data_digest_that_is_damaged_is_taken_again(harm: Callable[[Path], None], tmp_path: Path) -> None:
-    from ddim_lab.data.sets import DIGEST_FILE, _content_digest
+    from ddim_lab.data.disk import DIGEST_FILE, content_digest
 
     files = [tmp_path / "a.webp", tmp_path / "b.webp"]
     for level, file in enumerate(files):
         Image.new("L", (4, 4), level).save(file)
-    digest = _content_digest(tmp_path, files)
+    digest = content_digest(tmp_path, files)
     harm(tmp_path / DIGEST_FILE)
-    assert _content_digest(tmp_path, files) == digest
+    assert content_digest(tmp_path, files) == digest
 
 
 def test_a_record_that_was_edited_is_not_the_record(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,15 +26,17 @@ import pytest
 import tiny
 import torch
 from filelock import FileLock
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CelebA
 from torchvision.transforms import functional
 
-from ddim_lab.config.job import Config, UNetConfig
-from ddim_lab.data import sets as datasets
+from ddim_lab.config.data import DATA
+from ddim_lab.config.job import Config, UNetConfig, config_folder
+from ddim_lab.data import base, disk, fashion_mnist
+from ddim_lab.data.base import DataSet, check_data, load_data
 from ddim_lab.data.images import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8
-from ddim_lab.data.sets import DEBIAN_FASHION_MNIST, FASHION_FILES, check_data, load_data
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.obtain import _moments, obtain_model
@@ -56,6 +60,52 @@ def check(name: str, root: Path | None, *overrides: str) -> None:
 
 def pixels(*shape: int) -> np.ndarray:
     return RANDOM.integers(0, 256, shape, dtype=np.uint8)
+
+
+# -- every data set -------------------------------------------------------------------------------------
+
+SETS = DATA.ours()
+
+
+def test_every_data_set_has_its_file_of_options_and_every_file_its_data_set() -> None:
+    files = {file.stem for file in (config_folder() / "data").glob("*.yaml")}
+    assert set(SETS) == files
+    assert {"digits", "lsun_church", "image_folder"} <= files
+    assert all(issubclass(each, DataSet) for each in SETS.values())
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_data_sets_options_are_those_of_its_file(name: str) -> None:
+    written = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / f"{name}.yaml"))
+    assert isinstance(written, dict)
+    assert set(SETS[name].model_fields) == set(written)
+    config = configure(f"data={name}", "data.root=somewhere")
+    assert type(config.data) is SETS[name]
+    assert config.data.model_dump() == {**written, "root": "somewhere"}
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+    assert len(config.data.shape) == 3
+
+
+def test_options_of_a_data_set_are_checked_as_its_own() -> None:
+    for override, words in (
+        ("data.root=''", r"data\.root is empty: .*"),
+        ("data.num_samples=0", r"data\.num_samples=0: must be at least 1"),
+        ("+data.size=3", r"data\.size: no such option"),
+        ("~data.name", r"data=None: must be the name of a choice, as a file of conf/data has it"),
+        ("data.name=digit", r"data=digit: there is no such data"),
+        ("data.name=lsun", r"data=lsun: there is no such data"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            configure(override)
+        assert re.fullmatch(words, str(refused.value))
+
+
+def test_data_sets_are_found_and_checked_without_torch() -> None:
+    script = f"from ddim_lab.config.data import DATA; [DATA.find(name) for name in {list(SETS)}]"
+    line = [sys.executable, "-c", f"{script}; import sys; print(*sys.modules)"]
+    modules = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+    assert set(SETS) <= {module.rpartition(".")[2] for module in modules}
+    assert not {"torch", "torchvision", "sklearn", "PIL", "lmdb"} & set(modules)
 
 
 # -- the conversion and the sets ------------------------------------------------------------------------
@@ -127,7 +177,7 @@ def fashion(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
     root = tmp_path / "fashion"
     root.mkdir()
     arrays = [pixels(40, 28, 28), pixels(40) % 10, pixels(8, 28, 28), pixels(8) % 10]
-    for name, array in zip(FASHION_FILES, arrays, strict=True):
+    for name, array in zip(fashion_mnist.FILES, arrays, strict=True):
         (root / name).write_bytes(gzip.compress(idx(array)))
     return root, arrays
 
@@ -150,7 +200,7 @@ def test_the_digest_is_of_content_not_of_place(fashion: tuple[Path, list[np.ndar
     shutil.copytree(root, other)
     assert load("fashion_mnist", tmp_path / "elsewhere").digest == before
     digests = {before}
-    for position, name in enumerate(FASHION_FILES):  # one pixel or one label more
+    for position, name in enumerate(fashion_mnist.FILES):  # one pixel or one label more
         changed = arrays[position].copy()
         changed.flat[5] = (changed.flat[5] + 1) % 10
         (other / name).write_bytes(gzip.compress(idx(changed)))
@@ -168,7 +218,7 @@ def _corrupt(file: Path) -> None:
     file.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("name", FASHION_FILES)
+@pytest.mark.parametrize("name", fashion_mnist.FILES)
 @pytest.mark.parametrize("damage", [_cut, _corrupt])
 def test_a_damaged_idx_file_is_named(
     damage: Callable[[Path], None], name: str, fashion: tuple[Path, list[np.ndarray]]
@@ -181,7 +231,7 @@ def test_a_damaged_idx_file_is_named(
 
 def test_what_is_no_fashion_mnist_is_refused(fashion: tuple[Path, list[np.ndarray]]) -> None:
     root, _ = fashion
-    images = root / FASHION_FILES[0]
+    images = root / fashion_mnist.FILES[0]
     images.write_bytes(gzip.compress(b"not an array"))
     with pytest.raises(ConfigError, match=rf"{images} is not an IDX file of uint8"):
         load("fashion_mnist", root)
@@ -189,7 +239,7 @@ def test_what_is_no_fashion_mnist_is_refused(fashion: tuple[Path, list[np.ndarra
     with pytest.raises(ConfigError, match=r"images of 28x28 with a label each are needed, got \(40, 32, 32\)"):
         load("fashion_mnist", root)
     images.unlink()
-    with pytest.raises(ConfigError, match=rf"{images} is missing beside {FASHION_FILES[1]}"):
+    with pytest.raises(ConfigError, match=rf"{images} is missing beside {fashion_mnist.FILES[1]}"):
         check("fashion_mnist", root)
 
 
@@ -202,7 +252,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", refuse)
     monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
     monkeypatch.setenv("DDIM_LAB_DATA", str(tmp_path / "downloads"))
     return tmp_path
 
@@ -229,7 +279,7 @@ def test_half_a_download_is_not_taken_for_a_whole_one(
 ) -> None:
     """Cut in the third file, then again with a network: the first attempt's rest is never read as data."""
     root, arrays = fashion
-    resources = [(name, hashlib.md5((root / name).read_bytes()).hexdigest()) for name in FASHION_FILES]
+    resources = [(name, hashlib.md5((root / name).read_bytes()).hexdigest()) for name in fashion_mnist.FILES]
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.resources", resources)
     fetched: list[str] = []
 
@@ -247,7 +297,10 @@ def test_half_a_download_is_not_taken_for_a_whole_one(
     assert not list((offline / "downloads" / "fashion_mnist").glob("*.gz"))
     data = load_data(configure("data=fashion_mnist").data)
     assert data.train.labels.tolist() == arrays[1].tolist()
-    assert fetched == [*FASHION_FILES[:3], *FASHION_FILES[2:]]  # those that were whole are not fetched twice
+    assert fetched == [
+        *fashion_mnist.FILES[:3],
+        *fashion_mnist.FILES[2:],
+    ]  # those that were whole are not fetched twice
 
 
 def test_files_that_another_process_is_moving_in_are_waited_for(
@@ -256,7 +309,7 @@ def test_files_that_another_process_is_moving_in_are_waited_for(
     root, _ = fashion
     place = offline / "downloads" / "fashion_mnist"
     place.mkdir(parents=True)
-    for name in FASHION_FILES[:2]:
+    for name in fashion_mnist.FILES[:2]:
         shutil.copy(root / name, place)
     locked = threading.Event()
 
@@ -264,7 +317,7 @@ def test_files_that_another_process_is_moving_in_are_waited_for(
         with FileLock(place / ".download.lock"):
             locked.set()
             time.sleep(0.5)
-            for name in FASHION_FILES[2:]:
+            for name in fashion_mnist.FILES[2:]:
                 shutil.copy(root / name, place)
 
     thread = threading.Thread(target=other)
@@ -274,9 +327,9 @@ def test_files_that_another_process_is_moving_in_are_waited_for(
     thread.join()
 
 
-@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not fashion_mnist.DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_the_real_fashion_mnist() -> None:
-    data = load("fashion_mnist", DEBIAN_FASHION_MNIST)
+    data = load("fashion_mnist", fashion_mnist.DEBIAN_FOLDER)
     assert (len(data.train), len(data.held_out), data.num_classes) == (60000, 10000, 10)
     assert data.train.labels.bincount().tolist() == [6000] * 10
     mean = torch.stack([part[:, :, 2:30, 2:30].double().mean() for part in data.train.batches(6000)]).mean() / 255
@@ -487,7 +540,7 @@ def test_the_digest_of_a_folder_is_read_once_and_follows_the_content(
     monkeypatch.setattr(hashlib, "file_digest", counted)
     before = image_folder(folder).digest
     assert len(reads) == 24
-    datasets._load.cache_clear()
+    base._load.cache_clear()
     assert image_folder(folder).digest == before
     assert len(reads) == 24
     file = next(folder.rglob("*.png"))
@@ -510,12 +563,12 @@ def test_a_digest_that_cannot_be_kept_is_only_a_warning(
     def refuse(*_: Any) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(datasets, "write_record", refuse)
+    monkeypatch.setattr(disk, "write_record", refuse)
     with caplog.at_level(logging.WARNING, "ddim_lab"):
         digest = image_folder(folder).digest
     assert "the data will be read whole for their digest every time" in caplog.text
     monkeypatch.undo()
-    datasets._load.cache_clear()
+    base._load.cache_clear()
     assert image_folder(folder).digest == digest
 
 

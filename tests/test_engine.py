@@ -494,7 +494,7 @@ def test_a_batch_without_images_is_refused(size: str, tmp_path: Path, capsys: py
 def test_images_in_16_bits_stay_near_those_in_fp32(
     network: nn.Module, eta: float, dtype: torch.dtype, bound: float
 ) -> None:
-    """The bounds that README promises: rms of the difference over that of the images, S = 10, from the same x_T."""
+    """The bounds in outputs/README.md: rms of the difference over that of the images, S = 10, from the same x_T."""
     x_T = inputs(8)[0]
     sampler = Sampler(NoiseSchedule.linear(1000, 1e-4, 0.02), steps=10, eta=eta)
     expected = sampler.sample(network, x_T)

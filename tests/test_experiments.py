@@ -224,32 +224,6 @@ def test_a_row_of_ones_own_says_what_it_is() -> None:
     assert reference.model_dump()["samplers"] == {"mine": {"eta": 0.7, "variance": "large", "clip": "x0"}}
 
 
-def test_the_study_in_readme_is_one(tmp_path: Path) -> None:
-    text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    (study,) = re.findall(r"```yaml\n(# @package _global_\n.*?)```", text, re.DOTALL)
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "mine.yaml").write_text(study, encoding="utf-8")
-    parse = OverridesParser.create()
-    with composer(get_args_parser().parse_args(["--config-dir", str(tmp_path)])):
-        base = compose(["+experiments=mine"], hydra_too=True)
-        overrides = parse.parse_overrides(["+experiments=mine"])
-        cells = [Config.from_hydra(compose(cell)) for cell in split_cells(base, overrides, parse)]
-    assert [(config.sampler.name, config.steps) for config in cells] == [
-        ("ddim", 10), ("ddim", 50), ("ddim_eta1", 10), ("ddim_eta1", 50)
-    ]  # fmt: skip
-    assert {(config.data.name, config.sampler.spacing) for config in cells} == {("fashion_mnist", "trailing")}
-    reference = cells[0].study.reference
-    assert reference is not None
-    assert reference.rows["ddim"] == {"10": 21.3, "50": 8.4}
-
-
-def test_readmes_table_has_every_study_and_its_cost() -> None:
-    text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    assert [name for name in NAMES if f"`{name}`" not in text] == []
-    for pictured in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
-        assert (FOLDER.parent / pictured).is_file()
-
-
 def test_a_papers_table_on_a_checkpoint(tmp_path: Path) -> None:
     """Table 1's file with a checkpoint of another data set: the paper's numbers stand there, and no difference."""
     checkpoint = tmp_path / "checkpoint"

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from ddim_lab.config.job import DigitsConfig
-from ddim_lab.data.sets import load_data
+from ddim_lab.data.base import load_data
+from ddim_lab.data.digits import Digits
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics import inception
-from ddim_lab.metrics.features import obtain_features
 from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.inception import Inception, check_weights, find_weights
+from ddim_lab.metrics.networks.inception import InceptionFeatures
 from ddim_lab.metrics.statistics import FeatureSums
 from ddim_lab.store import Store
 
@@ -99,8 +99,9 @@ def test_fid_is_torch_fidelitys_on_the_same_images_and_weights(weights: Path) ->
 
 
 def test_tf32_is_a_network_of_its_own_and_off_unless_asked_for(weights: Path, tmp_path: Path) -> None:
-    data, store = load_data(DigitsConfig(name="digits", root=None, num_samples=10)), Store(tmp_path)
-    exact, rounded = (obtain_features("inception", data, store, str(weights), tf32) for tf32 in (False, True))
+    data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
+    networks = (InceptionFeatures(inception_weights=str(weights), inception_tf32=tf32) for tf32 in (False, True))
+    exact, rounded = (network.obtain(data, store) for network in networks)
     assert exact.digest != rounded.digest
     assert rounded.name == exact.name.replace(")", ", TF32)")
     for features, allowed in ((exact, False), (rounded, True)):
@@ -131,10 +132,11 @@ def test_a_grey_image_is_seen_as_three_equal_channels(weights: Path) -> None:
 
 
 def test_other_weights_are_not_called_fid(weights: Path, tmp_path: Path) -> None:
-    data = load_data(DigitsConfig(name="digits", root=None, num_samples=10))
-    features = obtain_features("inception", data, Store(tmp_path), str(weights))
+    data = load_data(Digits(name="digits", root=None, num_samples=10))
+    network = InceptionFeatures(inception_weights=str(weights), inception_tf32=False)
+    features = network.obtain(data, Store(tmp_path))
     assert re.fullmatch(r"FD \(Inception, weights [0-9a-f]{8}\)", features.name)
-    assert features.num_features == 2048
+    assert features.num_features == network.num_features(data.shape) == 2048
 
 
 def test_faulty_weights_are_refused_in_one_line(weights: Path, tmp_path: Path) -> None:

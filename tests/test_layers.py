@@ -120,7 +120,7 @@ def test_the_mathematics_loads_no_framework() -> None:
 def test_a_command_is_checked_without_what_it_may_never_need() -> None:
     """Seconds of imports: where every cell is stored, nothing is trained and nothing measured."""
     loaded = loaded_by(
-        "import ddim_lab.jobs.plan, ddim_lab.data.sets, ddim_lab.metrics.references, ddim_lab.models.obtain"
+        "import ddim_lab.jobs.plan, ddim_lab.data.base, ddim_lab.metrics.references, ddim_lab.models.obtain"
     )
     assert not loaded & {"torchmetrics", "pytorch_lightning", "diffusers", "wandb", "scipy", "sklearn", "matplotlib"}
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ddim_lab.config.job import DigitsConfig
+from ddim_lab.data.base import load_data
+from ddim_lab.data.digits import Digits
 from ddim_lab.data.images import from_uint8, to_uint8
-from ddim_lab.data.sets import load_data
 from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, noise_variance
 from ddim_lab.metrics.estimates import GROUPS, jackknife_se, paired_se
-from ddim_lab.metrics.features import obtain_features
 from ddim_lab.metrics.frechet import FrechetDistance
+from ddim_lab.metrics.networks.classifier import ClassifierFeatures
 from ddim_lab.metrics.statistics import FeatureSums, median_nearest_distance
 from ddim_lab.store import Store
 
-DIGITS = DigitsConfig(name="digits", root=None, num_samples=10)
+DIGITS = Digits(name="digits", root=None, num_samples=10)
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -180,9 +180,9 @@ def test_the_classifier_is_trained_once_and_knows_digits(tmp_path: Path) -> None
     from ddim_lab.store import read_json
 
     data = load_data(DIGITS)
-    first = obtain_features("classifier", data, Store(tmp_path / "a"))
-    again = obtain_features("classifier", data, Store(tmp_path / "a"))
-    elsewhere = obtain_features("classifier", data, Store(tmp_path / "b"))
+    first = ClassifierFeatures().obtain(data, Store(tmp_path / "a"))
+    again = ClassifierFeatures().obtain(data, Store(tmp_path / "a"))
+    elsewhere = ClassifierFeatures().obtain(data, Store(tmp_path / "b"))
     assert first.digest == again.digest == elsewhere.digest
     assert first.name == "FD (digits classifier)"
     (description,) = (tmp_path / "a" / "models").glob("*/model.json")

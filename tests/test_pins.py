@@ -57,7 +57,7 @@ def without_training(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr("ddim_lab.models.obtain._train", train)
     patch.setattr("ddim_lab.metrics.training.train_classifier", lambda network, data, recipe: 0.5)
-    patch.setattr("ddim_lab.metrics.features.save_file", lambda tensors, path: path.write_bytes(b"a classifier"))
+    patch.setattr("ddim_lab.metrics.classifier.save_file", lambda tensors, path: path.write_bytes(b"a classifier"))
 
 
 def rounded_schedules(patch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def rounded_schedules(patch: pytest.MonkeyPatch) -> None:
 def job_of(outputs: Path, overrides: Sequence[str]) -> Any:
     """One job as the harness makes it, its model there."""
     from ddim_lab.config.job import AUTO
-    from ddim_lab.data.sets import load_data, without_images
+    from ddim_lab.data.base import load_data, without_images
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.models.obtain import obtain_model
     from ddim_lab.store import Store
@@ -98,7 +98,7 @@ def cell_key(outputs: Path, overrides: Sequence[str]) -> str:
 
 def fingerprint(outputs: Path, overrides: Sequence[str]) -> str:
     """The name of a job's trained model, under outputs/models."""
-    from ddim_lab.data.sets import load_data
+    from ddim_lab.data.base import load_data
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.models.obtain import training_recipe
     from ddim_lab.store import content_key
@@ -121,7 +121,7 @@ def reference_names(outputs: Path, overrides: Sequence[str]) -> list[str]:
 
     job = job_of(outputs, ["model=gaussian", *overrides])
     metrics, count = job.config.metrics, job.config.num_samples
-    keep = metrics.kid or metrics.precision_recall
+    keep = metrics.needs_vectors
     found = obtain_reference(job.features, job.data, metrics.reference, job.store, keep_features=keep)
     if metrics.reference == "train":
         obtain_level(found, job.features, job.data, job.store, count=count)

@@ -403,8 +403,8 @@ CHECKPOINT = os.environ.get("DDIM_LAB_CHECKPOINT")
 @pytest.mark.skipif(CHECKPOINT is None, reason="DDIM_LAB_CHECKPOINT names no Fashion-MNIST U-Net")
 def test_a_real_checkpoint_predicts_noise_well() -> None:
     """On real images its eps at mid-noise is much nearer to the truth than that of no model at all (eps = x_t)."""
+    from ddim_lab.data.base import load_data
     from ddim_lab.data.images import from_uint8
-    from ddim_lab.data.sets import load_data
 
     config = pretrained(str(CHECKPOINT), "data=fashion_mnist")
     try:

@@ -13,23 +13,30 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from ddim_lab.config.job import DigitsConfig, MetricsConfig
-from ddim_lab.data.sets import load_data
+from ddim_lab.config import found
+from ddim_lab.config.found import Kind
+from ddim_lab.config.job import config_folder
+from ddim_lab.config.metrics import METRICS, NETWORKS, MetricsConfig
+from ddim_lab.data.base import load_data
+from ddim_lab.data.digits import Digits
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics import kernel, precision_recall
+from ddim_lab.metrics.base import Batch, Comparison, Metric
 from ddim_lab.metrics.classifier import LARGE, SMALL, make_classifier, recipe_for
 from ddim_lab.metrics.estimates import jackknife_se
 from ddim_lab.metrics.extractor import Pixels
-from ddim_lab.metrics.features import Features, obtain_features
+from ddim_lab.metrics.features import FeatureNetwork, Features
 from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.inception_score import InceptionScore
 from ddim_lab.metrics.kernel import kernel_distance
+from ddim_lab.metrics.networks.pixels import PixelFeatures
 from ddim_lab.metrics.quality import Quality
 from ddim_lab.metrics.references import Reference, obtain_level, obtain_reference, read_moments
 from ddim_lab.metrics.statistics import FeatureSums, Moments
@@ -212,8 +219,8 @@ def metrics(*overrides: str) -> MetricsConfig:
 
 
 def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> None:
-    data, store = load_data(DigitsConfig(name="digits", root=None, num_samples=10)), Store(tmp_path)
-    features = obtain_features("pixels", data, store)
+    data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
+    features = PixelFeatures().obtain(data, store)
     reference = obtain_reference(features, data, "train", store, keep_features=True)
     held_out = obtain_level(reference, features, data, store, count=100)
     assert held_out is not None
@@ -250,6 +257,156 @@ def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> No
     assert set(of_file["not_measured"]) == {"kid", "precision", "recall"}
 
 
+# -- what is found by name --------------------------------------------------------------------------------
+
+
+def test_options_of_conf_metrics_are_those_that_networks_and_metrics_declare() -> None:
+    written = OmegaConf.to_container(OmegaConf.load(config_folder() / "metrics" / "default.yaml"))
+    assert isinstance(written, dict)
+    kinds = [*NETWORKS.ours().values(), *METRICS.ours().values()]
+    declared = [*MetricsConfig.model_fields, *(name for kind in kinds for name in kind.model_fields)]
+    assert sorted(declared) == sorted(written)
+    config = metrics()
+    assert config.model_dump() == written
+    assert MetricsConfig.model_validate(config.model_dump()) == config != metrics("metrics.kid_subsets=7")
+    assert config.identity() == {
+        **{"kid": True, "kid_subsets": 100, "kid_subset_size": 1000},
+        **{"inception_score": True, "inception_score_splits": 10, "precision_recall": True, "neighbours": 3},
+        **{"speed_repeats": 3, "noise_seeds": 2},
+    }
+
+
+@pytest.mark.parametrize("kind", [NETWORKS, METRICS])
+def test_each_is_named_as_its_file_and_its_options_after_it(kind: Kind[Any]) -> None:
+    found = kind.ours()
+    assert len(found) > 2
+    for name, each in found.items():
+        assert each.name == name
+        assert issubclass(each, FeatureNetwork if kind is NETWORKS else Metric)
+        assert all(option.startswith(name) or option == "neighbours" for option in each.model_fields)
+
+
+@pytest.mark.parametrize("name", METRICS.ours())
+def test_each_metric_says_what_its_values_mean_nothing_without(name: str, tmp_path: Path) -> None:
+    data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
+    features = PixelFeatures().obtain(data, store)
+    reference = obtain_reference(features, data, "train", store, keep_features=True)
+    settings = metrics("metrics.features=pixels", "metrics.kid_subset_size=20")
+    network, images = Pixels(), data.train.first(60)
+    network.head = nn.Linear(64, 10)
+    (metric,) = (each for each in settings.chosen if each.name == name)
+    assert isinstance(metric, Metric)
+    comparison = Comparison(features, network.head, reference, 60, None, data, store, None)
+    running = metric.start(comparison)
+    with torch.inference_mode():
+        running.update(Batch(network(images), torch.arange(60), images))
+    values = running.compute(network(images).numpy() if metric.needs_vectors else None)
+    assert values
+    for value in values:
+        assert isinstance(value.value, float)
+        assert value.why_not is None
+        assert value.heading
+        assert value.count == 60 or value.name == "nearest_held_out_to_train"
+        assert (value.se is None and value.spread is None) or value.error
+        if name != "nearest":
+            assert (value.comparable["metric"], value.comparable["features"]) == (features.name, features.digest)
+
+
+def test_a_metric_that_is_off_is_not_measured(tmp_path: Path) -> None:
+    off = ("metrics.kid=false", "metrics.inception_score=false", "metrics.precision_recall=false")
+    settings = metrics(*off)
+    assert [metric.name for metric in settings.chosen] == ["frechet", "nearest"]
+    assert not settings.needs_vectors
+    assert metrics(*off[1:]).needs_vectors
+
+
+def test_options_of_metrics_are_checked_as_their_own() -> None:
+    for override, words in (
+        ("metrics.kid_subset_size=1", r"metrics\.kid_subset_size=1: must be at least 2"),
+        ("metrics.kid=3", r"metrics\.kid=3: must be true or false"),
+        ("+metrics.kid_subset=3", r"metrics\.kid_subset: no such option"),
+        ("~metrics.neighbours", r"metrics\.neighbours is not set"),
+        ("metrics.features=x", r"metrics\.features=x: must be 'classifier', 'inception' or 'pixels'"),
+        ("metrics.inception_weights=''", r"metrics\.inception_weights is empty: .*"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            metrics(override)
+        assert re.fullmatch(words, str(refused.value))
+
+
+BROUGHT = """
+from typing import ClassVar
+from pydantic import StrictBool
+from ddim_lab.config.options import Positive
+from ddim_lab.metrics.base import Metric, Running
+from ddim_lab.store.records import Value
+
+class Length(Metric):
+    name: ClassVar[str] = "length"
+    needs_images: ClassVar[bool] = True
+    length: StrictBool
+    length_power: Positive
+
+    @property
+    def on(self):
+        return self.length
+
+    def start(self, comparison):
+        return Sum(self.length_power)
+
+class Sum(Running):
+    def __init__(self, power):
+        self.power, self.lengths = power, []
+
+    def update(self, batch):
+        self.lengths += batch.images.flatten(1).double().norm(dim=1).pow(self.power).tolist()
+
+    def compute(self, vectors):
+        return [Value(name="length", value=sum(self.lengths) / len(self.lengths), count=len(self.lengths))]
+"""
+
+
+def test_an_installed_package_brings_a_metric_and_moves_no_other_cells_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ("model=gaussian", "steps=3", "logger=csv", "metrics.features=pixels", "metrics.kid_subset_size=20")
+    assert tiny.run(tmp_path / "o", *line, settings=tiny.SMALL) == 0
+    (tmp_path / "lengths.py").write_text(BROUGHT)
+    package = tmp_path / "lengths-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: lengths\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[ddim_lab.metrics]\nlength = lengths:Length\n")
+    conf = tmp_path / "conf" / "metrics"
+    conf.mkdir(parents=True)
+    (conf / "length.yaml").write_text("defaults: [default, _self_]\nlength: true\nlength_power: 2.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found._entry_points.cache_clear()
+    try:
+        assert tiny.run(tmp_path / "o", *line, settings=tiny.SMALL) == 0
+        (row,) = tiny.results(tiny.sweeps(tmp_path / "o")[-1])
+        assert row["cached"] == "True"
+        brought = (*line, "--config-dir", str(conf.parent), "metrics=length", "save_samples=true")
+        assert tiny.run(tmp_path / "o", *brought, settings=tiny.SMALL) == 0
+        (row,) = tiny.results(tiny.sweeps(tmp_path / "o")[-1])
+        cell = tmp_path / "o" / "cells" / row["cell"]
+        result = read_json(cell / "result.json")
+        (value,) = result["measurements"]["quality"]["values"]
+        images = np.load(cell / "samples.npz")["arr_0"].astype(np.float64)
+        assert value["value"] == pytest.approx((images.reshape(len(images), -1) ** 2).sum(1).mean())
+        assert tiny.run(tmp_path / "o", *brought, "metrics.length_power=0", settings=tiny.SMALL) == 2
+        assert "ddim_lab: metrics.length_power=0: must be above 0" in capsys.readouterr().err
+    finally:
+        found._entry_points.cache_clear()
+
+
+def test_networks_and_metrics_are_found_and_checked_without_torch() -> None:
+    script = "from ddim_lab.config.metrics import METRICS, NETWORKS; print(*METRICS.ours(), *NETWORKS.ours())"
+    line = [sys.executable, "-c", f"{script}; import sys; print(*sys.modules)"]
+    names, modules = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert names.split() == [*METRICS.ours(), *NETWORKS.ours()]
+    assert not {"torch", "torchmetrics", "scipy", "safetensors"} & set(modules.split())
+
+
 def test_the_recipe_goes_by_the_size_of_the_images() -> None:
     assert recipe_for((1, 8, 8)) == recipe_for((3, 16, 16)) == SMALL
     assert recipe_for((1, 32, 32)) == recipe_for((3, 64, 17)) == LARGE
@@ -263,7 +420,7 @@ def test_the_recipe_goes_by_the_size_of_the_images() -> None:
 def test_the_larger_recipes_network_learns() -> None:
     """At a tenth of its size, in a few steps."""
     recipe = {**LARGE, "widths": [8, 16], "num_features": 16, "steps": 60}
-    data = load_data(DigitsConfig(name="digits", root=None, num_samples=10))
+    data = load_data(Digits(name="digits", root=None, num_samples=10))
     assert train_classifier(make_classifier(1, 10, recipe), data, recipe) > 0.6
 
 

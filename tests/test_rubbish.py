@@ -26,8 +26,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ddim_lab import score
-from ddim_lab.config.job import ImageFolderConfig
-from ddim_lab.data.sets import load_data
+from ddim_lab.data.base import load_data
+from ddim_lab.data.image_folder import ImageFolder
+from ddim_lab.data.samples import read_samples
 
 EXACT = ("metrics.features=pixels", "logger=csv", "steps=2")
 
@@ -171,11 +172,9 @@ def scored(path: Path, outputs: Path, *overrides: str) -> int:
 def test_any_kind_of_8_bit_pixels_is_taken(mode: str, tmp_path: Path) -> None:
     """Not rubbish: converted to the channels that were asked for, by both that read images."""
     folder = pictures(tmp_path / "images", mode)
-    config = ImageFolderConfig(
-        name="image_folder", root=str(folder), image_size=8, channels=3, held_out=0.5, num_samples=4
-    )
+    config = ImageFolder(name="image_folder", root=str(folder), image_size=8, channels=3, held_out=0.5, num_samples=4)
     assert load_data(config).split("all").first(8).shape == (8, 3, 8, 8)
-    assert len(score.read_samples(folder).images.first(8)) == 8
+    assert len(read_samples(folder).images.first(8)) == 8
 
 
 @pytest.mark.parametrize(

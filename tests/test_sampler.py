@@ -368,7 +368,7 @@ def test_a_formula_of_ones_own_has_noise_states_and_a_key(eta: float) -> None:
         assert torch.allclose(one.x0, other.x0, rtol=0, atol=1e-9)
     assert theirs.recipe() == {**Sampler(SCHEDULE, steps=20).recipe(), "formula": {"name": "ancestral", "eta": eta}}
     assert "formula" not in ours.recipe()
-    assert f"formula=Ancestral(name='ancestral', eta={eta})" in repr(theirs)
+    assert f"formula=Ancestral(eta={eta})" in repr(theirs)
 
 
 class Heun(Formula):

@@ -19,7 +19,7 @@ import tiny
 import torch
 from torch import nn
 
-from ddim_lab.data.sets import without_images
+from ddim_lab.data.base import without_images
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.extractor import Pixels
@@ -291,7 +291,7 @@ def test_features_of_samples_are_taken_on_the_device_of_the_samples(
             devices.append(device)
             return self
 
-    monkeypatch.setattr("ddim_lab.metrics.features.Pixels", Noted)
+    monkeypatch.setattr("ddim_lab.metrics.extractor.Pixels", Noted)
     for module in ("precision", "search_timesteps"):
         moments = FeatureSums.of([torch.randn(200, 64)]).moments()
         found = SimpleNamespace(moments=moments)

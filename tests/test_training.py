@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ddim_lab.config.job import Config, UNetConfig
+from ddim_lab.data.base import load_data
 from ddim_lab.data.images import DiskImages, ImageData, MemoryImages
 from ddim_lab.data.loaders import TrainingBatches, _StepBatches
-from ddim_lab.data.sets import load_data
 from ddim_lab.models.checkpoints import VerifiedCheckpoints
 from ddim_lab.models.training import READ_EVERY, DiffusionModule, train
 from ddim_lab.models.unet import weights_digest

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import pkgutil
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Generic, TypeVar, final
@@ -31,12 +32,20 @@ class Kind(Generic[T]):
         group: of conf/, as "task": what options call it.
         room: the package that ours lie in and the group of entry points, as "ddim_lab.tasks".
         base: the class that all of the kind derive from; abstract, mostly.
+        points: the group of entry points, where that is not the room's name.
     """
 
-    def __init__(self, group: str, room: str, base: type[T]) -> None:
+    def __init__(self, group: str, room: str, base: type[T], points: str | None = None) -> None:
         self.group: Final = group
         self.room: Final = room
         self.base: Final = base
+        self.points: Final = room if points is None else points
+
+    def ours(self) -> dict[str, type[T]]:
+        """Those of this package, by name; every file of the room is imported for it."""
+        names = [module.name for module in pkgutil.iter_modules(importlib.import_module(self.room).__path__)]
+        found = {name: self._class_in(f"{self.room}.{name}") for name in sorted(names)}
+        return {name: each for name, each in found.items() if each is not None}
 
     def brought(self) -> dict[str, EntryPoint]:
         """Those that installed packages bring, by name.
@@ -45,7 +54,7 @@ class Kind(Generic[T]):
             ConfigError: two packages bring the same name, or one of ours.
         """
         found: dict[str, EntryPoint] = {}
-        for point in _entry_points(self.room):
+        for point in _entry_points(self.points):
             package = point.dist.name if point.dist else point.module
             if importlib.util.find_spec(f"{self.room}.{point.name}") is not None:
                 raise ConfigError(f"the package {package} brings {self.group}={point.name}, which is a name of ours")

@@ -24,7 +24,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ddim_lab.config.data import DataConfig
 from ddim_lab.config.kinds import TASKS, TaskOptions
+from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.config.options import (
     Fraction,
     NonNegative,
@@ -65,83 +67,6 @@ def config_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
-
-
-class _Data(Options):
-    """conf/data: the images to train on, to refer to and to hold out."""
-
-    root: Words | None
-    num_samples: PositiveInt
-
-
-class DigitsConfig(_Data):
-    """conf/data/digits: scikit-learn's digits."""
-
-    name: Literal["digits"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 1, 8, 8
-
-
-class FashionMnistConfig(_Data):
-    """conf/data/fashion_mnist: Fashion-MNIST from IDX files."""
-
-    name: Literal["fashion_mnist"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 1, 32, 32
-
-
-class Cifar10Config(_Data):
-    """conf/data/cifar10: CIFAR-10 through torchvision."""
-
-    name: Literal["cifar10"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 3, 32, 32
-
-
-class CelebAConfig(_Data):
-    """conf/data/celeba: the aligned faces of CelebA, cropped to 64x64."""
-
-    name: Literal["celeba"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 3, 64, 64
-
-
-class LsunConfig(_Data):
-    """conf/data/lsun_bedroom and lsun_church: LSUN databases, at 256x256."""
-
-    name: Literal["lsun_bedroom", "lsun_church"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 3, 256, 256
-
-
-class ImageFolderConfig(_Data):
-    """conf/data/image_folder: every image in a folder and its folders."""
-
-    name: Literal["image_folder"]
-    root: Words
-    image_size: Annotated[StrictInt, Field(ge=4)]
-    channels: Literal[1, 3]
-    held_out: Annotated[Number, Field(gt=0, lt=1)]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.image_size, self.image_size
-
-
-DataConfig = Annotated[
-    DigitsConfig | FashionMnistConfig | Cifar10Config | CelebAConfig | LsunConfig | ImageFolderConfig,
-    Field(discriminator="name"),
-]
 
 
 class ModelOptions(Options):
@@ -291,30 +216,6 @@ class SamplerConfig(Options):
     timesteps: tuple[StrictInt, ...] | None
 
 
-class MetricsConfig(Options):
-    """conf/metrics: what is measured of a cell."""
-
-    features: Literal["classifier", "inception", "pixels"]
-    inception_weights: Words | None
-    inception_tf32: StrictBool
-    reference: Literal["train", "held_out", "all"]
-    reference_statistics: Words | None
-    kid: StrictBool
-    kid_subsets: PositiveInt
-    kid_subset_size: Annotated[StrictInt, Field(ge=2)]
-    inception_score: StrictBool
-    inception_score_splits: PositiveInt
-    precision_recall: StrictBool
-    neighbours: PositiveInt
-    speed_repeats: PositiveInt
-    noise_seeds: Annotated[StrictInt, Field(ge=2)]
-
-    def identity(self) -> dict[str, Any]:
-        """The part of it that enters a cell's key: not files and networks, which enter by content digests."""
-        by_content = {"features", "inception_weights", "inception_tf32", "reference", "reference_statistics"}
-        return self.model_dump(exclude=by_content)
-
-
 class RuntimeConfig(Options):
     """conf/runtime: where and in what precision."""
 
@@ -456,14 +357,7 @@ class Config(Options):
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
-        if self.metrics.features == "classifier" and isinstance(self.data, CelebAConfig | LsunConfig):
-            raise ConfigError(f"metrics.features=classifier learns from labels, and data={self.data.name} has none")
-        if self.metrics.inception_weights is not None and self.metrics.features != "inception":
-            raise ConfigError(
-                f"metrics.inception_weights is for metrics.features=inception, not {self.metrics.features}"
-            )
-        if self.metrics.inception_tf32 and self.metrics.features != "inception":
-            raise ConfigError(f"metrics.inception_tf32 is for metrics.features=inception, not {self.metrics.features}")
+        self.metrics.check(self.data)
         if isinstance(self.model, UNetConfig):
             widths, groups = self.model.block_out_channels, self.model.norm_num_groups
             if len(self.model.attention) != len(widths):

@@ -77,7 +77,7 @@ def checked(kind: type[Given], values: Any, place: str = "") -> Given:
         raise ConfigError(_explain(error, place)) from None
 
 
-_UNIONS: Final = ("data", "model", "schedule")
+_UNIONS: Final = ("model", "schedule")
 """Groups of which a choice has options of its own: pydantic names the choice after the group."""
 
 _BOUNDS: Final = {

@@ -1,15 +1,19 @@
-"""One image file: decoded whole, or refused in one line that says what to do."""
+"""One image file: decoded whole and prepared, or refused in one line that says what to do."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ddim_lab.errors import ConfigError, one_line
 
-__all__ = ["FORMATS", "decode", "format_of"]
+__all__ = ["FORMATS", "decode", "format_of", "pixels_of", "read_image", "resize_and_crop"]
 
 READABLE: Final = frozenset({"1", "L", "P", "RGB", "CMYK"})
 """PIL's modes that become 8-bit grey or RGB without values cut off or layers dropped."""
@@ -57,3 +61,23 @@ def format_of(file: Path) -> str | None:
             return image.format
     except Exception:  # as in `decode`
         return None
+
+
+def read_image(prepare: Callable[[Image.Image], Image.Image], get: Callable[[str], Any], name: str) -> Tensor:
+    """Decode and prepare the image of a name: uint8 [C, H, W]."""
+    source = get(name)
+    return pixels_of(prepare(decode(source, source if isinstance(source, Path) else name)))
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """The pixels of an image of mode L or RGB: uint8 [C, H, W]."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def resize_and_crop(size: int, mode: str, image: Image.Image) -> Image.Image:
+    """Shorter side to `size` (bilinear, antialiased, on the 8-bit image), then the central square."""
+    from torchvision.transforms import functional
+
+    cropped: Image.Image = functional.center_crop(functional.resize(image.convert(mode), size), [size, size])
+    return cropped

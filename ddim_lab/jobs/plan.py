@@ -150,9 +150,9 @@ def split_cells(base: DictConfig, overrides: Sequence[Override], parser: Overrid
 
 def _check(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known before work starts."""
-    from ddim_lab.data.sets import check_data, count_images
+    from ddim_lab.data.base import data_set
     from ddim_lab.device.runtime import Runtime
-    from ddim_lab.metrics.features import check_features, num_features
+    from ddim_lab.metrics.features import feature_network
     from ddim_lab.metrics.references import check_reference
     from ddim_lab.models.obtain import check_model
 
@@ -161,18 +161,19 @@ def _check(cell: Sequence[str]) -> Config:
     runtime = Runtime.resolve(config.runtime)
     runtime.training_compiled(config.training.compile)  # for its ConfigError
     runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
-    if config.metrics.inception_tf32 and not runtime.has_tf32:
-        raise ConfigError("metrics.inception_tf32=true needs a CUDA device with TF32 (compute capability 8.0 or above)")
+    network = feature_network(config.metrics.network)
+    network.check_runtime(runtime)
     if config.task.extra is not None and importlib.util.find_spec(config.task.extra[1]) is None:
         extra, package = config.task.extra
         raise ConfigError(f"task={config.task.name} needs {package}: pip install 'ddim-lab[{extra}]'")
     if not config.needs_images:
         check_model(config)
         return config
-    files = check_data(config.data)
-    check_model(config, count_images(config.data, files))
-    check_features(config, files)
-    check_reference(config.metrics, num_features(config))
+    data = data_set(config.data)
+    files = data.find()
+    check_model(config, data.count(files))
+    network.check_data(data, files)
+    check_reference(config.metrics, network.num_features(config.data.shape))
     return config
 
 

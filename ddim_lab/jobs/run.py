@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from ddim_lab.config.job import AUTO, Config
 from ddim_lab.config.trust import no_schema_warnings
-from ddim_lab.data.sets import load_data, without_images
+from ddim_lab.data.base import load_data, without_images
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import Terminated, one_line, terminating
 from ddim_lab.jobs.tracking import Role, Run, TrackingConfig, offline_sync_hint, track

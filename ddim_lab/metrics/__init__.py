@@ -1,7 +1,10 @@
 """What is measured of a cell: quality, speed and determinism.
 
-    quality         all measures of quality in one pass: frechet, kernel, inception_score, precision_recall
-    features        what they compare: those of the classifier (trained by training), of inception, or the pixels
+    base            what a metric of samples is; the metrics are the files of of_samples, one each
+    quality         all metrics that are switched on, in one pass over the samples
+    frechet, kernel, inception_score, precision_recall      what they compute
+    features        what a feature network is; the networks are the files of networks, one each
+    extractor, classifier (trained by training), inception  what they load
     references      real images as these features see them; their sums are in statistics
     estimates       standard errors
     speed           time, memory and forwards

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, final
 
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddim_lab.data.images import from_uint8
 from ddim_lab.metrics.extractor import Extractor, exact_float32
 
-__all__ = ["Classifier", "make_classifier", "recipe_for"]
+__all__ = ["Classifier", "load_classifier", "make_classifier", "recipe_for", "save_classifier"]
 
 SMALL: Final[dict[str, Any]] = {
     "version": 1,
@@ -47,6 +49,18 @@ def make_classifier(channels: int, num_classes: int, recipe: Mapping[str, Any]) 
     """The recipe's network, not trained."""
     body = _large_body(channels, recipe) if "widths" in recipe else _small_body(channels, recipe)
     return Classifier(body, num_classes, recipe["num_features"])
+
+
+def save_classifier(network: Classifier, path: Path) -> None:
+    """Write the weights as safetensors."""
+    save_file(network.state_dict(), path)
+
+
+def load_classifier(path: Path, channels: int, num_classes: int, recipe: Mapping[str, Any]) -> Classifier:
+    """What `save_classifier` wrote, in evaluation mode."""
+    network = make_classifier(channels, num_classes, recipe)
+    network.load_state_dict(load_file(path))
+    return network.eval().requires_grad_(False)
 
 
 @final

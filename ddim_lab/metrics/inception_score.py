@@ -4,6 +4,10 @@
 
 Source: Salimans et al. (2016), Improved Techniques for Training GANs. From 1 (all images look alike) to the number of
 classes. It does not look at real images.
+
+torch-fidelity's `isc_features_to_metric` gives the same values, as a test shows. It is not used, because it takes the
+logits of all samples in memory, and their probabilities twice: 400 MB each for 50,000 samples and Inception's 1,008
+classes in float64.
 """
 
 from __future__ import annotations

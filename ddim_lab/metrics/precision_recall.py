@@ -5,6 +5,10 @@ neighbour in the set. Precision is the share of samples in the region of the rea
 images in the region of the samples.
 
 Source: Kynkäänniemi et al. (2019), Improved Precision and Recall Metric for Assessing Generative Models (k = 3).
+
+torch-fidelity's `prc_features_to_metric` gives the same values, as a test shows. It is not used, because it takes all
+vectors in memory, holds 10,000 x M distances at once (2 GB at 50,000) or all of them, and computes the radii of the
+reference anew for every cell.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim_lab.config.job import MetricsConfig
+from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.data.images import ImageData, ImageSet, Split
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.metrics.estimates import jackknife_se

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
 from ddim_lab.config.job import Config, EmpiricalConfig, PretrainedConfig, UNetConfig
+from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
-from ddim_lab.data.sets import load_data
 from ddim_lab.device.ranks import on_ranks
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.diffusion import Prediction

@@ -87,10 +87,7 @@ class Job:
         """The feature network that conf/metrics names; trained at first use if need be."""
         from ddim_lab.metrics.features import obtain_features
 
-        metrics = self.config.metrics
-        return obtain_features(
-            metrics.features, self.data, self.store, metrics.inception_weights, metrics.inception_tf32
-        )
+        return obtain_features(self.config.metrics.network, self.data, self.store)
 
     def network(self, batch_size: int) -> nn.Module:
         """The network on its device under the runtime's settings.

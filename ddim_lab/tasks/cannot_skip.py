@@ -27,8 +27,8 @@ from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import Formula, Sampler, Transition
 from ddim_lab.schedule import CLEAN, NoiseSchedule
 from ddim_lab.tasks.base import Job, Outcome, Task
-from ddim_lab.tasks.generate import compared_with, measuring_forwards
 from ddim_lab.tasks.sampling import measure_samples
+from ddim_lab.tasks.scored import compared_with, measuring_forwards
 from ddim_lab.tasks.walks import mean_and_se, network_in_place, squared_error, start
 
 __all__ = ["CannotSkip", "DDPMFormula"]
@@ -62,7 +62,7 @@ class DDPMFormula(Formula):
         return 0.0 if transition.t_prev == CLEAN else math.sqrt(max(variance, 0.0))
 
     def recipe(self) -> dict[str, Any]:
-        return {"alphas": self.alphas}
+        return {"name": "ddpm_textbook", "alphas": self.alphas}
 
     def _alpha(self, transition: Transition) -> float:
         if self.alphas == "cumulative":

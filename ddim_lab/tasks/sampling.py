@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddim_lab.config.job import Config
-from ddim_lab.data.images import ImageData, MemoryImages, from_uint8, to_uint8
-from ddim_lab.data.sets import load_data
+from ddim_lab.data.base import load_data
+from ddim_lab.data.images import from_uint8, to_uint8
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.ranks import on_ranks
 from ddim_lab.device.runtime import Runtime
@@ -25,24 +25,20 @@ from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, nhwc, noise_v
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.references import obtain_level, obtain_reference, read_moments
 from ddim_lab.metrics.speed import Contention, PeakMemory, larger, timed
-from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.models.obtain import obtain_model
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.store import Store, read_json
 from ddim_lab.store.chunks import Batch, SampleChunks
 from ddim_lab.tasks.base import Job, Outcome
-from ddim_lab.tasks.generate import COMPARED, FORWARDS_ALONE
 from ddim_lab.tasks.pictures import PREVIEW, preview
+from ddim_lab.tasks.scored import COMPARED, FORWARDS_ALONE
 from ddim_lab.tasks.walks import batches, check_finite, mean_and_se, network_in_place
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
 
 __all__ = ["measure_samples", "resample", "sample_uint8"]
-
-NEAREST_WORK: Final = 10**11
-"""Products, at most, of the search for the nearest: it costs samples x training images x pixels."""
 
 
 @final
@@ -120,7 +116,7 @@ class _Samples:
 
     Args:
         chunks: all of the cell.
-        quality: is given the features.
+        quality: is given the features and images.
     """
 
     def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
@@ -133,10 +129,10 @@ class _Samples:
             if count == 0:
                 self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
                 self.first = batch.tensors["x_0"]
-            quality.update(batch.tensors["features"], count)
+            quality.update(batch.tensors["features"], count, batch.images)
             sha256.update(batch.images)
-            if count < NEAREST_AT_MOST:
-                images.append(batch.images[: NEAREST_AT_MOST - count])
+            if count < PREVIEW:
+                images.append(batch.images[: PREVIEW - count])
             if batch.warm and len(batch) == self.size:
                 self.full_batches.append(_Timed(batch.seconds["sampling"], batch.seconds["forwards"]))
             self.contended |= batch.contended
@@ -189,7 +185,7 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
     phases: dict[str, float] = {}
     clock = time.perf_counter()
     if metrics.reference_statistics is None:
-        keep = metrics.kid or metrics.precision_recall
+        keep = metrics.needs_vectors
         reference = obtain_reference(features, data, metrics.reference, store, keep_features=keep, device=device)
     else:
         reference = read_moments(Path(metrics.reference_statistics), features)
@@ -221,7 +217,7 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
         network.to(device)  # where Lightning's teardown took it from
         clock = time.perf_counter()
         measured = Quality(
-            metrics, features, maker.features, reference, config.num_samples, work, store, held_out, device
+            metrics, features, maker.features, reference, config.num_samples, work, store, held_out, device, data
         )
         samples = _Samples(chunks, measured)
         read = time.perf_counter() - clock
@@ -232,8 +228,8 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
             determinism = _determinism(config, maker, samples)
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    quality = {**measured.compute(), "nearest": _nearest(config, data, samples)}
-    preview(folder, from_uint8(samples.images[:PREVIEW]))
+    quality = measured.compute()
+    preview(folder, from_uint8(samples.images))
     if config.save_samples:
         write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
     phases["metrics"] = time.perf_counter() - clock + read
@@ -421,22 +417,4 @@ def _determinism(config: Config, maker: _Maker, samples: _Samples) -> dict[str, 
         "noise_variance": variance,
         "noise_variance_se": variance_se,
         "sha256": samples.sha256,
-    }
-
-
-def _nearest(config: Config, data: ImageData, samples: _Samples) -> dict[str, float] | None:
-    """How far samples are from their nearest real images; None where the search is too large."""
-    if (
-        config.num_samples > NEAREST_AT_MOST
-        or not isinstance(data.train, MemoryImages)
-        or not isinstance(data.held_out, MemoryImages)
-    ):
-        return None
-    at_most = min(NEAREST_AT_MOST, NEAREST_WORK // data.train.images.numel())
-    train, unseen = from_uint8(data.train.images), from_uint8(data.held_out.images[:at_most])
-    images = from_uint8(samples.images[:at_most])
-    return {
-        "samples_to_train": median_nearest_distance(images, train),
-        "samples_to_held_out": median_nearest_distance(images, unseen),
-        "held_out_to_train": median_nearest_distance(unseen, train),
     }

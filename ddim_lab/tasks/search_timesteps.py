@@ -336,7 +336,9 @@ def _builtin(job: Job) -> dict[str, Timesteps]:
 
 def _search_features(job: Job) -> Features:
     kind = _task(job).search_features
-    return job.features if kind is None else obtain_features(kind, job.data, job.store)
+    return (
+        job.features if kind is None else obtain_features(job.config.metrics.network_named(kind), job.data, job.store)
+    )
 
 
 def _yardstick(job: Job, features: Features) -> _Yardstick:

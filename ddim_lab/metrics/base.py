@@ -1,0 +1,116 @@
+"""What a metric of samples is: one class a file in `ddim_lab.metrics.of_samples`, found by its name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, final
+
+from ddim_lab.config.metrics import MetricOptions
+from ddim_lab.metrics.features import Features
+from ddim_lab.store import Store
+from ddim_lab.store.records import Value
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from ddim_lab.data.images import ImageData
+    from ddim_lab.metrics.references import Level, Reference
+
+    Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
+__all__ = ["JACKKNIFE", "NO_IMAGES", "Batch", "Comparison", "Metric", "Running"]
+
+JACKKNIFE: Final = "by the delete-a-group jackknife over groups of samples"
+
+NO_IMAGES: Final = "the reference is a mean and a covariance: the features of its images are not known"
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """What samples are compared with, and as what network sees them.
+
+    Attributes:
+        features: the network.
+        head: features [B, D] -> logits [B, K] of its classes, on `device`; None where it knows none.
+        reference: real images.
+        num_samples: N, how many samples there will be.
+        held_out: what other real images score; None where there are none that the reference leaves out.
+        data: the data set; None where the samples' images are not given.
+        store: where what is computed of the reference is kept.
+        device: where features come to and values are computed; None for the CPU.
+    """
+
+    features: Features
+    head: nn.Module | None
+    reference: Reference
+    num_samples: int
+    held_out: Level | None
+    data: ImageData | None
+    store: Store
+    device: torch.device | None
+
+    def comparable(self, **more: str | int | None) -> dict[str, str | int | None]:
+        """`Value.comparable` of what is measured here, and what else a value depends on."""
+        return {
+            "metric": self.features.name,
+            "features": self.features.digest,
+            "reference": self.reference.name,
+            "reference_key": self.reference.key,
+            "num_samples": self.num_samples,
+            **more,
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Batch:
+    """Samples that follow those of the batch before.
+
+    Attributes:
+        features: [B, D], on the device of the comparison.
+        indices: int64 [B], the samples' names.
+        images: uint8 [B, C, H, W] on the CPU; None where the comparison has no `data`.
+    """
+
+    features: Tensor
+    indices: Tensor
+    images: Tensor | None
+
+
+class Running(ABC):
+    """A metric at work on the samples of one cell; abstract."""
+
+    def update(self, batch: Batch) -> None:  # noqa: B027 (a metric of the vectors alone has nothing to do)
+        """Take in a batch of samples. They come in order, without gradients, in exact float32."""
+
+    @abstractmethod
+    def compute(self, vectors: Vectors | None) -> Sequence[Value]:
+        """The values of all samples.
+
+        Args:
+            vectors: features [n, D] of the first samples, memory-mapped, for a metric that `needs_vectors`; None where
+                the reference has none to compare them with.
+        """
+
+
+class Metric(MetricOptions):
+    """Something that is measured of samples; abstract. The file of_samples/NAME.py has the metric NAME.
+
+    Its fields are its options; they stand in conf/metrics beside all others, so their names begin with its own. An
+    installed package brings more through entry points of the group ddim_lab.metrics: such a metric is there where its
+    switch, an option of its name, is given. Torch is imported inside its methods: a command line is checked without it.
+
+    Attributes:
+        needs_images: whether it looks at the images, and is left out where these are not given.
+    """
+
+    needs_images: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, comparison: Comparison) -> Running:
+        """The metric at work."""

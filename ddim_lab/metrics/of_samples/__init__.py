@@ -1,0 +1,1 @@
+"""What is measured of samples, one file a metric: its options, what it needs of the samples, and its values."""

@@ -1,0 +1,89 @@
+"""The Fréchet distance ("FID" in Inception's features), and what held-out real images score at the same N."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, final
+
+from ddim_lab.metrics.base import JACKKNIFE, Batch, Comparison, Metric, Running
+from ddim_lab.metrics.estimates import jackknife_se
+from ddim_lab.store.records import Value
+
+if TYPE_CHECKING:
+    from ddim_lab.metrics.base import Vectors
+    from ddim_lab.metrics.statistics import FeatureSums
+
+__all__ = ["Frechet"]
+
+
+@final
+class Frechet(Metric):
+    """Always measured: see `ddim_lab.metrics.frechet`."""
+
+    name: ClassVar[str] = "frechet"
+
+    def start(self, comparison: Comparison) -> Running:
+        return _Distance(comparison)
+
+
+@final
+class _Distance(Running):
+    """Keeps sums alone, whatever the number of samples."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        from ddim_lab.metrics.frechet import FrechetDistance  # torchmetrics: seconds to import
+
+        self._comparison, held_out = comparison, comparison.held_out
+        self._distance = FrechetDistance(comparison.reference.moments).to(comparison.device)
+        self._equal_n = 0 if held_out is None else held_out.num_images
+        self._first: FeatureSums | None = None
+
+    def update(self, batch: Batch) -> None:
+        from ddim_lab.metrics.statistics import FeatureSums
+
+        self._distance.update(batch.features, batch.indices)
+        start = int(batch.indices[0])
+        if start < self._equal_n:
+            first = FeatureSums.of([batch.features[: self._equal_n - start]])
+            self._first = first if self._first is None else self._first + first
+
+    def compute(self, vectors: Vectors | None) -> list[Value]:
+        comparison, replicates = self._comparison, self._distance.leave_one_out()
+        whole = Value(
+            name="fd",
+            value=float(self._distance.compute()),
+            heading=comparison.features.name,
+            se=jackknife_se(replicates) if len(replicates) > 1 else None,
+            error=JACKKNIFE,
+            count=comparison.num_samples,
+            better="lower",
+            replicates=tuple(replicates),
+            comparable=comparison.comparable(),
+        )
+        return [whole, *self._at_equal_n()]
+
+    def _at_equal_n(self) -> list[Value]:
+        """The distances of as many samples as there are held-out images, and of those."""
+        comparison, held_out = self._comparison, self._comparison.held_out
+        if held_out is None or self._first is None or self._first.count != self._equal_n:
+            return []
+        name, comparable = comparison.features.name, comparison.comparable(num_samples=self._equal_n)
+        samples = Value(
+            name="fd_at_equal_n",
+            value=self._distance.between(comparison.reference.moments, self._first),
+            heading=f"{name} at the held-out images' N",
+            count=self._equal_n,
+            better="lower",
+            level="fd_held_out_at_equal_n",
+            level_says="Held-out real images",
+            comparable=comparable,
+        )
+        real = Value(
+            name="fd_held_out_at_equal_n",
+            value=held_out.fd,
+            heading=f"{name} of held-out real images",
+            se=held_out.fd_se,
+            error="by the delete-a-group jackknife over groups of images",
+            count=self._equal_n,
+            comparable=comparable,
+        )
+        return [samples, real]
