@@ -16,15 +16,17 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.job import Config
 from ddim_lab.config.trust import no_schema_warnings
 from ddim_lab.errors import FAILED, FULL_ERROR, INTERRUPTED, TERMINATED, ConfigError, Terminated, exit_status, one_line
 from ddim_lab.jobs.plan import check_outputs, composer, plan_sweep
+from ddim_lab.store.records import Plan
 
 __all__ = ["main"]
 
@@ -67,7 +69,8 @@ def _main(arguments: list[str]) -> int:
         if asked.cfg is None:
             sweep, plan, cells = plan_sweep(asked, arguments)
             phases = {"imports": imported - started, "compose": time.perf_counter() - imported}
-            plan["phases"] = {name: round(seconds, 4) for name, seconds in phases.items()}
+            phases = {name: round(seconds, 4) for name, seconds in phases.items()}
+            plan = plan.model_copy(update={"phases": phases})
     if asked.cfg is not None:
         return _hand_to_hydra(asked, arguments)
     return _run(sweep, plan, cells, asked, arguments)
@@ -107,24 +110,22 @@ def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Se
 # -- run and report --------------------------------------------------------------------------------------
 
 
-def _run(
-    sweep: Path, plan: dict[str, Any], cells: Sequence[Config], asked: argparse.Namespace, arguments: Sequence[str]
-) -> int:
+def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Namespace, arguments: Sequence[str]) -> int:
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.jobs.cost import describe_cost
     from ddim_lab.jobs.run import environment
     from ddim_lab.store import Store, write_record
 
-    outputs = (sweep / plan["outputs_dir"]).resolve()
+    outputs = (sweep / plan.outputs_dir).resolve()
     check_outputs(Store(outputs))
     try:
         for name in ("pointer.json", "error.txt"):  # of an earlier sweep in the folder that the user named
             for record in sweep.glob(f"jobs/*/{name}"):
                 record.unlink()
-        plan = {**plan, "environment": environment()}
-        write_record(sweep / "plan.json", plan)
-        for cell in plan["cells"]:  # Hydra makes them, too, but ends the sweep where it can't
-            (sweep / "jobs" / str(cell["number"])).mkdir(parents=True, exist_ok=True)
+        plan = plan.model_copy(update={"environment": environment()})
+        write_record(sweep / "plan.json", plan.content())
+        for cell in plan.cells:  # Hydra makes them, too, but ends the sweep where it can't
+            (sweep / "jobs" / str(cell.number)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         option = "outputs_dir" if sweep.is_relative_to(outputs) else "hydra.sweep.dir"
         where = outputs if option == "outputs_dir" else sweep
@@ -146,33 +147,33 @@ def _run(
     return status or int(failed)
 
 
-def _report(sweep: Path, plan: dict[str, Any], first: Config) -> bool:
+def _report(folder: Path, plan: Plan, first: Config) -> bool:
     """Build the report, mirror it, say where it is; whether any cell failed."""
     from ddim_lab.jobs.run import mirror_report
-    from ddim_lab.report import ReportError, build, rows
+    from ddim_lab.report import ReportError, read_sweep, write
     from ddim_lab.store import read_record, set_aside, write_record
 
     started = time.perf_counter()
     try:
         try:
-            read_record(sweep / "plan.json")
+            read_record(folder / "plan.json")
         except (OSError, ValueError) as error:  # it was whole when the sweep began
-            set_aside(sweep / "plan.json", str(error))
-            write_record(sweep / "plan.json", plan)
-        page = build(sweep)
+            set_aside(folder / "plan.json", str(error))
+            write_record(folder / "plan.json", plan.content())
+        sweep = read_sweep(folder)
+        page = write(sweep)
     except (ReportError, ImportError, OSError) as error:  # the cells are on disk: it can be built again elsewhere
         print(f"ddim_lab: no report: {error}", file=sys.stderr)
         return True
     built = time.perf_counter()
-    table = rows(sweep)
-    hint = mirror_report(sweep, table, first)
+    hint = mirror_report(sweep, first)
     mirrored = time.perf_counter()
-    print((sweep / "table.md").read_text(encoding="utf-8"))
+    print((folder / "table.md").read_text(encoding="utf-8"))
     mirror = f", W&B {mirrored - built:.1f} s" if first.logger.name == "wandb" else ""
     print(f"report: {page} (built in {built - started:.1f} s{mirror})")
     if hint is not None:
         print(f"W&B runs are offline; to upload them: {hint}")
-    return any(row["status"] != "done" for row in table)
+    return any(cell.status != "done" for cell in sweep.cells)
 
 
 if __name__ == "__main__":

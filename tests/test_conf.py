@@ -8,7 +8,7 @@ import pytest
 import tiny
 from omegaconf import OmegaConf
 
-from ddim_lab.config.job import config_folder
+from ddim_lab.config.folders import config_folder
 
 CHOICES = [
     (group.name, path.stem)

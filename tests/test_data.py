@@ -33,7 +33,9 @@ from torchvision.datasets import CIFAR10, CelebA
 from torchvision.transforms import functional
 
 from ddim_lab.config.data import DATA
-from ddim_lab.config.job import Config, UNetConfig, config_folder
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.job import Config
+from ddim_lab.config.model import UNetConfig
 from ddim_lab.data import base, disk, fashion_mnist
 from ddim_lab.data.base import DataSet, check_data, load_data
 from ddim_lab.data.images import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddim_lab.config.job import RuntimeConfig, UNetConfig
+from ddim_lab.config.model import UNetConfig
+from ddim_lab.config.runtime import RuntimeConfig
 from ddim_lab.device.engine import Engine
 from ddim_lab.device.memory import Halving, forward_bytes
 from ddim_lab.device.precision import PARTS, Part, ends_without_autocast, lower_precision

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -18,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
 from ddim_lab.jobs.plan import compose, composer, plan_sweep, split_cells
-from ddim_lab.report.sweep import Determinism, Measurements, Quality, Speed
+from ddim_lab.store.records import Plan, Result
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -53,7 +52,7 @@ SPEED = {"benchmark", "speed_peers"}
 """Tasks that time a network, and make no pictures."""
 
 
-def plan(*arguments: str) -> dict[str, Any]:
+def plan(*arguments: str) -> Plan:
     """The plan of a command line: every cell composed and checked, nothing run."""
     with composer(asked := get_args_parser().parse_args(list(arguments))):
         return plan_sweep(asked, arguments)[1]
@@ -123,7 +122,7 @@ def test_it_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(LESSONS))
 def test_every_lesson_runs_on_what_comes_along(name: str) -> None:
-    assert len(plan(f"+experiments={name}")["cells"]) >= 1
+    assert len(plan(f"+experiments={name}").cells) >= 1
 
 
 # the paper's tables: its protocol and its numbers
@@ -277,23 +276,8 @@ def test_it_starts_and_ends_in_a_table_and_a_picture(name: str, sweep_of: Callab
     files = list(sweep.parents[1].glob("cells/*/result.json"))
     assert files
     for file in files:
-        assert unread(json.loads(file.read_text())["measurements"]) == set()
-
-
-ONLY_IN_THE_CELL = {
-    *("headline", "seconds", "not_measured"),  # the console's line, every single time, why a metric is missing
-    *("forward_seconds", "loop_overhead", "noisy_loop_overhead"),  # of speed: the benchmark's tables show them
-    "timesteps",  # of a search: they are in its preset and its table
-}
-
-
-def unread(measurements: dict[str, Any]) -> set[str]:
-    """Names in a cell's measurements that the report would pass over, as it would a misspelt one."""
-    groups = {"quality": Quality, "speed": Speed, "determinism": Determinism}
-    found = set(measurements) - set(Measurements.model_fields)
-    for name, group in groups.items():
-        found |= set(measurements.get(name) or {}) - set(group.model_fields)
-    return found - ONLY_IN_THE_CELL
+        values = Result.read(json.loads(file.read_text())).values
+        assert {value.name for value in values if value.value is not None} <= set(tiny.results(sweep)[0])
 
 
 # what each lesson shows

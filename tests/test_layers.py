@@ -133,7 +133,8 @@ def test_a_schedule_needs_no_torch_and_neither_does_the_report() -> None:
 def test_a_configuration_is_checked_without_torch() -> None:
     """Its sampler, too: the walk, its largest eta, the range of its steps and its spacing."""
     code = """
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
 import hydra
 

@@ -21,8 +21,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ddim_lab.config import found
+from ddim_lab.config.folders import config_folder
 from ddim_lab.config.found import Kind
-from ddim_lab.config.job import config_folder
 from ddim_lab.config.metrics import METRICS, NETWORKS, MetricsConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.digits import Digits

@@ -20,7 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import ddim_lab
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.job import Config
 from ddim_lab.jobs.plan import compose, composer, split_cells
 
 ROOT = Path(__file__).resolve().parents[1]

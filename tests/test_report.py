@@ -22,17 +22,18 @@ import pytest
 from PIL import Image
 
 from ddim_lab.metrics.estimates import fit_line, jackknife_se, paired_se
-from ddim_lab.report import ReportError, build, rows, static_charts
+from ddim_lab.report import ReportError, Sweep, build, rows, static_charts
 from ddim_lab.report.__main__ import main
-from ddim_lab.report.charts import page_spec, sweep_charts
+from ddim_lab.report.charts import sweep_charts
 from ddim_lab.report.compare import join_sweeps
+from ddim_lab.report.drawing import page_spec
+from ddim_lab.report.files import md, tex
+from ddim_lab.report.numbers import DASH, decimals
 from ddim_lab.report.page import script_json
-from ddim_lab.report.pareto import pareto_front
-from ddim_lab.report.rows import COLUMNS
-from ddim_lab.report.series import name_series, neighbours, paper_tables
-from ddim_lab.report.sweep import read_sweep
-from ddim_lab.report.text import DASH, decimals, md, over_training_seeds, paper_text, tex
-from ddim_lab.report.timing import timing_fits
+from ddim_lab.report.read import read_sweep
+from ddim_lab.report.tables import ValueTable, value_text
+from ddim_lab.report.timing import pareto_front, timing_fits
+from ddim_lab.report.together import neighbours, over_training_seeds
 from ddim_lab.store import write_record
 from ddim_lab.store.objects import seal
 
@@ -63,7 +64,6 @@ CONTRACT = [
     "repeat_max_abs_diff",
     "repeat_identical",
     "noise_variance",
-    "noise_variance_se",
     "sha256",
     "precision",
     "device",
@@ -251,6 +251,11 @@ class Outputs:
         return self.sweep
 
 
+def shown(sweep: Sweep, name: str = "fd") -> list[ValueTable]:
+    """The tables of a value."""
+    return [values for _, found in sweep.shown for values in found if values.value.name == name]
+
+
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
@@ -264,17 +269,17 @@ def test_training_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
             overrides = [f"sampler.eta={eta:g}", f"steps={steps}", f"training.seed={seed}"]
             outputs.add(eta, steps, fd=fd, training_seed=seed, overrides=overrides)
     sweep = read_sweep(outputs.done())
-    (table,) = paper_tables(sweep)
-    assert [row.series.label for row in table.rows] == [
+    (table,) = shown(sweep)
+    assert [row.series.label for row in table.table.rows] == [
         f"η {eta} · training seed {k}" for eta in (0, 1) for k in range(3)
     ]
     found = over_training_seeds(table)
     assert found is not None
     assert found.heading == "FD (digits classifier) over 3 training seeds"
-    shown = {label: [entry and entry.text for entry in entries] for label, entries in found.rows}
-    errors = [[table.rows[k].cells[steps].quality for k in range(3)] for steps in (10, 50)]
-    first, second = (math.fsum(q.fd_se or 0.0 for q in of if q) / 3 for of in errors)
-    assert shown == {"η 0": ["10.00 ± 2.00", "4.00 ± 2.65"], "η 1": ["22.00 ± 2.65", DASH]}
+    texts = {label: [entry and entry.text for entry in entries] for label, entries in found.rows}
+    errors = [[table.se_of(table.table.rows[k].cells[steps]) or 0.0 for k in range(3)] for steps in (10, 50)]
+    first, second = (math.fsum(of) / 3 for of in errors)
+    assert texts == {"η 0": ["10.00 ± 2.00", "4.00 ± 2.65"], "η 1": ["22.00 ± 2.65", DASH]}
     asides = [entry and entry.aside for entry in found.rows[0][1]]
     assert asides == [f"se {first:.2f}", f"se {second:.2f}"]
     assert "not in the deviation" in found.notes[0]
@@ -296,8 +301,8 @@ def test_training_seeds_of_a_model_that_is_not_trained_are_no_networks(tmp_path:
     for seed in range(3):
         overrides = ["steps=10", f"training.seed={seed}"]
         outputs.add(0.0, 10, fd=8.0, training_seed=seed, overrides=overrides, change=None if trained else given)
-    (table,) = paper_tables(read_sweep(outputs.done()))
-    assert len(table.rows) == 3
+    (table,) = shown(read_sweep(outputs.done()))
+    assert len(table.table.rows) == 3
     assert (over_training_seeds(table) is not None) == trained
 
 
@@ -310,7 +315,7 @@ def test_a_network_counts_once_and_a_missing_one_is_told(tmp_path: Path) -> None
         given: dict[str, Any] = {"status": "failed", "error": "no"} if seed == 3 else {"fd": fd}
         given["change"] = (lambda result: (drop_se(result), twin(result))) if seed == 1 else drop_se
         outputs.add(0.0, 10, training_seed=seed, overrides=["steps=10", f"training.seed={seed}"], **given)
-    (table,) = paper_tables(read_sweep(outputs.done()))
+    (table,) = shown(read_sweep(outputs.done()))
     found = over_training_seeds(table)
     assert found is not None
     (entry,) = found.rows[0][1]
@@ -324,7 +329,7 @@ def drop_se(result: dict[str, Any]) -> None:
 
 
 def test_one_training_seed_has_no_such_table(tmp_path: Path) -> None:
-    (table,) = paper_tables(read_sweep(nine(tmp_path).done()))
+    (table,) = shown(read_sweep(nine(tmp_path).done()))
     assert over_training_seeds(table) is None
 
 
@@ -427,14 +432,14 @@ def test_pareto_front_by_hand() -> None:
 
 
 def test_csv_has_the_contract_columns_first_and_reads_back_exactly(tmp_path: Path) -> None:
-    assert len(set(COLUMNS)) == len(COLUMNS)
     sweep = nine(tmp_path).done()
     build(sweep)
     table = read_csv(sweep)
     assert list(table[0])[: len(CONTRACT)] == CONTRACT
+    assert len(set(table[0])) == len(list(table[0]))
     assert [row["steps"] for row in table] == ["10", "25", "50"] * 3
-    for written, row in zip(table, rows(sweep), strict=True):
-        assert set(row) == set(COLUMNS)
+    for written, row in zip(table, rows(read_sweep(sweep)), strict=True):
+        assert list(row) == list(written)
         stored = json.loads((tmp_path / "outputs" / "cells" / row["cell"] / "result.json").read_text())
         assert float(written["fd"]) == row["fd"] == stored["measurements"]["quality"]["fd"]
         assert float(written["seconds_per_image"]) == stored["measurements"]["speed"]["seconds_per_image"]
@@ -451,7 +456,7 @@ def test_holes_are_empty_cells_with_their_status(tmp_path: Path) -> None:
     outputs.add(1.0, 10)
     outputs.add(1.0, 25)
     sweep = outputs.done()
-    damaged, gone = (outputs.cell(rows(sweep)[n]["cell"]) / "result.json" for n in (3, 5))
+    damaged, gone = (outputs.cell(rows(read_sweep(sweep))[n]["cell"]) / "result.json" for n in (3, 5))
     damaged.write_text(damaged.read_text(encoding="utf-8")[:500], encoding="utf-8")
     gone.unlink()
 
@@ -467,12 +472,12 @@ def test_holes_are_empty_cells_with_their_status(tmp_path: Path) -> None:
     assert markdown.count("— [") == 4
     assert r"[1] η 0, S = 25: failed: RuntimeError: out of memory \| &lt;b>" in markdown
     # the holes stand in the table of the cells beside them
-    assert len(paper_tables(read_sweep(sweep))) == 1
+    assert len(read_sweep(sweep).tables) == 1
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "null", "[]", '{"schema": 2, "status": "done"}', '{"schema": 1, "status": "done", "cell": "../../x"}'],
+    ["", "null", "[]", '{"schema": 9, "status": "done"}', '{"schema": 1, "status": "done", "cell": "../../x"}'],
 )
 def test_a_damaged_pointer_is_a_hole(tmp_path: Path, content: str) -> None:
     outputs = Outputs(tmp_path)
@@ -488,7 +493,7 @@ def test_a_damaged_pointer_is_a_hole(tmp_path: Path, content: str) -> None:
 def test_a_result_that_names_another_cell_is_a_hole(tmp_path: Path) -> None:
     outputs = Outputs(tmp_path)
     outputs.add(change=lambda result: result.update(key="0" * 64))
-    assert rows(outputs.done())[0]["status"] == "failed"
+    assert rows(read_sweep(outputs.done()))[0]["status"] == "failed"
 
 
 # series and tables
@@ -496,8 +501,7 @@ def test_a_result_that_names_another_cell_is_a_hole(tmp_path: Path) -> None:
 
 def labels_of(sweep: Path) -> list[str]:
     found = read_sweep(sweep)
-    series = name_series(found.cells)
-    return [series[cell.number].label for cell in found.cells]
+    return [found.series[cell.number].label for cell in found.cells]
 
 
 def test_names_say_what_varies_and_no_more(tmp_path: Path) -> None:
@@ -530,9 +534,9 @@ def test_one_cell_under_two_presets_keeps_two_rows(tmp_path: Path) -> None:
     sweep = outputs.done()
     build(sweep)
     assert labels_of(sweep) == ["η 0", "η 1 · ddpm", "η 1 · ddim_eta1"]
-    same = rows(sweep)[1:]
+    same = rows(read_sweep(sweep))[1:]
     assert same[0]["fd"] == same[1]["fd"] == 14.7
-    comparison = neighbours(paper_tables(read_sweep(sweep))[0])[1]
+    comparison = neighbours(shown(read_sweep(sweep))[0])[1]
     assert (comparison.differences[10].value, comparison.differences[10].se) == (0.0, 0.0)
 
 
@@ -550,14 +554,12 @@ def test_different_n_features_or_reference_never_share_a_table(tmp_path: Path) -
     outputs.add(0.5, 10, num_samples=360, status="failed", error="no")
     sweep = outputs.done()
     page = Page(build(sweep))
-    tables = paper_tables(read_sweep(sweep))
-    metrics = [table.metric for table in tables]
-    assert len(set(metrics)) == len(tables) == 5
+    tables = shown(read_sweep(sweep))
+    assert len({json.dumps(table.value.comparable) for table in tables}) == len(tables) == 5
     for table in tables:
-        known = [cell.quality for cell in table.cells if cell.quality]
-        assert len({(q.name, q.features, q.reference, q.num_samples, q.reference_key) for q in known}) == 1
+        assert {json.dumps(value.comparable) for value in table.values.values()} == {json.dumps(table.value.comparable)}
     # the hole of N = 360 went to the table of N = 360
-    assert [len(table.rows) for table in tables if table.metric and table.metric.num_samples == 360] == [2]
+    assert [len(table.table.rows) for table in tables if table.value.count == 360] == [2]
     assert page.text.count("N = 360 ·") + page.text.count("N = 360\n") >= 1
     assert len([name for name in page.charts if name.startswith("fd_against_steps")]) == 5
 
@@ -567,17 +569,15 @@ def test_paired_differences_are_tighter_and_refused_across_seeds(tmp_path: Path)
     outputs.add(0.0, 10)
     outputs.add(0.5, 10)
     outputs.add(1.0, 10, seed=1)
-    table = paper_tables(read_sweep(outputs.done()))[0]
+    table = shown(read_sweep(outputs.done()))[0]
     found = neighbours(table)
     assert [(c.first.label, c.second.label) for c in found] == [("η 0", "η 0.5")]
     difference = found[0].differences[10]
-    first, second = (table.rows[i].cells[10].quality for i in (0, 1))
-    assert first is not None
-    assert second is not None
-    assert difference.value == (second.fd or 0) - (first.fd or 0)
-    d = np.array(second.leave_one_out) - np.array(first.leave_one_out)
+    first, second = (table.values[table.table.rows[i].cells[10].number] for i in (0, 1))
+    assert difference.value == (second.number or 0) - (first.number or 0)
+    d = np.array(second.replicates) - np.array(first.replicates)
     assert difference.se == pytest.approx(math.sqrt((GROUPS - 1) / GROUPS * ((d - d.mean()) ** 2).sum()), rel=1e-12)
-    assert difference.se < 0.7 * math.hypot(first.fd_se or 0, second.fd_se or 0)
+    assert difference.se < 0.7 * math.hypot(first.se or 0, second.se or 0)
 
 
 REFERENCE = {
@@ -610,7 +610,7 @@ def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
     sweep = paper_like(tmp_path, "FID")
     page = Page(build(sweep))
     found = read_sweep(sweep)
-    text = paper_text(found, paper_tables(found)[0])
+    text = value_text(found.plan.reference, shown(found)[0])
     entries = dict(text.rows)
     zero = entries["η 0"][0]
     assert zero is not None
@@ -687,7 +687,7 @@ def test_a_difference_needs_the_published_protocol(
     outputs = Outputs(tmp_path, reference=PROTOCOL)
     outputs.add(0.0, 10, fd=14.0, change=change, **labels)
     found = read_sweep(outputs.done())
-    text = paper_text(found, paper_tables(found)[0])
+    text = value_text(found.plan.reference, shown(found)[0])
     (entry,) = text.rows[0][1]
     assert entry is not None
     assert entry.paper == 13.36
@@ -704,7 +704,7 @@ def test_one_cell_of_another_protocol_is_refused_alone(tmp_path: Path) -> None:
     for steps in (10, 20):
         outputs.add(0.0, steps, fd=14.0, change=fid())  # uniform, as theirs at S = 10 alone
     found = read_sweep(outputs.done())
-    text = paper_text(found, paper_tables(found)[0])
+    text = value_text(found.plan.reference, shown(found)[0])
     assert [entry and entry.difference is not None for entry in text.rows[0][1]] == [True, False]
     assert text.notes[0].endswith(
         "No difference is given where it would mean nothing: ours has uniform timesteps, theirs quadratic "
@@ -729,7 +729,7 @@ def test_a_row_is_matched_by_what_the_sampler_is(
     outputs = Outputs(tmp_path, reference=REFERENCE)
     outputs.add(labels.pop("eta", 0.0), 10, change=fid(), overrides=overrides, **labels)
     found = read_sweep(outputs.done())
-    (entry,) = paper_text(found, paper_tables(found)[0]).rows[0][1]
+    (entry,) = value_text(found.plan.reference, shown(found)[0]).rows[0][1]
     assert entry is not None
     assert entry.paper == paper
 
@@ -754,7 +754,7 @@ def test_markdown_and_latex_tables_hold_the_values(tmp_path: Path) -> None:
     assert np.allclose(np.array(shown).ravel(), [float(row["fd"]) for row in table], atol=0.005)
     assert "## FD (digits classifier)" in markdown
     assert "features: 3f2a91c03f2a · reference: digits train, n=1437 · N = 1,437" in markdown
-    assert "held-out real images | 2.91 |" in markdown
+    assert "held-out real images | 2.913 |" in markdown
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 3
     assert r"$\eta$ 0.5 & " in latex
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
@@ -779,7 +779,7 @@ def test_values_on_the_page_equal_results_csv(tmp_path: Path) -> None:
     for (field, number), values in page.values.items():
         assert values == {table[number][field]}
     drawn = {
-        (record["series"], record["steps"]): record["fd"] for record in drawn_values(page.charts["fd_against_steps"])
+        (record["series"], record["steps"]): record["value"] for record in drawn_values(page.charts["fd_against_steps"])
     }
     assert drawn == {(f"η {float(r['eta']):g}", int(r["steps"])): float(r["fd"]) for r in table}
 
@@ -963,21 +963,21 @@ def test_the_held_out_level_is_one_draw_with_its_error(tmp_path: Path) -> None:
     def level(**values: Any) -> Callable[[dict[str, Any]], None]:
         return lambda result: result["measurements"]["quality"]["equal_n"].update(values)
 
-    for se, shown in ((0.1378, "2.91 ± 0.14"), (None, "2.91")):
+    for se, told, row in ((0.1378, "2.91 ± 0.14", "2.91 ± 0.14"), (None, "2.91", "2.913")):
         outputs = Outputs(tmp_path / str(se))
         outputs.add(change=level(fd_held_out_se=se))
         sweep = outputs.done()
         build(sweep)
         markdown = (sweep / "table.md").read_text(encoding="utf-8")
-        assert f"against the same reference: {shown} at N = 360: one draw of real images." in markdown
-        assert f"| held-out real images | {shown} |" in markdown
+        assert f"against the same reference: {told} at N = 360: one draw of them." in markdown
+        assert f"| held-out real images | {row} |" in markdown
         assert "would score" not in markdown
         assert ("± its standard error" in markdown) is (se is not None)
-        assert read_csv(sweep)[0]["fd_held_out_at_equal_n_se"] == ("" if se is None else repr(se))
+        assert read_csv(sweep)[0].get("fd_held_out_at_equal_n_se") == (None if se is None else repr(se))
         equal = Outputs(tmp_path / f"{se} equal")
         equal.add(change=level(fd_held_out_se=se, num_samples=1437))
         (chart, *_) = sweep_charts(read_sweep(equal.done()))
-        assert f"Dashed: one draw of held-out real images at the same N ({shown})." in chart.caption
+        assert f"Dashed: held-out real images, one draw of them ({told})." in chart.caption
 
 
 def drop(*names: str) -> Callable[[dict[str, Any]], None]:
@@ -1054,7 +1054,7 @@ def test_nan_is_told_not_hidden(tmp_path: Path) -> None:
     sweep = outputs.done()
     build(sweep)
     assert read_csv(sweep)[0]["fd"] == "nan"
-    assert "[1] η 0, S = 10: the Fréchet distance is nan" in (sweep / "table.md").read_text(encoding="utf-8")
+    assert "[1] η 0, S = 10: the value is nan" in (sweep / "table.md").read_text(encoding="utf-8")
 
 
 def test_without_quality_the_table_shows_the_times(tmp_path: Path) -> None:
@@ -1097,7 +1097,7 @@ def test_large_and_damaged_previews(tmp_path: Path) -> None:
     for steps in range(10, 18):
         outputs.add(1.0, steps, size=128)
     sweep = outputs.done()
-    (outputs.cell(rows(sweep)[3]["cell"]) / "preview.png").write_bytes(b"not a picture")
+    (outputs.cell(rows(read_sweep(sweep))[3]["cell"]) / "preview.png").write_bytes(b"not a picture")
     path = build(sweep)
     page = Page(path)
     assert path.stat().st_size < 3_000_000
@@ -1116,7 +1116,7 @@ def test_static_charts_are_pictures(tmp_path: Path) -> None:
     for eta in (0.0, 1.0):
         for steps in (10, 25, 50):
             outputs.add(eta, steps)
-    charts = static_charts(outputs.done())
+    charts = static_charts(read_sweep(outputs.done()))
     assert set(charts) == {
         "fd_against_steps",
         "fd_against_seconds",
@@ -1134,7 +1134,7 @@ def test_figures_are_the_charts_as_svg(tmp_path: Path) -> None:
     sweep = nine(tmp_path).done()
     assert main([str(sweep), "--figures", str(tmp_path / "figures")]) == 0
     written = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "figures").iterdir()}
-    assert set(written) == set(static_charts(sweep))
+    assert set(written) == set(static_charts(read_sweep(sweep)))
     assert all(text.startswith("<svg") for text in written.values())
     assert all("η 0.5" in text for name, text in written.items() if name.startswith("fd_against"))
 
@@ -1283,8 +1283,8 @@ def test_pairs_that_are_no_neighbours_are_said_to_be_of_one_sweep(tmp_path: Path
             outputs.add(eta, 10)
         sweeps[name] = outputs.done()
     assert main([f"{n}={folder}" for n, folder in sweeps.items()] + ["--output", str(tmp_path / "both")]) == 0
-    (table,) = paper_tables(join_sweeps({n: read_sweep(f) for n, f in sweeps.items()}, tmp_path))
-    labels = [row.series.label for row in table.rows]
+    (table,) = shown(join_sweeps({n: read_sweep(f) for n, f in sweeps.items()}, tmp_path))
+    labels = [row.series.label for row in table.table.rows]
     found = {(labels.index(c.first.label), labels.index(c.second.label)): c.adjacent for c in neighbours(table)}
     assert found == {(0, 1): True, (0, 2): False, (1, 2): True, (1, 3): False, (2, 3): True}
     page = Page(tmp_path / "both" / "report.html")
@@ -1292,13 +1292,13 @@ def test_pairs_that_are_no_neighbours_are_said_to_be_of_one_sweep(tmp_path: Path
 
 
 def read_csv_of(sweep: Path) -> list[dict[str, Any]]:
-    return [{"fd": repr(row["fd"])} for row in rows(sweep)]
+    return [{"fd": repr(row["fd"])} for row in rows(read_sweep(sweep))]
 
 
 def test_times_of_two_machines_share_no_line(tmp_path: Path) -> None:
     a, b = two(tmp_path, second=on_another_machine)
     joined = join_sweeps({"cpu": read_sweep(a), "gpu": read_sweep(b)}, tmp_path)
-    fits = timing_fits(joined.cells, name_series(joined.cells))
+    fits = timing_fits(joined.cells, joined.series)
     assert [fit.series.label if fit.series else None for fit in fits] == ["η 0 · cpu", "η 0 · gpu"]
 
 

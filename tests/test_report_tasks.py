@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import Outputs, Page
+from test_report import Outputs, Page, shown
 
 from ddim_lab.report import build
 from ddim_lab.report.charts import sweep_charts
-from ddim_lab.report.measures import MEASURES
-from ddim_lab.report.rows import COLUMNS
-from ddim_lab.report.series import paper_tables
-from ddim_lab.report.sweep import Measurements, read_sweep
-from ddim_lab.report.text import measure_text, small, table_texts
+from ddim_lab.report.files import texts_of
+from ddim_lab.report.numbers import small
+from ddim_lab.report.read import read_sweep
+from ddim_lab.report.tables import value_text
 
 TABLE_2 = {
     "source": "Table 2",
@@ -70,7 +69,7 @@ def test_one_table_over_the_steps_with_the_papers_numbers(tmp_path: Path) -> Non
 
 def test_a_difference_is_given_on_the_papers_own_data(tmp_path: Path) -> None:
     found = read_sweep(reconstructions(tmp_path, data="cifar10").done())
-    text = measure_text(found, paper_tables(found)[0], MEASURES[0])
+    text = value_text(found.plan.reference, shown(found, "reconstruction_mse")[0])
     entry = text.rows[0][1][0]
     assert entry is not None
     assert entry.difference == pytest.approx(0.0066 - 0.014)
@@ -90,8 +89,8 @@ def test_zero_is_zero_and_stays_off_the_log_axis(tmp_path: Path) -> None:
     for steps, mse in ((10, 0.0016), (20, 0.0004), (1000, 0.0)):
         outputs.add(steps=steps, change=numbers(consistency_mse=mse, consistency_mse_se=mse / 8, unrelated_mse=0.14))
     found = read_sweep(outputs.done())
-    ((field, text),) = table_texts(found, paper_tables(found)[0])
-    assert field == "consistency_mse"
+    (text,) = texts_of(found)
+    assert text.field == "consistency_mse"
     assert [entry.text for entry in text.rows[0][1] if entry] == ["0.00160 ± 0.00020", "0.00040 ± 0.00005", "0"]
     assert "Two references from different x_T: 0.14000." in text.notes
     (chart,) = [chart for chart in sweep_charts(found) if chart.name.startswith("consistency_mse")]
@@ -118,7 +117,7 @@ def test_variance_over_eta_needs_three_etas_and_something_to_show(tmp_path: Path
             outputs.add(eta, 10)
         found = read_sweep(outputs.done())
         charts = [chart.name for chart in sweep_charts(found) if chart.name.startswith("noise")]
-        return charts + [field for field, _ in table_texts(found, paper_tables(found)[0]) if field.startswith("noise")]
+        return charts + [text.field for text in texts_of(found) if text.field.startswith("noise")]
 
     assert names(tmp_path / "a", (0.0, 0.5, 1.0)) == ["noise_variance_against_eta", "noise_variance"]
     assert names(tmp_path / "b", (0.0, 1.0)) == ["noise_variance"]
@@ -182,9 +181,3 @@ def test_tables_and_pictures_of_one_title_stand_together(tmp_path: Path) -> None
 )
 def test_small_numbers(value: float, places: int, text: str) -> None:
     assert small(value, places) == text
-
-
-def test_every_measure_is_a_number_of_the_results_and_a_column() -> None:
-    for measure in MEASURES:
-        for name in (measure.field, measure.se, measure.count, measure.level):
-            assert name is None or (name in Measurements.model_fields and name in COLUMNS)

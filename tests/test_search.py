@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddim_lab.config.job import config_folder
+from ddim_lab.config.folders import config_folder
 from ddim_lab.data.images import NonFiniteError
 from ddim_lab.metrics import features
 from ddim_lab.metrics.extractor import Pixels

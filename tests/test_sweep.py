@@ -15,7 +15,7 @@ import tiny
 import torch
 from wandb_offline import read_run
 
-from ddim_lab.report import rows
+from ddim_lab.report import read_sweep, rows
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store
 
@@ -221,7 +221,7 @@ def test_report_is_rebuilt_from_the_files(outputs: Path) -> None:
         (sweep / name).unlink()
     build(sweep)
     assert {name: (sweep / name).read_bytes() for name in before} == before
-    assert len(rows(sweep)) == 9
+    assert len(rows(read_sweep(sweep))) == 9
 
 
 def test_saved_samples_are_the_cells_images(outputs: Path, table: list[dict[str, str]]) -> None:

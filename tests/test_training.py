@@ -18,7 +18,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from ddim_lab.config.job import Config, UNetConfig
+from ddim_lab.config.job import Config
+from ddim_lab.config.model import UNetConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import DiskImages, ImageData, MemoryImages
 from ddim_lab.data.loaders import TrainingBatches, _StepBatches

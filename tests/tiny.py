@@ -11,7 +11,8 @@ import hydra
 import pytest
 
 from ddim_lab.__main__ import main
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.job import Config
 from ddim_lab.device.runtime import _missing_for_compiling
 
 needs_compiler = pytest.mark.skipif(

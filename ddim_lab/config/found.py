@@ -7,21 +7,44 @@ of the room's name: `NAME = "package.module:Class"`. Nothing is imported before 
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from typing import Any, Final, Generic, TypeVar, final
 
+from ddim_lab.config.folders import config_folder, distribution, package_folder, points, source_sha256
 from ddim_lab.config.options import Options, checked
 from ddim_lab.errors import ConfigError, one_line
 
-__all__ = ["Kind"]
+__all__ = ["Kind", "Origin", "origin_of"]
 
 T = TypeVar("T", bound=Options)
+
+
+@final
+@dataclass(frozen=True)
+class Origin:
+    """The installed package that brings something: what its code is, whether or not its version moves.
+
+    Attributes:
+        package, version: as pip has them.
+        sha256: over the package's files.
+    """
+
+    package: str
+    version: str
+    sha256: str
+
+
+_origins: dict[type, Origin] = {}
+
+
+def origin_of(chosen: Options) -> Origin | None:
+    """Where the class of these options comes from; None for one of ours."""
+    return _origins.get(type(chosen))
 
 
 @final
@@ -30,19 +53,20 @@ class Kind(Generic[T]):
 
     Args:
         group: of conf/, as "task": what options call it.
-        room: the package that ours lie in and the group of entry points, as "ddim_lab.tasks".
+        room: the package that ours lie in, as "ddim_lab.tasks"; None where ours are no files of their own.
         base: the class that all of the kind derive from; abstract, mostly.
         points: the group of entry points, where that is not the room's name.
     """
 
-    def __init__(self, group: str, room: str, base: type[T], points: str | None = None) -> None:
+    def __init__(self, group: str, room: str | None, base: type[T], points: str | None = None) -> None:
         self.group: Final = group
         self.room: Final = room
         self.base: Final = base
-        self.points: Final = room if points is None else points
+        self.points: Final = points or room or ""
 
     def ours(self) -> dict[str, type[T]]:
         """Those of this package, by name; every file of the room is imported for it."""
+        assert self.room is not None
         names = [module.name for module in pkgutil.iter_modules(importlib.import_module(self.room).__path__)]
         found = {name: self._class_in(f"{self.room}.{name}") for name in sorted(names)}
         return {name: each for name, each in found.items() if each is not None}
@@ -54,18 +78,22 @@ class Kind(Generic[T]):
             ConfigError: two packages bring the same name, or one of ours.
         """
         found: dict[str, EntryPoint] = {}
-        for point in _entry_points(self.points):
-            package = point.dist.name if point.dist else point.module
-            if importlib.util.find_spec(f"{self.room}.{point.name}") is not None:
+        for point in points(self.points):
+            package = distribution(point)
+            if self._is_ours(point.name):
                 raise ConfigError(f"the package {package} brings {self.group}={point.name}, which is a name of ours")
             if point.name in found:
-                other = found[point.name].dist
                 raise ConfigError(
-                    f"the packages {package} and {other.name if other else '?'} both bring {self.group}={point.name}:"
-                    " uninstall one of them"
+                    f"the packages {distribution(found[point.name])} and {package} both bring"
+                    f" {self.group}={point.name}: uninstall one of them"
                 )
             found[point.name] = point
         return found
+
+    def _is_ours(self, name: str) -> bool:
+        if (config_folder() / self.group / f"{name}.yaml").exists():
+            return True
+        return self.room is not None and importlib.util.find_spec(f"{self.room}.{name}") is not None
 
     def find(self, name: str) -> type[T]:
         """The class of that name.
@@ -73,22 +101,26 @@ class Kind(Generic[T]):
         Raises:
             ConfigError: there is none; or the package that brings it is broken.
         """
-        if name.isidentifier() and not name.startswith("_"):
+        if self.room is not None and name.isidentifier() and not name.startswith("_"):
             module = f"{self.room}.{name}"
             if importlib.util.find_spec(module) is not None and (ours := self._class_in(module)) is not None:
                 return ours
         if (point := self.brought().get(name)) is None:
             raise ConfigError(f"{self.group}={name}: there is no such {self.group}")
-        package = point.dist.name if point.dist else point.module
+        broken = f"{self.group}={name}: the package {distribution(point)} is broken"
         try:
             found = point.load()
         except Exception as error:
-            raise ConfigError(f"{self.group}={name}: the package {package} is broken: {one_line(error)}") from error
+            raise ConfigError(f"{broken}: {one_line(error)}") from error
         if not (inspect.isclass(found) and issubclass(found, self.base) and not inspect.isabstract(found)):
-            raise ConfigError(
-                f"{self.group}={name}: the package {package} is broken: {point.value} is no {self.base.__name__}"
-            )
-        return found
+            raise ConfigError(f"{broken}: {point.value} is no {self.base.__name__} that can be used")
+        if found not in _origins:
+            folder = package_folder(point.module)
+            if folder is None or point.dist is None:
+                raise ConfigError(f"{broken}: it must be an installed package of files, not a single module")
+            _origins[found] = Origin(point.dist.name, point.dist.version, source_sha256(folder))
+        kind: type[T] = found
+        return kind
 
     def chosen(self, values: Any) -> Any:
         """The options that a choice of this group gives, by the class of its name; for a field of a configuration.
@@ -118,8 +150,3 @@ class Kind(Generic[T]):
         ]
         assert len(found) < 2, f"{module} defines several of a kind: {found}"
         return found[0] if found else None
-
-
-@functools.cache
-def _entry_points(group: str) -> Sequence[EntryPoint]:
-    return tuple(entry_points(group=group))

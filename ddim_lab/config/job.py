@@ -6,8 +6,8 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,37 +18,35 @@ from pydantic import (
     SerializeAsAny,
     StrictBool,
     StrictInt,
-    StrictStr,
-    ValidationInfo,
-    field_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from ddim_lab.config.data import DataConfig
+from ddim_lab.config.found import origin_of
 from ddim_lab.config.kinds import TASKS, TaskOptions
 from ddim_lab.config.metrics import MetricsConfig
+from ddim_lab.config.model import ModelConfig, PretrainedConfig, UNetConfig
 from ddim_lab.config.options import (
-    Fraction,
-    NonNegative,
-    NonNegativeInt,
-    Number,
     Options,
     Positive,
     PositiveInt,
     Seed,
-    StepsKey,
-    Switch,
     Words,
     checked,
 )
+from ddim_lab.config.runtime import RuntimeConfig
+from ddim_lab.config.sampler import SamplerConfig
+from ddim_lab.config.schedule import ScheduleConfig
+from ddim_lab.config.study import StudyConfig
+from ddim_lab.config.training import TrainingConfig
 from ddim_lab.errors import ConfigError
-from ddim_lab.schedule import SPACINGS, NoiseSchedule
-from ddim_lab.transitions import Clip, Prediction, Transition, Variance, transitions
+from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.transitions import Prediction, Transition, transitions
 
 if TYPE_CHECKING:
     from ddim_lab.sampler import Formula, Sampler
 
-__all__ = ["Config", "config_folder"]
+__all__ = ["Config"]
 
 AUTO: Final = 0
 """What `batch_size=auto` is until the network is known; a job that runs has a number."""
@@ -62,174 +60,6 @@ def _batch_size(given: Any) -> Any:
     return given
 
 
-def config_folder() -> Path:
-    """Where the YAML files are: inside the package when installed as a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-class ModelOptions(Options):
-    """conf/model: where the eps-model comes from.
-
-    Attributes:
-        is_unet: whether it is a U-Net, which other people's code can run, too.
-    """
-
-    is_unet: ClassVar[bool] = False
-
-
-class UNetConfig(ModelOptions):
-    """conf/model: a diffusers `UNet2DModel`, sized by the data."""
-
-    is_unet: ClassVar[bool] = True
-
-    kind: Literal["unet"]
-    weights: Literal["ema", "raw", "random"]
-    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    attention: tuple[StrictBool, ...]
-    layers_per_block: PositiveInt
-    norm_num_groups: PositiveInt
-    dropout: Fraction
-
-
-class PretrainedConfig(ModelOptions):
-    """conf/model/pretrained: a checkpoint made elsewhere, in diffusers' format; no training."""
-
-    is_unet: ClassVar[bool] = True
-
-    kind: Literal["pretrained"]
-    path: Words
-
-
-class GaussianConfig(ModelOptions):
-    """conf/model/gaussian: exact eps of one Gaussian with the training images' mean and variance; no training."""
-
-    kind: Literal["gaussian"]
-
-
-class EmpiricalConfig(ModelOptions):
-    """conf/model/empirical: exact eps of the training images as point masses; no training."""
-
-    kind: Literal["empirical"]
-
-
-class _BetaRange(Options):
-    num_timesteps: PositiveInt
-    beta_start: Number
-    beta_end: Number
-
-
-class LinearConfig(_BetaRange):
-    """conf/schedule/linear."""
-
-    name: Literal["linear"]
-
-    def build(self) -> NoiseSchedule:
-        return NoiseSchedule.linear(self.num_timesteps, self.beta_start, self.beta_end)
-
-
-class ScaledLinearConfig(_BetaRange):
-    """conf/schedule/scaled_linear."""
-
-    name: Literal["scaled_linear"]
-
-    def build(self) -> NoiseSchedule:
-        return NoiseSchedule.scaled_linear(self.num_timesteps, self.beta_start, self.beta_end)
-
-
-class SigmoidConfig(_BetaRange):
-    """conf/schedule/sigmoid."""
-
-    name: Literal["sigmoid"]
-
-    def build(self) -> NoiseSchedule:
-        return NoiseSchedule.sigmoid(self.num_timesteps, self.beta_start, self.beta_end)
-
-
-class ConstantConfig(Options):
-    """conf/schedule/constant."""
-
-    name: Literal["constant"]
-    num_timesteps: PositiveInt
-    beta_end: Number
-
-    def build(self) -> NoiseSchedule:
-        return NoiseSchedule.constant(self.num_timesteps, self.beta_end)
-
-
-class CosineConfig(Options):
-    """conf/schedule/cosine."""
-
-    name: Literal["cosine"]
-    num_timesteps: PositiveInt
-    offset: NonNegative
-    max_beta: Number
-
-    def build(self) -> NoiseSchedule:
-        return NoiseSchedule.cosine(self.num_timesteps, self.offset, self.max_beta)
-
-
-class BetasFileConfig(Options):
-    """conf/schedule/file: betas from a text file or .npy array."""
-
-    name: Literal["file"]
-    path: Words
-
-    def build(self) -> NoiseSchedule:
-        return NoiseSchedule.from_file(self.path)
-
-
-ModelConfig = Annotated[UNetConfig | PretrainedConfig | GaussianConfig | EmpiricalConfig, Field(discriminator="kind")]
-ScheduleConfig = Annotated[
-    LinearConfig | ScaledLinearConfig | SigmoidConfig | ConstantConfig | CosineConfig | BetasFileConfig,
-    Field(discriminator="name"),
-]
-
-
-class TrainingConfig(Options):
-    """conf/training: how the eps-model is trained (Ho et al. 2020, Algorithm 1)."""
-
-    seed: Seed
-    max_steps: PositiveInt
-    batch_size: PositiveInt
-    learning_rate: Positive
-    learning_rate_decay: Literal["constant", "cosine"]
-    warmup_steps: NonNegativeInt
-    ema_decay: Fraction
-    gradient_clip: Positive
-    random_flip: StrictBool
-    precision: Literal["auto", "fp32", "bf16"]
-    compile: Switch
-    devices: PositiveInt
-    checkpoint_every: PositiveInt
-
-
-class SamplerConfig(Options):
-    """conf/sampler: a few numbers on the one sampler."""
-
-    name: Words
-    eta: NonNegative
-    variance: Variance
-    spacing: StrictStr
-    clip: Clip
-    timesteps: tuple[StrictInt, ...] | None
-
-
-class RuntimeConfig(Options):
-    """conf/runtime: where and in what precision."""
-
-    device: StrictStr
-    aim: Literal["faithful", "speed"]
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-    keep_fp32: tuple[Literal["edges", "norms", "stream"], ...]
-    channels_last: Switch
-    compile: Switch
-    cuda_graphs: Switch
-    cudnn_benchmark: Switch
-    deterministic: StrictBool
-
-
 class LoggerConfig(Options):
     """conf/logger: what mirrors the files."""
 
@@ -237,75 +67,6 @@ class LoggerConfig(Options):
     project: Words = "ddim_lab"
     entity: Words | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
-
-
-def _spacings(given: Any) -> Any:
-    """One spacing, or one by S: checked here, where the message can say both."""
-    by_steps = given if isinstance(given, dict) else {} if given is None else {1: given}
-    if all(str(steps).isdecimal() and name in list(SPACINGS) for steps, name in by_steps.items()):
-        return given
-    raise PydanticCustomError("spacing", "must be one of {known}, or S: one of them", {"known": ", ".join(SPACINGS)})
-
-
-class RowConfig(Options):
-    """What the sampler of a published row is: its noise and its clipping."""
-
-    eta: NonNegative
-    variance: Variance
-    clip: Clip
-
-
-class ReferenceConfig(Options):
-    """study.reference: known numbers to stand beside ours, and what they were taken with.
-
-    A number stands beside the cells whose sampler is its row's, whatever the cell's preset is called. A difference is
-    given where all that is said here of the numbers holds for the cell, too.
-
-    Attributes:
-        source: where they were published.
-        metric: what they are, as the report names it: "FID", "FD (digits classifier)", "Reconstruction MSE".
-        data, num_samples: of what data and how many images.
-        reference: the split of real images that a Fréchet distance is to.
-        weights: of the network.
-        spacing: of the timesteps, one for all or by S.
-        schedule: as conf/schedule.
-        rows: preset of conf/sampler -> S -> number.
-        samplers: what the sampler of a row is; conf/sampler says it where it has the preset.
-    """
-
-    source: StrictStr
-    metric: StrictStr
-    data: StrictStr | None = None
-    num_samples: PositiveInt | None = None
-    reference: Literal["train", "held_out", "all"] = "train"
-    weights: Literal["ema", "raw"] | None = None
-    spacing: Annotated[StrictStr | dict[StepsKey, StrictStr] | None, BeforeValidator(_spacings)] = None
-    schedule: ScheduleConfig | None = None
-    rows: Annotated[dict[StrictStr, dict[StepsKey, Number]], Field(min_length=1)]
-    samplers: Annotated[dict[StrictStr, RowConfig], Field(default_factory=dict, validate_default=True)]
-
-    @field_validator("samplers", mode="before")
-    @classmethod
-    def _look_up_presets(cls, given: Any, info: ValidationInfo) -> Any:
-        """The rows' presets as conf/sampler has them, under what is given."""
-        if not isinstance(given, dict):
-            return given
-        found = {}
-        for name in info.data.get("rows", {}):
-            file = config_folder() / "sampler" / f"{name}.yaml"
-            if name not in given and Path(name).name == name and file.is_file():
-                preset = OmegaConf.to_container(OmegaConf.load(file))
-                assert isinstance(preset, dict)
-                found[name] = {field: preset[field] for field in RowConfig.model_fields}
-        return {**found, **given}
-
-
-class StudyConfig(Options):
-    """What the report says of a sweep: title, notes, and known numbers to stand beside ours."""
-
-    title: StrictStr | None
-    notes: StrictStr | None
-    reference: ReferenceConfig | None
 
 
 class Config(Options):
@@ -354,6 +115,8 @@ class Config(Options):
         """What no single value shows: combinations. Raises ConfigError."""
         try:
             self.build_transitions()
+            if self.sampler.formula is not None:
+                self.build_sampler()
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
@@ -396,7 +159,10 @@ class Config(Options):
 
     def _check_task(self) -> None:
         task = self.task
-        task.check(self)
+        if self.sampler.formula is not None and not task.any_formula:
+            raise ConfigError(
+                f"task={task.name} is for the DDIM family: sampler={self.sampler.name} has a formula of its own"
+            )
         if self.sampling_devices > 1 and not task.on_several_devices:
             raise ConfigError(f"sampling_devices={self.sampling_devices} is not for task={task.name}: set it to 1")
         if self.metrics.reference_statistics is not None and not task.scores_samples:
@@ -408,6 +174,7 @@ class Config(Options):
             )
         if self.save_samples and not task.keeps_samples:
             raise ConfigError(f"save_samples=true is not for task={task.name}, which has no samples.npz to keep")
+        task.check(self)
 
     @property
     def needs_images(self) -> bool:
@@ -420,7 +187,7 @@ class Config(Options):
     @property
     def nfe(self) -> int:
         """Forwards that one sample costs."""
-        return len(self.build_transitions())
+        return len(self.build_transitions()) if self.sampler.formula is None else self.build_sampler().nfe
 
     def build_transitions(self, steps: int | None = None) -> tuple[Transition, ...]:
         """The walk from noise to image; with `steps`, of that many (instead of a list of timesteps). Needs no torch.
@@ -447,7 +214,7 @@ class Config(Options):
         Args:
             prediction: what the model predicts.
             steps: the same with that many steps (instead of a list of timesteps).
-            formula: how it steps, if not as the DDIM family.
+            formula: how it steps, if not as conf/sampler says.
         """
         from ddim_lab.sampler import Sampler
 
@@ -456,7 +223,7 @@ class Config(Options):
             **self._numbers(steps),
             clip=self.sampler.clip,
             prediction=prediction,
-            formula=formula,
+            formula=self.sampler.build_formula() if formula is None else formula,
         )
 
     def _numbers(self, steps: int | None) -> dict[str, Any]:
@@ -470,9 +237,17 @@ class Config(Options):
             "timesteps": sampler.timesteps if steps is None else None,
         }
 
+    def plugins(self) -> list[dict[str, str]]:
+        """What installed packages bring to this job: which package, version and files; it enters the cell's key."""
+        chosen = [("data", self.data), ("sampler", self.sampler), ("task", self.task), *self.metrics.owners]
+        found = ((kind, origin_of(options)) for kind, options in chosen)
+        return [{"kind": kind, **asdict(origin)} for kind, origin in found if origin is not None]
+
     def labels(self) -> dict[str, Any]:
-        """What names this job among the others of a sweep."""
+        """What names this job among the others of a sweep; a formula only where it is not the DDIM family's."""
+        formula = {} if self.sampler.formula is None else {"formula": self.sampler.formula}
         return {
+            **formula,
             "data": self.data.name,
             "model": self.model.path if isinstance(self.model, PretrainedConfig) else self.model.kind,
             "sampler": self.sampler.name,

@@ -26,6 +26,7 @@ class TaskOptions(Options, ABC):
         keeps_samples: whether save_samples=true means something to it.
         on_several_devices: whether sampling_devices may exceed 1.
         pairs_cells: whether sample i starts from the same x_T in every cell.
+        any_formula: whether it takes samplers whose formula a package brings, not the DDIM family alone.
         extra: the extra of this package that it needs, with the module that shows whether it is installed; or None.
     """
 
@@ -33,6 +34,7 @@ class TaskOptions(Options, ABC):
     scores_samples: ClassVar[bool] = False
     keeps_samples: ClassVar[bool] = False
     on_several_devices: ClassVar[bool] = False
+    any_formula: ClassVar[bool] = True
     extra: ClassVar[tuple[str, str] | None] = None
 
     name: Words

@@ -144,6 +144,11 @@ class MetricsConfig(Options):
         return tuple(metric for metric in self._metrics if metric.on)
 
     @property
+    def owners(self) -> list[tuple[str, Options]]:
+        """The feature network and the metrics that are switched on, each with the kind of thing it is."""
+        return [("features", self.network), *(("metric", metric) for metric in self.chosen)]
+
+    @property
     def needs_vectors(self) -> bool:
         """Whether any metric that is switched on compares feature vectors one by one."""
         return any(metric.needs_vectors for metric in self.chosen)

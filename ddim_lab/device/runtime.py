@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, final
 import torch
 from torch import nn
 
-from ddim_lab.config.job import RuntimeConfig
+from ddim_lab.config.runtime import RuntimeConfig
 from ddim_lab.device.engine import Engine
 from ddim_lab.device.memory import forward_bytes
 from ddim_lab.device.precision import Part, lower_precision

@@ -12,7 +12,8 @@ from typing import Final, final
 import torch
 from torch import nn
 
-from ddim_lab.config.job import Config, PretrainedConfig, UNetConfig
+from ddim_lab.config.job import Config
+from ddim_lab.config.model import PretrainedConfig, UNetConfig
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.speed import timed
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
 import importlib.util
 import os
 import re
@@ -15,24 +16,32 @@ import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.data import DATA
+from ddim_lab.config.folders import config_folder, plugin_folders
+from ddim_lab.config.job import Config
+from ddim_lab.config.kinds import TASKS
+from ddim_lab.config.metrics import METRICS
+from ddim_lab.config.sampler import SAMPLERS
 from ddim_lab.config.trust import check_hydra, check_secrets
 from ddim_lab.errors import ConfigError, one_line
+from ddim_lab.store.records import Plan, PlanCell, Published
 
 if TYPE_CHECKING:
     from ddim_lab.store import Store
@@ -50,6 +59,7 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
         raise ConfigError(f"{nameless[0]}: there is no option before the =; write option=value")
     plain = [text for text in asked.overrides if not _is_sweep(text)]
     for_hydra = [text for text in plain if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    add_plugins()
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
         _composed.clear()
         ours = compose(for_hydra, hydra_too=True)
@@ -66,6 +76,28 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
             _composed.clear()
         check_hydra(compose(plain, hydra_too=True), ours)
         yield
+
+
+@final
+class _Plugins(SearchPathPlugin):
+    """Lets Hydra find the YAML files of installed packages, after ours."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for package, folder in plugin_folders().items():
+            search_path.append(package, f"file://{folder}")
+
+
+@functools.cache
+def add_plugins() -> None:
+    """Have Hydra look for choices in installed packages, too.
+
+    Raises:
+        ConfigError: a package brings what it may not, or what another brings.
+    """
+    for kind in (TASKS, DATA, METRICS, SAMPLERS):
+        kind.brought()
+    if plugin_folders():
+        Plugins.instance().register(_Plugins)
 
 
 def _check_presets(folder: Path) -> None:
@@ -96,7 +128,7 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
 
 
-def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[Config]]:
+def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, Plan, list[Config]]:
     """The sweep's folder, its plan and its cells' configurations: every cell composed and checked."""
     parse = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
     try:
@@ -121,28 +153,28 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
             )
     outputs = Path(first.outputs_dir).absolute()
     sweep = _sweep_folder(base, overrides, outputs, many)
-    plan = {
-        "schema": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "ddim_lab", *arguments]),
-        "name": sweep.name,
-        "title": first.study.title,
-        "notes": first.study.notes,
-        "reference": first.study.reference and first.study.reference.model_dump(),
-        "outputs_dir": os.path.relpath(outputs, sweep),
-        "cells": [
-            {
-                "number": number,
-                "task": config.task.name,
-                "overrides": overrides_of,
-                "labels": config.labels(),
-                "image_forwards": forwards,
-            }
+    reference = first.study.reference
+    plan = Plan(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["python", "-m", "ddim_lab", *arguments]),
+        name=sweep.name,
+        title=first.study.title,
+        notes=first.study.notes,
+        reference=None if reference is None else Published.model_validate(reference.model_dump()),
+        outputs_dir=os.path.relpath(outputs, sweep),
+        cells=tuple(
+            PlanCell(
+                number=number,
+                task=config.task.name,
+                overrides=tuple(overrides_of),
+                labels=config.labels(),
+                image_forwards=forwards,
+            )
             for number, (overrides_of, config, forwards) in enumerate(
                 zip(cells, checked, forwards_by_cell(checked), strict=True)
             )
-        ],
-    }
+        ),
+    )
     return sweep, plan, checked
 
 

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +27,12 @@ from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import Terminated, one_line, terminating
 from ddim_lab.jobs.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
 from ddim_lab.models.obtain import Mirror, obtain_model
-from ddim_lab.report import curves, static_charts, text_tables
+from ddim_lab.report import Sweep, curves, rows, static_charts, text_tables
+from ddim_lab.report.rows import measured
 from ddim_lab.report.series import noise_label
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
 from ddim_lab.store.housekeeping import working
+from ddim_lab.store.records import Plan, PlanCell, Pointer, Result
 from ddim_lab.tasks.base import Job
 
 __all__ = ["Place", "environment", "job", "mirror_report"]
@@ -69,7 +71,7 @@ def job(composed: DictConfig) -> None:
     """Hydra's task function. Leaves a pointer to its cell, or the reason why there is none; raises nothing else."""
     place = Place.of_hydra()
     started = time.perf_counter()
-    pointer: dict[str, Any] = {"schema": 1, "number": place.number, "cell": None, "cached": False, "error": None}
+    left: dict[str, Any] = {"number": place.number, "cell": None, "cached": False, "error": None}
     name = f"job {place.number}"
     with contextlib.ExitStack() as until_the_pointer_is_left:
         try:
@@ -78,25 +80,25 @@ def job(composed: DictConfig) -> None:
             store = Store(Path(config.outputs_dir))
             until_the_pointer_is_left.enter_context(working(store))
             result, found = _run(config, place, name, store)
-            pointer |= {"status": "done", **found}
+            left |= {"status": "done", **found}
         except Exception as error:
             if terminating():  # an error that SIGTERM led to, in the middle of the way out
                 raise Terminated from None
-            pointer |= {"status": "failed", "error": one_line(error)}
-            log.error("%s %s failed: %s", _progress(place), name, pointer["error"])
+            left |= {"status": "failed", "error": one_line(error)}
+            log.error("%s %s failed: %s", _progress(place), name, left["error"])
             if os.environ.get(TRACEBACKS) == "1":
                 log.exception("in full")
             with contextlib.suppress(OSError):  # of the same cause, perhaps: the log has the line
                 write_text(place.pointer.parent / "error.txt", traceback.format_exc())
-        pointer["seconds"] = round(time.perf_counter() - started, 3)
+        pointer = Pointer(**left, seconds=round(time.perf_counter() - started, 3))
         try:
-            write_record(place.pointer, pointer)
+            write_record(place.pointer, pointer.content())
         except OSError as error:  # the report then marks a job that left no record
             log.error("%s %s: its record can't be written: %s", _progress(place), name, one_line(error))
             return
-    if pointer["status"] == "done":
-        there = " (was there)" if pointer["cached"] else ""
-        log.info("%s %s: %s%s%s", _progress(place), name, result["measurements"]["headline"], there, _time_left(place))
+    if pointer.status == "done":
+        there = " (was there)" if pointer.cached else ""
+        log.info("%s %s: %s%s%s", _progress(place), name, result.headline, there, _time_left(place))
 
 
 def describe(config: Config) -> str:
@@ -110,7 +112,7 @@ def describe(config: Config) -> str:
     return " ".join([*words, f"S={labels['steps']}"])
 
 
-def _run(config: Config, place: Place, name: str, store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+def _run(config: Config, place: Place, name: str, store: Store) -> tuple[Result, dict[str, Any]]:
     """Do the job; return its result and what the pointer says of it."""
     runtimes = {f"gpu-{runtime.hardware}": runtime for runtime in Runtime.choices(config.runtime)}
     with contextlib.ExitStack() as stack:
@@ -120,9 +122,7 @@ def _run(config: Config, place: Place, name: str, store: Store) -> tuple[dict[st
         return _run_on(runtimes[taken], config, place, name, store)
 
 
-def _run_on(
-    runtime: Runtime, config: Config, place: Place, name: str, store: Store
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: Store) -> tuple[Result, dict[str, Any]]:
     group = place.sweep.name
     tracking = _tracking(config, place.sweep)
     phases: dict[str, float] = {}
@@ -157,8 +157,8 @@ def _run_on(
         with _phase(phases, "feature_network"):
             identity = _identity(job)
         cell, cached, measured = _cell(job, identity)
-        result = read_json(cell / "result.json")
-        objects = _objects(store, result.get("objects", []))
+        result = Result.read(read_json(cell / "result.json"))
+        objects = _objects(store, result.objects)
         with _phase(phases, "tracking"):
             _mirror(run, config, result, cell)
             for kind, key in objects:
@@ -166,7 +166,7 @@ def _run_on(
                     _log_object(run, store, config.data.name, kind, key, "input")
     runs.append(run)
     wandb = [{"mode": run.mode, "directory": str(run.directory)} for run in runs if run.directory is not None]
-    found = {"cell": result["key"], "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
+    found = {"cell": result.key, "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
     return result, {**found, "objects": objects}
 
 
@@ -219,6 +219,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "runtime": job.runtime.recipe(),
         "measured": job.task.identity(job),
+        **({"plugins": config.plugins()} if config.plugins() else {}),
     }
 
 
@@ -251,6 +252,7 @@ def _recipe(job: Job) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "runtime": job.runtime.recipe(),
         "metrics": config.metrics.model_dump(),
+        **({"plugins": config.plugins()} if config.plugins() else {}),
     }
 
 
@@ -267,62 +269,47 @@ def _log_object(run: Run, store: Store, data: str, kind: str, key: str, role: Ro
     run.artifact(folder, name, sort, role, {"key": key, "data": data})
 
 
-def _mirror(run: Run, config: Config, result: dict[str, Any], cell: Path) -> None:
+def _mirror(run: Run, config: Config, result: Result, cell: Path) -> None:
     """Repeat a cell's result in its W&B run: numbers over the number of steps, tables and pictures."""
-    values = {name: value for name, value in _flat(result["measurements"]) if isinstance(value, int | float | str)}
+    told = {"nfe": result.nfe, "headline": result.headline, **measured(result.values)}
+    values = {name: value for name, value in told.items() if isinstance(value, int | float | str)}
     numbers = {name: float(value) for name, value in values.items() if not isinstance(value, str)}
     run.log(numbers, step=config.steps)
-    run.summary({**config.labels(), **values, "cell": result["key"]})
+    run.summary({**config.labels(), **values, "cell": result.key})
     if (cell / "preview.png").is_file():
         run.image("samples", cell / "preview.png", caption=describe(config))
-    for table in result["tables"]:
-        run.table(table["title"], table["columns"], table["rows"])
-    for picture in result["pictures"]:
-        run.image(picture["title"], cell / picture["file"], caption=picture["caption"])
+    for table in result.tables:
+        run.table(table.title, list(table.columns), [list(row) for row in table.rows])
+    for picture in result.pictures:
+        run.image(picture.title, cell / picture.file, caption=picture.caption)
 
 
-def _flat(measurements: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Values by name; those of quality, speed and determinism by their own, deeper ones as group.name."""
-    for name, value in measurements.items():
-        if isinstance(value, dict):
-            for inner, leaf in _flat(value, depth + 1):
-                yield (f"{name}.{inner}" if depth else inner), leaf
-        else:
-            yield name, value
-
-
-def mirror_report(sweep: Path, rows: Sequence[Mapping[str, Any]], config: Config) -> str | None:
+def mirror_report(sweep: Sweep, config: Config) -> str | None:
     """The sweep's own W&B run: all rows as a table, the charts and the report. Returns the upload command, if any."""
-    tracking = _tracking(config, sweep)
-    plan = read_record(sweep / "plan.json")
+    tracking = _tracking(config, sweep.folder)
     directories = [
-        Path(found["directory"])
-        for pointer in _pointers(sweep)
-        for found in pointer.get("wandb", [])
-        if found["mode"] == "offline"
+        Path(found.directory)
+        for cell in sweep.cells
+        for found in (cell.pointer.wandb if cell.pointer else None) or ()
+        if found.mode == "offline"
     ]
-    with track(tracking, job_type="report", name="report", group=sweep.name, run_config=plan) as run:
-        columns = [name for name in rows[0] if name != "recipe"]
-        run.table("results", columns, [[row[name] for name in columns] for row in rows])
+    run_config = sweep.plan.content()
+    with track(tracking, job_type="report", name="report", group=sweep.folder.name, run_config=run_config) as run:
+        table = rows(sweep)
+        run.table("results", list(table[0]), [list(row.values()) for row in table])
         for heading, names, lines in text_tables(sweep):
             run.table(heading, names, lines)
         for steps, values in curves(sweep).items():
             run.log(values, step=steps)
-        run.summary({"cells": len(rows), "cells_failed": sum(row["status"] != "done" for row in rows)})
+        failed = sum(cell.status != "done" for cell in sweep.cells)
+        run.summary({"cells": len(sweep.cells), "cells_failed": failed})
         if run.mode != "off":
             for name, picture in static_charts(sweep).items():
                 run.image(name, picture)
-            run.html("report", sweep / "report.html")
+            run.html("report", sweep.folder / "report.html")
     if run.directory is not None and run.mode == "offline":
         directories.append(run.directory)
     return offline_sync_hint(directories)
-
-
-def _pointers(sweep: Path) -> Iterator[dict[str, Any]]:
-    """What the sweep's jobs left, by job number; records that can't be read are left for the report to mention."""
-    for path in sorted(sweep.glob("jobs/*/pointer.json"), key=lambda path: int(path.parent.name)):
-        with contextlib.suppress(OSError, ValueError):
-            yield read_record(path)
 
 
 def _tracking(config: Config, sweep: Path) -> TrackingConfig:
@@ -340,18 +327,17 @@ def _tracking(config: Config, sweep: Path) -> TrackingConfig:
 
 def _time_left(place: Place) -> str:
     """Estimated from this sweep's computed cells: their time per forward, times the forwards that remain."""
-    pointers = {pointer["number"]: pointer for pointer in _pointers(place.sweep)}
-    spent, done, to_do = 0.0, 0, 0
-    for number, cell in enumerate(_planned(place)):
-        forwards = cell["image_forwards"]
-        pointer = pointers.get(number)
+    pointers = {pointer.number: pointer for pointer in _pointers(place.sweep)}
+    spent, done, to_do = 0.0, 0.0, 0.0
+    for cell in _planned(place):
+        pointer = pointers.get(cell.number)
         if pointer is None:
-            to_do += forwards
-        elif pointer["status"] == "done" and not pointer["cached"]:
+            to_do += cell.image_forwards
+        elif pointer.status == "done" and not pointer.cached:
             spent += sum(
-                seconds for name, seconds in pointer["phases"].items() if name not in ("train", "feature_network")
+                seconds for name, seconds in pointer.phases.items() if name not in ("train", "feature_network")
             )
-            done += forwards
+            done += cell.image_forwards
     if not done or not to_do:
         return ""
     seconds = round(spent / done * to_do)
@@ -362,12 +348,19 @@ def _progress(place: Place) -> str:
     return f"[{place.number + 1}/{len(_planned(place)) or '?'}]"
 
 
-def _planned(place: Place) -> list[dict[str, Any]]:
+def _planned(place: Place) -> tuple[PlanCell, ...]:
     """The sweep's cells as planned; none where plan.json can't be read, which the report mends."""
     try:
-        return list(read_record(place.sweep / "plan.json")["cells"])
+        return Plan.read(read_record(place.sweep / "plan.json")).cells
     except (OSError, ValueError):
-        return []
+        return ()
+
+
+def _pointers(sweep: Path) -> Iterator[Pointer]:
+    """What the sweep's jobs left, by job number; records that can't be read are left for the report to mention."""
+    for path in sorted(sweep.glob("jobs/*/pointer.json"), key=lambda path: int(path.parent.name)):
+        with contextlib.suppress(OSError, ValueError):
+            yield Pointer.read(read_record(path))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
-from ddim_lab.config.job import Config, EmpiricalConfig, PretrainedConfig, UNetConfig
+from ddim_lab.config.job import Config
+from ddim_lab.config.model import EmpiricalConfig, PretrainedConfig, UNetConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
 from ddim_lab.device.ranks import on_ranks

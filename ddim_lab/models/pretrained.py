@@ -11,7 +11,7 @@ from typing import Any, Final, final
 
 import numpy as np
 
-from ddim_lab.config.job import ScheduleConfig
+from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.schedule import NoiseSchedule

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ddim_lab.config.job import TrainingConfig, UNetConfig
+from ddim_lab.config.model import UNetConfig
+from ddim_lab.config.training import TrainingConfig
 from ddim_lab.data.images import ImageData, from_uint8
 from ddim_lab.data.loaders import TrainingBatches, rank_part
 from ddim_lab.device.engine import compile_whole, too_many_compilations

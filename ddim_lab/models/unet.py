@@ -16,7 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from torch import nn
 
-from ddim_lab.config.job import UNetConfig
+from ddim_lab.config.model import UNetConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.schedule import NoiseSchedule
 

@@ -1,55 +1,77 @@
 """The report of a sweep: results.csv, table.md, table.tex and report.html from the files that its jobs left.
 
 A pure function of those files: the same files give the same bytes. `python -m ddim_lab.report DIR` rebuilds it.
-Nothing here imports torch. The parts, each on top of the ones before:
+The files are read once, into a `Sweep`, which everything else is a function of. No task and no metric is known here:
+what there is to show says of itself how (`ddim_lab.store.records.Value`). Nothing imports torch. The parts, each on top
+of the ones before:
 
-    sweep      the files, read and checked
-    estimates  a straight line, a Pareto front
-    rows       one flat row a cell
-    measures   what tasks measure beside a Fréchet distance
-    series     which cells share a line, a name and a table; paired differences
+    cells      one planned job and what became of it
+    series     which cells share a line, a name and a table
+    numbers    numbers as texts
+    timing     time against network forwards; which points nothing beats
+    published  published numbers beside ours
+    tables     the values in the paper's shape
+    together   their mean over training seeds, paired differences
+    read       the files, read and checked
     compare    several sweeps as one, or why not
-    timing     time against network forwards
-    text       the paper-shaped tables as Markdown and LaTeX
-    charts     Vega-Lite specifications, and the same as PNG
+    rows       one flat row a cell
+    charts     Vega-Lite specifications
+    drawing    charts as PNG and SVG
+    blocks     what a page is made of
+    grids      values as grids of the page
+    sections   the page's sections
     page       report.html
+    files      all files of a report
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ddim_lab.report.rows import csv_text, sweep_rows
-from ddim_lab.report.sweep import ReportError, Sweep, read_sweep
+from ddim_lab.report.read import ReportError, Sweep, read_sweep
+from ddim_lab.report.rows import sweep_rows as rows
 from ddim_lab.store import write_text
 
 __all__ = [
     "ReportError",
+    "Sweep",
     "build",
     "build_comparison",
     "curves",
+    "read_sweep",
     "rows",
     "static_charts",
     "text_tables",
+    "write",
     "write_figures",
 ]
 
 
-def build(sweep_dir: Path) -> Path:
-    """Write results.csv, table.md, table.tex and report.html into `sweep_dir`; return the path of report.html.
+def write(sweep: Sweep) -> Path:
+    """Write results.csv, table.md, table.tex and report.html into the sweep's folder; return report.html's path.
 
     Each file is replaced whole or not at all. Numbers come first: a page that can't be built leaves the tables.
 
     Raises:
+        ReportError: the folder can't be made or written to.
+    """
+    from ddim_lab.report.files import write_files
+
+    return write_files(sweep)
+
+
+def build(sweep_dir: Path) -> Path:
+    """`write` the report of the sweep in a folder.
+
+    Raises:
         ReportError: if `sweep_dir` holds no usable plan.json, or can't be written to.
     """
-    return _build(read_sweep(sweep_dir))
+    return write(read_sweep(sweep_dir))
 
 
 def build_comparison(sweep_dirs: Mapping[str, Path], output: Path) -> Path:
-    """Lay sweeps beside each other: the files of `build` in `output`, made if need be; return report.html's path.
+    """Lay sweeps beside each other: the files of `write` in `output`, made if need be; return report.html's path.
 
     Args:
         sweep_dirs: folders by the name that the report gives each, at least two.
@@ -60,95 +82,52 @@ def build_comparison(sweep_dirs: Mapping[str, Path], output: Path) -> Path:
     """
     from ddim_lab.report.compare import join_sweeps
 
-    joined = join_sweeps({name: read_sweep(folder) for name, folder in sweep_dirs.items()}, output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(f"the report can't be written into {output}: {error}") from error
-    return _build(joined)
+    return write(join_sweeps({name: read_sweep(folder) for name, folder in sweep_dirs.items()}, output))
 
 
-def _build(sweep: Sweep) -> Path:
-    from ddim_lab.report.page import page
-    from ddim_lab.report.series import paper_tables
-    from ddim_lab.report.text import latex, markdown
+def text_tables(sweep: Sweep) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The paper-shaped tables of table.md: heading, columns, rows of text with published numbers and differences."""
+    from ddim_lab.report.files import plain_table, texts_of
 
-    folder, tables = sweep.folder, paper_tables(sweep)
-    try:
-        write_text(folder / "results.csv", csv_text(sweep_rows(sweep)))
-        write_text(folder / "table.md", markdown(sweep, tables))
-        write_text(folder / "table.tex", latex(sweep, tables))
-        report = folder / "report.html"
-        write_text(report, page(sweep))
-    except OSError as error:
-        raise ReportError(f"the report can't be written into {folder}: {error}") from error
-    return report
+    return [plain_table(text) for text in texts_of(sweep)]
 
 
-def rows(sweep_dir: Path) -> list[dict[str, Any]]:
-    """One row a cell in the plan's order, with the columns of results.csv; None where there is no value.
-
-    Raises:
-        ReportError: as `build`.
-    """
-    return sweep_rows(read_sweep(sweep_dir))
-
-
-def text_tables(sweep_dir: Path) -> list[tuple[str, list[str], list[list[str]]]]:
-    """The paper-shaped tables of table.md: heading, columns, rows of text with published numbers and differences.
-
-    Raises:
-        ReportError: as `build`.
-    """
-    from ddim_lab.report.series import paper_tables
-    from ddim_lab.report.text import plain_table, table_texts
-
-    sweep = read_sweep(sweep_dir)
-    return [plain_table(text) for table in paper_tables(sweep) for _, text in table_texts(sweep, table)]
-
-
-def curves(sweep_dir: Path) -> dict[int, dict[str, float]]:
-    """By number of steps, ascending: the Fréchet distance of each series, named "fd/η 0"; with several tables "fd_2/…".
-
-    Raises:
-        ReportError: as `build`.
-    """
-    from ddim_lab.report.series import paper_tables
-
+def curves(sweep: Sweep) -> dict[int, dict[str, float]]:
+    """By number of steps, ascending: the values of each series as "<value>/η 0"; of a second table "<value>_2/…"."""
     found: dict[int, dict[str, float]] = {}
-    tables = [table for table in paper_tables(read_sweep(sweep_dir)) if table.metric is not None]
-    for index, table in enumerate(tables, start=1):
-        for row in table.rows:
+    seen: list[str] = []
+    for values in (values for _, shown in sweep.shown for values in shown if not values.value.section):
+        name = values.value.name
+        seen.append(name)
+        name += "" if seen.count(name) == 1 else f"_{seen.count(name)}"
+        for row in values.table.rows:
             for steps, cell in row.cells.items():
-                if steps is not None and cell.fd is not None:
-                    name = f"fd{'' if index == 1 else f'_{index}'}/{row.series.label}"
-                    found.setdefault(steps, {})[name] = cell.fd
+                if steps is not None and (value := values.number_of(cell)) is not None:
+                    found.setdefault(steps, {})[f"{name}/{row.series.label}"] = value
     return dict(sorted(found.items()))
 
 
-def static_charts(sweep_dir: Path) -> dict[str, bytes]:
-    """The report's charts as PNG files, by name: fd_against_steps, fd_against_seconds, time_against_steps, …
+def static_charts(sweep: Sweep) -> dict[str, bytes]:
+    """The report's charts as PNG files, by name: <value>_against_steps, time_against_steps, training_curve, …"""
+    from ddim_lab.report.charts import sweep_charts
+    from ddim_lab.report.drawing import static_png
 
-    Raises:
-        ReportError: as `build`.
-    """
-    from ddim_lab.report.charts import static_png, sweep_charts
-
-    return {chart.name: static_png(chart) for chart in sweep_charts(read_sweep(sweep_dir))}
+    return {chart.name: static_png(chart) for chart in sweep_charts(sweep)}
 
 
-def write_figures(sweep_dir: Path, folder: Path) -> list[Path]:
+def write_figures(sweep: Sweep, folder: Path) -> list[Path]:
     """The report's charts as SVG files in `folder`, made if need be: NAME.svg for each of `static_charts`.
 
     Raises:
-        ReportError: as `build`, or `folder` can't be written to.
+        ReportError: `folder` can't be written to.
     """
-    from ddim_lab.report.charts import static_svg, sweep_charts
+    from ddim_lab.report.charts import sweep_charts
+    from ddim_lab.report.drawing import static_svg
 
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for chart in sweep_charts(read_sweep(sweep_dir)):
+        for chart in sweep_charts(sweep):
             written.append(folder / f"{chart.name}.svg")
             write_text(written[-1], static_svg(chart))
     except OSError as error:

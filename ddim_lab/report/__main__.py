@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddim_lab.errors import exit_status
-from ddim_lab.report import ReportError, build, build_comparison, write_figures
+from ddim_lab.report import ReportError, build_comparison, read_sweep, write, write_figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def _main(asked: argparse.Namespace) -> int:
         return 0
     if asked.output is not None:
         raise ReportError("--output is for a comparison: give several sweeps, or drop it")
-    sweep = Path(asked.sweeps[0])
-    print(build(sweep))
+    sweep = read_sweep(Path(asked.sweeps[0]))
+    print(write(sweep))
     if asked.figures is not None:
         print(*write_figures(sweep, asked.figures), sep="\n")
     return 0

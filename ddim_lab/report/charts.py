@@ -1,4 +1,7 @@
-"""The report's charts as Vega-Lite specifications, built with Altair; as pictures through vl-convert.
+"""The report's charts as Vega-Lite specifications; as pictures through vl-convert.
+
+A specification is the JSON that Vega-Lite reads. It is written as such: Altair, which writes it from calls, takes half
+a second to import, and what it checks is checked here by drawing every chart in tests.
 
 A series has the same colour and mark in every chart. Colours are those of Okabe and Ito (2008), which the
 colour-blind can tell apart, less the yellow and the black that vanish on one of the two backgrounds.
@@ -7,16 +10,16 @@ colour-blind can tell apart, less the yellow and the black that vanish on one of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddim_lab.report.measures import NOISE_VARIANCE, Measure, measures_of
-from ddim_lab.report.pareto import pareto_front
-from ddim_lab.report.series import PaperTable, Series, held_out_levels, name_cells, name_series, paper_tables
-from ddim_lab.report.sweep import Cell, Sweep, finite, training_curves
-from ddim_lab.report.text import decimals, level_text, measure_heading, metric_facts, number, small
-from ddim_lab.report.timing import contended, timed, timing_fits
+from ddim_lab.report.cells import Cell, contended
+from ddim_lab.report.numbers import decimals, with_error
+from ddim_lab.report.read import Sweep, training_curves
+from ddim_lab.report.series import Series
+from ddim_lab.report.tables import ValueTable
+from ddim_lab.report.timing import pareto_front, timed, timing_fits
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")
@@ -25,7 +28,8 @@ ONCE = ("train", "feature_network")
 """Phases that are done once a sweep, beside which the others would vanish."""
 FORWARDS = "network forwards a sample (NFE)"
 HEIGHT = 300
-STATIC_WIDTH = 560
+
+Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,341 +41,230 @@ class Key:
     shape: str = "circle"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chart:
-    """A chart: `name` is unique in the sweep, `spec` Vega-Lite without width, configuration and legend."""
+    """A chart: `name` is unique in the sweep, `spec` Vega-Lite without width, configuration and legend.
+
+    `of` is the table whose values it draws; None for a chart of something else.
+    """
 
     name: str
     title: str
-    spec: dict[str, Any]
+    spec: Spec
     keys: tuple[Key, ...]
     caption: str
-    table: PaperTable | None = None
+    of: ValueTable | None = None
 
 
-def series_key(series: Series) -> Key:
-    """The series' colour and mark, the same in every chart."""
-    return Key(series.label, PALETTE[series.index % len(PALETTE)], SHAPES[series.index % len(SHAPES)])
+def key_of(index: int, label: str) -> Key:
+    return Key(label, PALETTE[index % len(PALETTE)], SHAPES[index % len(SHAPES)])
 
 
 def sweep_charts(sweep: Sweep) -> list[Chart]:
     """Every chart that the sweep has data for."""
-    series = name_series(sweep.cells)
     charts: list[Chart | None] = []
-    everything = paper_tables(sweep)
-    tables = [table for table in everything if table.metric is not None]
-    for index, table in enumerate(tables, start=1):
-        suffix = "" if len(tables) == 1 else f"_{index}"
-        charts.append(_quality_chart(table, f"fd_against_steps{suffix}"))
-        if any(cell.forwards not in (None, cell.steps) for cell in table.cells):
-            charts.append(_quality_chart(table, f"fd_against_forwards{suffix}", forwards=True))
-        charts.append(_front_chart(table, f"fd_against_seconds{suffix}"))
-    for index, table in enumerate(everything, start=1):
-        suffix = "" if len(everything) == 1 else f"_{index}"
-        for measure in measures_of(table.cells):
-            charts.append(_measure_chart(table, measure, f"{measure.field}_against_steps{suffix}"))
-        charts.append(_variance_chart(table, f"{NOISE_VARIANCE.field}_against_eta{suffix}"))
-    charts += [_time_chart(sweep, series), _training_chart(sweep), _phases_chart(sweep, series)]
+    shown = [values for _, found in sweep.shown for values in found]
+    for values in shown:
+        same = [other for other in shown if other.value.name == values.value.name]
+        suffix = "" if len(same) == 1 else f"_{same.index(values) + 1}"
+        name = f"{values.value.name}_against"
+        if values.value.against == "eta":
+            charts.append(_eta_chart(values, f"{name}_eta{suffix}"))
+        if values.value.against == "steps":
+            charts.append(_steps_chart(values, f"{name}_steps{suffix}"))
+            if any(cell.forwards not in (None, cell.steps) for cell in values.table.cells):
+                charts.append(_steps_chart(values, f"{name}_forwards{suffix}", forwards=True))
+            if values.leads and values.value.better is not None:
+                charts.append(_front_chart(values, f"{name}_seconds{suffix}"))
+    charts += [_time_chart(sweep), _training_chart(sweep), _phases_chart(sweep)]
     return [chart for chart in charts if chart is not None]
 
 
-def _quality_chart(table: PaperTable, name: str, *, forwards: bool = False) -> Chart | None:
-    """FD against steps, or against the forwards really done; log-log, with bars of one standard error."""
-    import altair as alt
+# -- values ---------------------------------------------------------------------------------------------
+
+
+def _steps_chart(of: ValueTable, name: str, *, forwards: bool = False) -> Chart | None:
+    """A value against steps, or against the forwards really done; log-log, with bars of one standard error.
+
+    None for fewer than two of them, but for the value that leads.
+    """
 
     def cost(cell: Cell) -> int | None:
         return cell.forwards if forwards else cell.steps
 
-    found = [(row.series, c) for row in table.rows for c in row.cells.values() if _positive(c.fd) and cost(c)]
-    if not found:
-        return None
-    heading, facts = metric_facts(table)
-    places = decimals([c.fd for _, c in found], [c.quality.fd_se for _, c in found if c.quality])
-    records: list[dict[str, Any]] = []
-    for series, cell in found:
-        fd, se = cell.fd or 0.0, finite(cell.quality.fd_se if cell.quality else None)
-        records.append(
-            {
-                "series": series.label,
-                "steps": cost(cell),
-                "fd": fd,
-                # a bar that reaches zero has no lower end on a log axis: it stops at a tenth of the value
-                "low": max(fd - (se or 0.0), fd / 10),
-                "high": fd + (se or 0.0),
-                "shown": number(fd, places) + (f" ± {number(se, places)}" if se is not None else ""),
-            }
-        )
-    levels = held_out_levels(table)
-    level = levels.get(table.metric.num_samples or -1) if table.metric else None
-    extent = [value for r in records for value in (r["low"], r["high"])]
-    extent += [level.value] if level and _positive(level.value) else []
-
-    steps = sorted({int(r["steps"]) for r in records})
-    x = alt.X("steps:Q").scale(type="log", domain=_padded(steps, 1.15), nice=False)
-    x = x.axis(values=steps, format="d", grid=False).title(FORWARDS if forwards else "steps S")
-    y = _log_y(alt, "fd:Q", extent, heading)
-    keys = _keys(series for series, _ in found)
-    base = alt.Chart(alt.InlineData(values=records))
-    layers = [
-        base.mark_rule(strokeWidth=1.5).encode(x=x, y=_log_y(alt, "low:Q", extent, heading), y2="high:Q"),
-        base.mark_line(strokeWidth=2).encode(x=x, y=y),
-        base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=x,
-            y=y,
-            shape=_shape(alt, keys),
-            tooltip=[
-                alt.Tooltip("series:N", title="series"),
-                alt.Tooltip("steps:Q", title="forwards" if forwards else "steps"),
-                alt.Tooltip("shown:N", title="FD ± 1 se"),
-            ],
-        ),
+    found = [
+        (row.series, cost(cell), value, of.se_of(cell))
+        for row in of.table.rows
+        for cell in row.cells.values()
+        if (value := of.number_of(cell)) is not None and value > 0 and cost(cell)
     ]
-    layers = [layer.encode(color=_colour(alt, keys)) for layer in layers]
-    caption = f"{facts}. Bars: ±1 standard error."
-    if level and _positive(level.value):
-        rule = alt.Chart(alt.InlineData(values=[{"fd": level.value, "text": "held-out real images"}]))
-        layers.append(rule.mark_rule(color=GREY, strokeDash=[6, 4]).encode(y=y))
-        layers.append(
-            rule.mark_text(align="right", baseline="bottom", dx=-4, dy=-3).encode(
-                x=alt.value("width"), y=y, text="text:N"
-            )
-        )
-        caption += f" Dashed: one draw of held-out real images at the same N ({level_text(level)})."
-    elif levels:
-        caption += " Held-out real images were measured at a smaller N, so their level is not drawn here."
-    title = f"{heading} against {'network forwards' if forwards else 'steps'}"
-    return Chart(name, title, _spec(alt.layer(*layers)), keys, caption, table)
-
-
-def _measure_chart(table: PaperTable, measure: Measure, name: str) -> Chart | None:
-    """A task's measure against steps, log-log, with bars of one standard error; None for fewer than two steps."""
-    import altair as alt
-
-    cells = [(row.series, cell) for row in table.rows for cell in row.cells.values() if cell.steps]
-    found = [(series, cell, value) for series, cell in cells if _positive(value := cell.value(measure.field))]
-    if len({cell.steps for _, cell, _ in found}) < 2:
+    costs = sorted({cost or 0 for _, cost, _, _ in found})
+    if len(costs) < (1 if of.leads else 2):
         return None
-    records: list[dict[str, Any]] = []
-    for series, cell, value in found:
-        fine = value or 0.0
-        se = cell.value(measure.se) if measure.se else None
-        low, high = max(fine - (se or 0.0), fine / 10), fine + (se or 0.0)
-        records.append(
-            {"series": series.label, "steps": cell.steps, "value": fine, "low": low, "high": high}
-            | {"shown": small(fine, 6) + (f" ± {small(se, 6)}" if se is not None else "")}
-        )
-    heading = measure_heading(table, measure)
-    steps = sorted({int(r["steps"]) for r in records})
-    extent = [value for r in records for value in (r["low"], r["high"])]
-    x = alt.X("steps:Q").scale(type="log", domain=_padded(steps, 1.15), nice=False)
-    x = x.axis(values=steps, format="d", grid=False).title("steps S")
-    y = _log_y(alt, "value:Q", extent, measure.heading)
-    keys = _keys(series for series, _, _ in found)
-    base = alt.Chart(alt.InlineData(values=records))
+    records: list[Spec] = [
+        {"series": series.label, "steps": cost, "value": value}
+        # a bar that reaches zero has no lower end on a log axis: it stops at a tenth of the value
+        | {"low": max(value - (se or 0.0), value / 10), "high": value + (se or 0.0)}
+        | {"shown": with_error(value, se, max(of.places, decimals([value])))}
+        for series, cost, value, se in found
+    ]
+    level = of.level if of.level_fits and of.level and (of.level.number or 0.0) > 0 else None
+    extent = [value for r in records for value in (r["low"], r["high"])] + ([level.number] if level else [])
+    x = {**_log("steps", costs), "axis": {"values": costs, "format": "d", "grid": False}}
+    x["title"] = FORWARDS if forwards else "steps S"
+    y, low = (_log(field, extent, of.value.heading) for field in ("value", "low"))
+    keys = _keys(series for series, _, _, _ in found)
     tooltip = [
-        alt.Tooltip("series:N", title="series"),
-        alt.Tooltip("steps:Q", title="steps"),
-        alt.Tooltip("shown:N", title=measure.heading),
+        _tip("series", "series"),
+        _tip("steps", "forwards" if forwards else "steps", "quantitative"),
+        _tip("shown", of.value.heading),
     ]
-    layers = [
-        base.mark_rule(strokeWidth=1.5).encode(
-            x=x, y=_log_y(alt, "low:Q", extent, measure.heading), y2="high:Q", color=_colour(alt, keys)
-        ),
-        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=_colour(alt, keys)),
-        base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=x, y=y, color=_colour(alt, keys), shape=_shape(alt, keys), tooltip=tooltip
-        ),
-    ]
-    caption = f"{measure.facts[0].upper()}{measure.facts[1:]}."
-    if measure.se:
+    layers = _points(x, y, keys, tooltip, bars=low)
+    caption = f"{of.facts[:1].upper()}{of.facts[1:]}."
+    if any(se is not None for _, _, _, se in found):
         caption += " Bars: ±1 standard error."
-    if any(cell.value(measure.field) == 0 for _, cell in cells):
-        caption += " Values of exactly 0 have no place on a log axis and are left out."
-    return Chart(name, f"{heading} against steps", _spec(alt.layer(*layers)), keys, caption, table)
+    datasets = {"points": records}
+    if level is not None and level.number is not None:
+        datasets["level"] = [{"value": level.number, "text": level.label}]
+        layers.append(_layer("level", {"type": "rule", "color": GREY, "strokeDash": [6, 4]}, y=y))
+        text = {"type": "text", "align": "right", "baseline": "bottom", "dx": -4, "dy": -3}
+        layers.append(_layer("level", text, x={"value": "width"}, y=y, text=_field("text")))
+        told = with_error(level.number, level.finite_se, of.places)
+        caption += f" Dashed: {level.label}{level.facts and f', {level.facts}'} ({told})."
+    elif of.level is not None and of.level.label:
+        caption += f" {of.level.label[:1].upper()}{of.level.label[1:]}: measured at another N, not drawn here."
+    caption += _not_on_a_log_axis(of)
+    title = f"{of.heading} against {'network forwards' if forwards else 'steps'}"
+    return Chart(name, title, _spec(layers, datasets), keys, caption.strip(), of)
 
 
-def _variance_chart(table: PaperTable, name: str) -> Chart | None:
-    """The variance across noise seeds against eta, linear, a line for each number of steps; from three etas on."""
-    import altair as alt
+def _not_on_a_log_axis(of: ValueTable) -> str:
+    left_out = [n for cell in of.table.cells if (n := of.number_of(cell)) is not None and n <= 0]
+    if not left_out:
+        return ""
+    which = "below 0" if any(left_out) else "of exactly 0"
+    return f" Values {which} have no place on a log axis and are left out."
 
+
+def _eta_chart(of: ValueTable, name: str) -> Chart | None:
+    """A value against eta, linear, a line for each number of steps; from three etas on."""
     places: dict[tuple[int, str], dict[float, tuple[float, float | None]]] = {}
-    spacings = {str(cell.plan.labels.get("spacing")) for cell in table.cells}
-    for cell in table.cells:
-        labels, value = cell.plan.labels, cell.value(NOISE_VARIANCE.field)
-        eta = labels.get("eta")
-        if value is not None and isinstance(eta, int | float) and cell.steps and labels.get("variance") != "large":
-            spacing = str(labels.get("spacing")) if len(spacings) > 1 else ""
-            places.setdefault((cell.steps, spacing), {}).setdefault(
-                float(eta), (value, cell.value("noise_variance_se"))
-            )
+    spacings = {str(cell.labels.get("spacing")) for cell in of.table.cells}
+    for cell in of.table.cells:
+        value, eta = of.number_of(cell), cell.labels.get("eta")
+        if value is not None and isinstance(eta, int | float) and cell.steps and cell.labels.get("variance") != "large":
+            spacing = str(cell.labels.get("spacing")) if len(spacings) > 1 else ""
+            places.setdefault((cell.steps, spacing), {}).setdefault(float(eta), (value, of.se_of(cell)))
     lines = {key: points for key, points in sorted(places.items()) if len(points) > 2}
     if not lines:
         return None
     names = {key: f"S = {key[0]}" + (f", {key[1]}" if key[1] else "") for key in lines}
-    records: list[dict[str, Any]] = [
-        {"series": names[key], "eta": eta, "variance": value, "low": value - (se or 0.0), "high": value + (se or 0.0)}
-        | {"shown": small(value, 4) + (f" ± {small(se, 4)}" if se is not None else "")}
+    records: list[Spec] = [
+        {"series": names[key], "eta": eta, "value": value, "low": value - (se or 0.0), "high": value + (se or 0.0)}
+        | {"shown": with_error(value, se, 4)}
         for key, points in lines.items()
         for eta, (value, se) in sorted(points.items())
     ]
-    keys = tuple(
-        Key(label, PALETTE[i % len(PALETTE)], SHAPES[i % len(SHAPES)]) for i, label in enumerate(names.values())
-    )
+    keys = tuple(key_of(index, label) for index, label in enumerate(names.values()))
     etas, top = sorted({r["eta"] for r in records}), max(r["high"] for r in records)
-    x = alt.X("eta:Q").scale(domain=[0, max(etas) * 1.03 or 1.0], nice=False)
-    x = x.axis(values=etas, format="~g", grid=False).title("η")
-    y = alt.Y("variance:Q").scale(domain=[0, top * 1.08 or 1.0], nice=False).axis(tickCount=6)
-    y = y.title("variance across noise seeds")
-    tooltip = [
-        alt.Tooltip("series:N", title="steps"),
-        alt.Tooltip("eta:Q", title="η"),
-        alt.Tooltip("shown:N", title="variance"),
-    ]
-    base = alt.Chart(alt.InlineData(values=records))
-    chart = alt.layer(
-        base.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=_colour(alt, keys)),
-        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=_colour(alt, keys)),
-        base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=x, y=y, color=_colour(alt, keys), shape=_shape(alt, keys), tooltip=tooltip
-        ),
-    )
-    caption = "Between runs from the same x_T with different noise. At η 0 nothing is drawn: exactly 0."
+    x = _linear("eta", max(etas) * 1.03, "η") | {"axis": {"values": etas, "format": "~g", "grid": False}}
+    y, low = (_linear(field, top * 1.08, of.value.heading) for field in ("value", "low"))
+    tooltip = [_tip("series", "steps"), _tip("eta", "η", "quantitative"), _tip("shown", of.value.heading)]
+    caption = f"{of.facts[:1].upper()}{of.facts[1:]}."
     if any(se is not None for points in lines.values() for _, se in points.values()):
-        caption += " Bars: ±1 standard error over images."
-    return Chart(name, f"{measure_heading(table, NOISE_VARIANCE)} against η", _spec(chart), keys, caption, table)
+        caption += " Bars: ±1 standard error."
+    spec = _spec(_points(x, y, keys, tooltip, bars=low), {"points": records})
+    return Chart(name, f"{of.heading} against η", spec, keys, caption.strip(), of)
 
 
-def _front_chart(table: PaperTable, name: str) -> Chart | None:
-    """FD against seconds an image, both log, with the Pareto front."""
-    import altair as alt
-
+def _front_chart(of: ValueTable, name: str) -> Chart | None:
+    """A value against seconds an image, both log, with the Pareto front."""
     found = [
-        (row.series, c)
-        for row in table.rows
-        for c in row.cells.values()
-        if _positive(c.fd) and _positive(c.seconds_per_image)
+        (row.series, cell, cell.seconds, value)
+        for row in of.table.rows
+        for cell in row.cells.values()
+        if (value := of.number_of(cell)) is not None and value > 0 and cell.seconds
     ]
     if not found:
         return None
-    heading, _ = metric_facts(table)
-    points = [(cell.seconds_per_image or 0.0, cell.fd or 0.0) for _, cell in found]
-    front = pareto_front(points)
-    places = decimals([fd for _, fd in points])
-    records: list[dict[str, Any]] = [
-        {
-            "series": series.label,
-            "ms": seconds * 1e3,
-            "fd": fd,
-            "steps": str(cell.steps if cell.steps is not None else ""),
-            "shown": number(fd, places),
-            "front": "yes" if index in front else "no",
-        }
-        for index, ((series, cell), (seconds, fd)) in enumerate(zip(found, points, strict=True))
+    sign = 1.0 if of.value.better == "lower" else -1.0
+    front = pareto_front([(seconds, sign * value) for _, _, seconds, value in found])
+    records: list[Spec] = [
+        {"series": series.label, "ms": seconds * 1e3, "value": value, "shown": with_error(value, None, of.places)}
+        | {"steps": str(cell.steps if cell.steps is not None else ""), "front": "yes" if index in front else "no"}
+        for index, (series, cell, seconds, value) in enumerate(found)
     ]
-    times, values = [r["ms"] for r in records], [r["fd"] for r in records]
-    x = alt.X("ms:Q").scale(type="log", domain=_padded(times, 1.25), nice=False)
-    x = x.axis(values=_ticks(times), format="~g", grid=False).title("milliseconds an image")
-    y = _log_y(alt, "fd:Q", values, heading, room=1.35)
-    keys = _keys(series for series, _ in found)
-    base = alt.Chart(alt.InlineData(values=records))
-    line = alt.Chart(alt.InlineData(values=[records[index] for index in front]))
+    times = [r["ms"] for r in records]
+    x = _log("ms", times, "milliseconds an image", room=1.25)
+    x["axis"] = {"values": _ticks(times), "format": "~g", "grid": False}
+    y = _log("value", [r["value"] for r in records], of.value.heading, room=1.35)
+    keys = _keys(series for series, _, _, _ in found)
     tooltip = [
-        alt.Tooltip("series:N", title="series"),
-        alt.Tooltip("steps:N", title="steps"),
-        alt.Tooltip("shown:N", title="FD"),
-        alt.Tooltip("ms:Q", title="ms an image", format=".3~g"),
-        alt.Tooltip("front:N", title="on the front"),
+        *(_tip("series", "series"), _tip("steps", "steps"), _tip("shown", of.value.heading)),
+        *(_tip("ms", "ms an image", "quantitative", ".3~g"), _tip("front", "on the front")),
     ]
-    chart = alt.layer(
-        line.mark_line(color=GREY, strokeDash=[6, 4], interpolate="step-after").encode(x=x, y=y),
-        line.mark_point(filled=False, size=230, color=GREY, opacity=1).encode(x=x, y=y),
-        base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=x, y=y, color=_colour(alt, keys), shape=_shape(alt, keys), tooltip=tooltip
-        ),
-        line.mark_text(dx=-14, dy=12).encode(x=x, y=y, text="steps:N"),
-    )
+    line = {"type": "line", "color": GREY, "strokeDash": [6, 4], "interpolate": "step-after"}
+    rings = {"type": "point", "filled": False, "size": 230, "color": GREY, "opacity": 1}
+    layers = [
+        _layer("front", line, x=x, y=y),
+        _layer("front", rings, x=x, y=y),
+        _points(x, y, keys, tooltip)[-1],
+        _layer("front", {"type": "text", "dx": -14, "dy": 12}, x=x, y=y, text=_field("steps")),
+    ]
     caption = (
         "Ringed and dashed: the Pareto front, which nothing beats in both, with its numbers of steps. Both axes are "
-        "logarithmic; low and left is better."
+        f"logarithmic; {'low' if sign > 0 else 'high'} and left is better."
     )
-    caption += _left_out(table.cells)
-    return Chart(name, f"{heading} against time", _spec(chart), keys, caption, table)
+    spec = _spec(layers, {"points": records, "front": [records[index] for index in front]})
+    return Chart(name, f"{of.heading} against time", spec, keys, caption + _left_out(of.table.cells), of)
 
 
-def _time_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
+# -- time, training -------------------------------------------------------------------------------------
+
+
+def _time_chart(sweep: Sweep) -> Chart | None:
     """Time an image against network forwards, linear, with quartiles and the fitted line."""
-    import altair as alt
-
     found = timed(sweep.cells)
     if not found:
         return None
-    records: list[dict[str, Any]] = []
+    records: list[Spec] = []
     for cell, count, seconds in found:
-        speed = cell.speed
-        images = speed.images if speed and speed.images else None
-        quartiles = [speed.seconds_q1, speed.seconds_q3] if speed else [None, None]
-        low, high = (q / images if q is not None and images else seconds for q in quartiles)
-        records.append(
-            {
-                "series": series[cell.number].label,
-                "forwards": count,
-                "ms": seconds * 1e3,
-                "low": low * 1e3,
-                "high": high * 1e3,
-            }
-        )
-    fits = timing_fits(sweep.cells, series)
-    shown = fits[:1] if fits and fits[0].series is None else fits
-    keys = _keys(series[cell.number] for cell, _, _ in found)
-    lines: list[dict[str, Any]] = [
-        {
-            "series": fit.series.label if fit.series else "",
-            "forwards": end,
-            "ms": 1e3 * (fit.line.intercept + fit.line.slope * end),
-        }
-        for fit in shown
+        low, high = (cell.time and cell.time.quartiles) or (seconds, seconds)
+        of = {"series": sweep.series[cell.number].label, "forwards": count}
+        records.append(of | {"ms": seconds * 1e3, "low": low * 1e3, "high": high * 1e3})
+    fits = timing_fits(sweep.cells, sweep.series)
+    common = bool(fits) and fits[0].series is None
+    lines: list[Spec] = [
+        {"series": fit.series.label if fit.series else "", "forwards": end}
+        | {"ms": 1e3 * (fit.line.intercept + fit.line.slope * end)}
+        for fit in (fits[:1] if common else fits)
         for end in fit.forwards
     ]
+    keys = _keys(sweep.series[cell.number] for cell, _, _ in found)
     same = all(count == cell.steps for cell, count, _ in found)
-    most = max(r["forwards"] for r in records)
-    x = alt.X("forwards:Q").scale(domain=[0, most * 1.05], nice=False).axis(grid=False, tickCount=6)
-    x = x.title("steps S" if same else FORWARDS)
-    top = max([r["high"] for r in records] + [r["ms"] for r in lines])
-    y = alt.Y("ms:Q").scale(domain=[0, top * 1.08 or 1.0], nice=False).axis(tickCount=6)
-    y = y.title("milliseconds an image")
-    base = alt.Chart(alt.InlineData(values=records))
-    fitted = alt.Chart(alt.InlineData(values=lines)).mark_line(strokeWidth=1.5, clip=True)
-    common = bool(fits) and fits[0].series is None
-    layers = [
-        fitted.encode(x=x, y=y, color=alt.value(GREY)) if common else fitted.encode(x=x, y=y, color=_colour(alt, keys)),
-        base.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=_colour(alt, keys)),
-        base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=x,
-            y=y,
-            color=_colour(alt, keys),
-            shape=_shape(alt, keys),
-            tooltip=[
-                alt.Tooltip("series:N", title="series"),
-                alt.Tooltip("forwards:Q", title="forwards"),
-                alt.Tooltip("ms:Q", title="ms an image", format=".4~g"),
-            ],
-        ),
+    x = _linear("forwards", max(r["forwards"] for r in records) * 1.05, "steps S" if same else FORWARDS)
+    x["axis"] = {"grid": False, "tickCount": 6}
+    top = max([r["high"] for r in records] + [r["ms"] for r in lines]) * 1.08
+    y, low_end = (_linear(field, top, "milliseconds an image") for field in ("ms", "low"))
+    tooltip = [
+        *(_tip("series", "series"), _tip("forwards", "forwards", "quantitative")),
+        _tip("ms", "ms an image", "quantitative", ".4~g"),
     ]
+    colour = {"value": GREY} if common else _colour(keys)
+    line = _layer("lines", {"type": "line", "strokeWidth": 1.5, "clip": True}, x=x, y=y, color=colour)
+    bars, _, points = _points(x, y, keys, tooltip, bars=low_end)
     caption = "Median of the repeats; bars: quartiles."
-    if shown:
+    if lines:
         caption += " Lines: least squares" + (", all series together." if common else ", series by series.")
-    caption += _left_out(sweep.cells)
-    return Chart("time_against_steps", "Time against steps", _spec(alt.layer(*layers)), keys, caption)
+    spec = _spec([line, bars, points], {"points": records, "lines": lines})
+    return Chart("time_against_steps", "Time against steps", spec, keys, caption + _left_out(sweep.cells))
 
 
 def _training_chart(sweep: Sweep) -> Chart | None:
     """The training loss over optimiser steps, log y."""
-    import altair as alt
-
-    curves = training_curves(sweep)
-    records: list[dict[str, Any]] = [
+    records: list[Spec] = [
         {"series": curve.name, "step": step, "loss": loss}
-        for curve in curves
+        for curve in training_curves(sweep)
         for step, loss in curve.points
         if loss > 0
     ]
@@ -379,21 +272,12 @@ def _training_chart(sweep: Sweep) -> Chart | None:
         return None
     names = list(dict.fromkeys(str(r["series"]) for r in records))
     keys = tuple(Key(name, PALETTE[i % len(PALETTE)]) for i, name in enumerate(names))
-    chart = (
-        alt.Chart(alt.InlineData(values=records))
-        .mark_line(strokeWidth=1.5)
-        .encode(
-            x=alt.X("step:Q").axis(grid=False, tickCount=5).title("optimiser step"),
-            y=_log_y(alt, "loss:Q", [float(r["loss"]) for r in records], "loss"),
-            color=_colour(alt, keys),
-            tooltip=[
-                alt.Tooltip("step:Q", title="step", format=",.0f"),
-                alt.Tooltip("loss:Q", title="loss", format=".4~g"),
-            ],
-        )
-    )
+    x = _field("step", "quantitative", title="optimiser step", axis={"grid": False, "tickCount": 5})
+    y = _log("loss", [float(r["loss"]) for r in records], "loss")
+    tooltip = [_tip("step", "step", "quantitative", ",.0f"), _tip("loss", "loss", "quantitative", ".4~g")]
+    line = _layer("points", {"type": "line", "strokeWidth": 1.5}, x=x, y=y, color=_colour(keys), tooltip=tooltip)
     caption = "Each point is the mean over its stretch of the recorded losses."
-    return Chart("training_curve", "Training loss", _spec(chart), keys, caption)
+    return Chart("training_curve", "Training loss", _spec([line], {"points": records}), keys, caption)
 
 
 def phases(cell: Cell) -> dict[str, float]:
@@ -409,47 +293,38 @@ def phase_name(phase: str) -> str:
     return {"tracking": "W&B", "loop": "loop around it"}.get(phase, phase.replace("_", " "))
 
 
-def _phases_chart(sweep: Sweep, series: dict[int, Series]) -> Chart | None:
+def _phases_chart(sweep: Sweep) -> Chart | None:
     """Where each cell's time went: stacked bars, without what is done ONCE."""
-    import altair as alt
-
-    cell_names = name_cells(sweep.cells, series)
-    records: list[dict[str, Any]] = [
-        {"cell": cell_names[cell.number], "phase": phase_name(phase), "seconds": seconds, "order": order}
+    records: list[Spec] = [
+        {"cell": sweep.names[cell.number], "phase": phase_name(phase), "seconds": seconds, "order": order}
         for cell in sweep.cells
         for order, (phase, seconds) in enumerate(phases(cell).items())
-        if _positive(seconds) and phase not in ONCE
+        if math.isfinite(seconds) and seconds > 0 and phase not in ONCE
     ]
     if not records:
         return None
     names = list(dict.fromkeys(str(r["phase"]) for r in records))
     keys = tuple(Key(name, PALETTE[i % len(PALETTE)], "square") for i, name in enumerate(names))
     bars = list(dict.fromkeys(str(r["cell"]) for r in records))
-    chart = (
-        alt.Chart(alt.InlineData(values=records))
-        .mark_bar()
-        .encode(
-            x=alt.X("seconds:Q").axis(tickCount=5).title("seconds"),
-            y=alt.Y("cell:N").sort(bars).axis(grid=False, labelLimit=150).title(None),
-            color=_colour(alt, keys, field="phase"),
-            order=alt.Order("order:Q"),
-            tooltip=[
-                alt.Tooltip("cell:N", title="cell"),
-                alt.Tooltip("phase:N", title="phase"),
-                alt.Tooltip("seconds:Q", title="seconds", format=".3~g"),
-            ],
-        )
+    layer = _layer(
+        "points",
+        {"type": "bar"},
+        x=_field("seconds", "quantitative", title="seconds", axis={"tickCount": 5}),
+        y=_field("cell", sort=bars, axis={"grid": False, "labelLimit": 150}, title=None),
+        color=_colour(keys, field="phase"),
+        order=_field("order", "quantitative"),
+        tooltip=[_tip("cell", "cell"), _tip("phase", "phase"), _tip("seconds", "seconds", "quantitative", ".3~g")],
     )
     once = [*sweep.plan.phases.items()]
     once += [(phase_name(name), sum(phases(cell).get(name, 0.0) for cell in sweep.cells)) for name in ONCE]
     caption = "A cell found in the store shows what it cost when it was computed."
     if told := ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in once if seconds >= 0.05):
         caption = f"Not drawn: {told}. {caption}"
-    height = max(120, 20 * len(bars))
-    return Chart("time_per_phase", "Time per phase", _spec(chart, height), keys, caption)
+    spec = _spec([layer], {"points": records}, height=max(120, 20 * len(bars)))
+    return Chart("time_per_phase", "Time per phase", spec, keys, caption)
 
 
-# pieces
+# -- pieces ---------------------------------------------------------------------------------------------
 
 
 def _left_out(cells: Sequence[Cell]) -> str:
@@ -458,27 +333,53 @@ def _left_out(cells: Sequence[Cell]) -> str:
     return f" {count} timed beside other work, left out." if count else ""
 
 
-def _positive(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and value > 0
-
-
 def _keys(series: Iterable[Series]) -> tuple[Key, ...]:
-    return tuple(series_key(one) for one in sorted(set(series), key=lambda one: one.index))
+    return tuple(key_of(one.index, one.label) for one in sorted(set(series), key=lambda one: one.index))
 
 
-def _colour(alt: Any, keys: Sequence[Key], field: str = "series") -> Any:
-    scale = {"domain": [key.label for key in keys], "range": [key.colour for key in keys]}
-    return alt.Color(f"{field}:N").scale(**scale).title(None)
+def _field(name: str, kind: str = "nominal", **more: Any) -> Spec:
+    return {"field": name, "type": kind, **more}
 
 
-def _shape(alt: Any, keys: Sequence[Key]) -> Any:
-    scale = {"domain": [key.label for key in keys], "range": [key.shape for key in keys]}
-    return alt.Shape("series:N").scale(**scale).title(None)
+def _tip(name: str, title: str, kind: str = "nominal", format: str | None = None) -> Spec:
+    return _field(name, kind, title=title) | ({} if format is None else {"format": format})
 
 
-def _log_y(alt: Any, field: str, values: Sequence[float], title: str, room: float = 1.15) -> Any:
-    y = alt.Y(field).scale(type="log", domain=_padded(values, room), nice=False)
-    return y.axis(values=_ticks(values), format="~g").title(title)
+def _layer(data: str, mark: Spec, **encoding: Any) -> Spec:
+    return {"data": {"name": data}, "mark": mark, "encoding": encoding}
+
+
+def _points(x: Spec, y: Spec, keys: Sequence[Key], tooltip: list[Spec], bars: Spec | None = None) -> list[Spec]:
+    """Bars from `bars` to "high" if given, a line, and marks with a tooltip."""
+    colour, mark = _colour(keys), {"type": "point", "filled": True, "size": 70, "opacity": 1}
+    shape = _field("series", scale=_scale(keys, "shape"), title=None)
+    layers = [
+        _layer("points", {"type": "line", "strokeWidth": 2}, x=x, y=y, color=colour),
+        _layer("points", mark, x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
+    ]
+    if bars is None:
+        return layers
+    rule = {"type": "rule", "strokeWidth": 1.5}
+    return [_layer("points", rule, x=x, y=bars, y2={"field": "high"}, color=colour), *layers]
+
+
+def _scale(keys: Sequence[Key], attribute: str) -> Spec:
+    return {"domain": [key.label for key in keys], "range": [getattr(key, attribute) for key in keys]}
+
+
+def _colour(keys: Sequence[Key], field: str = "series") -> Spec:
+    return _field(field, scale=_scale(keys, "colour"), title=None)
+
+
+def _linear(field: str, top: float, title: str) -> Spec:
+    scale = {"domain": [0, top or 1.0], "nice": False}
+    return _field(field, "quantitative", scale=scale, axis={"tickCount": 6}, title=title)
+
+
+def _log(field: str, values: Sequence[float], title: str = "", room: float = 1.15) -> Spec:
+    scale = {"type": "log", "domain": _padded(values, room), "nice": False}
+    axis = {"values": _ticks(values), "format": "~g"}
+    return _field(field, "quantitative", scale=scale, axis=axis, title=title)
 
 
 def _padded(values: Sequence[float], factor: float) -> list[float]:
@@ -501,67 +402,6 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return inside
 
 
-def _spec(chart: Any, height: int = HEIGHT) -> dict[str, Any]:
+def _spec(layers: Sequence[Spec], datasets: Mapping[str, list[Spec]], height: int = HEIGHT) -> Spec:
     """The chart's specification; `$schema` is left out, for it names an address that nothing needs."""
-    spec: dict[str, Any] = chart.properties(height=height).to_dict()
-    for name in ("$schema", "config"):
-        spec.pop(name, None)
-    return spec
-
-
-def page_spec(chart: Chart) -> dict[str, Any]:
-    """The chart for the page: as wide as its place, transparent; the page draws the legend and the text colour."""
-    legend = {"disable": True}
-    return {
-        **chart.spec,
-        "width": "container",
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": {**_config(), "background": "transparent", "legend": legend},
-    }
-
-
-def static_png(chart: Chart) -> bytes:
-    """The chart as a PNG, 2 pixels a point, on white, with title and legend."""
-    import vl_convert
-
-    png: bytes = vl_convert.vegalite_to_png(_static_spec(chart), scale=2)
-    return png
-
-
-def static_svg(chart: Chart) -> str:
-    """The chart as an SVG, otherwise as `static_png`."""
-    import vl_convert
-
-    svg: str = vl_convert.vegalite_to_svg(_static_spec(chart))
-    return svg
-
-
-def _static_spec(chart: Chart) -> dict[str, Any]:
-    several = len(chart.keys) > 1
-    legend = {"orient": "bottom", "columns": min(6, len(chart.keys))} if several else {"disable": True}
-    return {
-        **chart.spec,
-        "title": chart.title,
-        "width": STATIC_WIDTH,
-        "config": {**_config(), "background": "white", "padding": 12, "legend": legend},
-    }
-
-
-def _config() -> dict[str, Any]:
-    font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
-    return {
-        "font": font,
-        "view": {"stroke": None},
-        "axis": {
-            "domainColor": GREY,
-            "tickColor": GREY,
-            "gridColor": GREY,
-            "gridOpacity": 0.25,
-            "labelFontSize": 12,
-            "titleFontSize": 12,
-            "titleFontWeight": "normal",
-            "labelOverlap": "greedy",
-        },
-        "title": {"fontSize": 14, "anchor": "start"},
-        "text": {"fontSize": 11},
-    }
+    return {"height": height, "datasets": dict(datasets), "layer": list(layers)}

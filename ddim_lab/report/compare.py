@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ddim_lab.report.series import Metric
-from ddim_lab.report.sweep import Cell, Plan, ReportError, Sweep
+from ddim_lab.report.cells import Cell
+from ddim_lab.report.read import ReportError, Sweep
+from ddim_lab.store.records import Plan
 
-_FIELDS = ("data", "task", "metric", "feature network", "reference statistics", "N")
+_WORDS = {"name": "metric", "features": "feature network", "reference": "reference statistics", "num_samples": "N"}
+"""What readers call a part of `Value.comparable`, where not by its own name."""
 
 
 def join_sweeps(sweeps: Mapping[str, Sweep], folder: Path) -> Sweep:
@@ -33,7 +35,7 @@ def join_sweeps(sweeps: Mapping[str, Sweep], folder: Path) -> Sweep:
     cells: list[Cell] = []
     for name, sweep in sweeps.items():
         for cell in sweep.cells:
-            labels = {**cell.plan.labels, "sweep": name}
+            labels = {**cell.labels, "sweep": name}
             cells.append(replace(cell, plan=cell.plan.model_copy(update={"number": len(cells), "labels": labels})))
     references = [sweep.plan.reference for sweep in sweeps.values() if sweep.plan.reference is not None]
     plan = Plan(
@@ -42,34 +44,32 @@ def join_sweeps(sweeps: Mapping[str, Sweep], folder: Path) -> Sweep:
         environment=_join_environments({name: sweep.plan.environment for name, sweep in sweeps.items()}),
         cells=tuple(cell.plan for cell in cells),
     )
-    return Sweep(folder=folder, outputs=folder, plan=plan, cells=tuple(cells), members=dict(sweeps))
+    return Sweep(folder, plan, tuple(cells), members=dict(sweeps))
 
 
-def _traits(cell: Cell) -> tuple[Any, ...]:
-    """What two cells must share to be compared, in the order of _FIELDS."""
-    result = cell.result
-    assert result is not None
-    data = cell.plan.labels.get("data"), result.recipe_value("data", "digest")
-    if cell.quality is None:
-        return data, cell.plan.task, None, None, None, cell.plan.labels.get("num_samples")
-    metric = Metric.of(cell.quality)
-    reference = metric.reference, cell.quality.reference_key
-    return data, cell.plan.task, metric.name, metric.features, reference, metric.num_samples
+def _traits(cell: Cell) -> dict[str, Any]:
+    """What two cells must share to be compared, as readers call it."""
+    traits: dict[str, Any] = {"data": (cell.labels.get("data"), cell.recipe("data", "digest")), "task": cell.plan.task}
+    value = cell.compared_by
+    if value is None:
+        return traits | {"N": cell.labels.get("num_samples")}
+    parts = {_WORDS.get(part, part.replace("_", " ")): given for part, given in value.comparable.items()}
+    return traits | {"value": value.name} | parts
 
 
 def _refuse_incomparable(first_name: str, first: Sweep, second_name: str, second: Sweep) -> None:
     found = []
     for name, sweep in ((first_name, first), (second_name, second)):
-        found.append({_traits(cell) for cell in sweep.cells if cell.status == "done"})
+        found.append([_traits(cell) for cell in sweep.cells if cell.status == "done"])
         if not found[-1]:
             raise ReportError(f"{name} has no finished cell, so there is nothing to compare it by")
-    if found[0] & found[1]:
+    if any(ours == theirs for ours in found[0] for theirs in found[1]):
         return
-    why = "no cell of the one has the data, metric, feature network, reference and N of a cell of the other"
-    for index, field in enumerate(_FIELDS):
-        ours, theirs = ({traits[index] for traits in traits_of} for traits_of in found)
+    why = "no cell of the one has all that makes cells comparable in common with a cell of the other"
+    for trait in dict.fromkeys(trait for side in found for traits in side for trait in traits):
+        ours, theirs = ({traits.get(trait) for traits in side} for side in found)
         if not ours & theirs:
-            why = f"their {field} differs: {_spell(ours)} against {_spell(theirs)}"
+            why = f"their {trait} differs: {_spell(ours)} against {_spell(theirs)}"
             break
     raise ReportError(f"{first_name} and {second_name} can't be compared: {why}")
 

@@ -1,22 +1,17 @@
 """Which cells belong on one line, what that line is called, and which lines may share a table.
 
 A series is a sampler with all its settings but the number of steps. Its name says what varies in the sweep and
-nothing else. A table holds cells of one metric, one feature network, one reference and one N: values that differ
-in any of these can't be compared, so they never share a table.
+nothing else. A table holds cells whose values compare: a distance of one metric, one feature network, one reference
+and one N, for values that differ in any of these never share a table.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ddim_lab.metrics.estimates import paired_se
-from ddim_lab.report.sweep import Cell, Quality, RowSampler, Sweep, finite
+from ddim_lab.report.cells import Cell
 
 SIGMA_HAT = "σ̂"
 
@@ -33,30 +28,7 @@ class Series:
     family: str
 
 
-@dataclass(frozen=True)
-class Metric:
-    """What a Fréchet distance is a distance of; two values compare only where all five are equal."""
-
-    name: str
-    features: str | None
-    reference: str | None
-    num_samples: int | None
-    reference_key: str | None
-
-    @classmethod
-    def of(cls, quality: Quality) -> Metric:
-        return cls(quality.name, quality.features, quality.reference, quality.num_samples, quality.reference_key)
-
-    @property
-    def facts(self) -> str:
-        """Features (a digest as its first 12 digits) and reference, to stand beside every value."""
-        features = self.features or "not said"
-        if re.fullmatch(r"[0-9a-f]{32,}", features):
-            features = features[:12]
-        return f"features: {features} · reference: {self.reference or 'not said'}"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One line of a table: a series, and its cell at each number of steps (planned ones only)."""
 
@@ -64,14 +36,10 @@ class Row:
     cells: dict[int | None, Cell]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PaperTable:
-    """A table shaped as the paper's Table 1: series down, steps across.
+    """Cells arranged as in the paper's Table 1: series down, steps across."""
 
-    `metric` is None where no cell has a Fréchet distance; the table then shows `measure`.
-    """
-
-    metric: Metric | None
     columns: tuple[int | None, ...]
     rows: tuple[Row, ...]
 
@@ -80,16 +48,12 @@ class PaperTable:
         """The cells, row by row."""
         return [row.cells[steps] for row in self.rows for steps in self.columns if steps in row.cells]
 
-    @property
-    def measure(self) -> Literal["fd", "seconds_per_image", "status"]:
-        if self.metric is not None:
-            return "fd"
-        timed = any(cell.seconds_per_image is not None for cell in self.cells)
-        return "seconds_per_image" if timed else "status"
-
 
 def noise_label(labels: dict[str, Any]) -> str:
-    """ "η 0.5", or "σ̂" for the paper's larger variance."""
+    """ "η 0.5", or "σ̂" for the paper's larger variance; of a formula that is not the DDIM family's, its sampler's name."""
+    if labels.get("formula") is not None:
+        eta = labels.get("eta")
+        return f"{labels.get('sampler')}{f' · η {eta:g}' if eta else ''}"
     if labels.get("variance") == "large":
         return SIGMA_HAT
     eta = labels.get("eta")
@@ -119,14 +83,14 @@ def name_series(cells: Sequence[Cell]) -> dict[int, Series]:
     the noise first (η or σ̂), then in a comparison the sweep, then spacing, clipping, data, model, seeds, batch size,
     then the preset's name, and at last, where two different jobs would still share a place, the overrides that differ.
     """
-    names: dict[int, tuple[str, ...]] = {cell.number: (noise_label(cell.plan.labels),) for cell in cells}
+    names: dict[int, tuple[str, ...]] = {cell.number: (noise_label(cell.labels),) for cell in cells}
 
     for field, show in _NAMED:
-        values = {cell.number: cell.plan.labels.get(field) for cell in cells}
+        values = {cell.number: cell.labels.get(field) for cell in cells}
         if len({(names[n], repr(values[n])) for n in names}) > len(set(names.values())):
             names = {n: (*names[n], show(values[n])) for n in names}
 
-    presets = {cell.number: str(cell.plan.labels.get("sampler")) for cell in cells}
+    presets = {cell.number: str(cell.labels.get("sampler")) for cell in cells}
     _tell_apart(names, presets, _clusters(names.items()))
 
     crowded: dict[tuple[Any, ...], set[tuple[str, ...]]] = {}
@@ -145,9 +109,9 @@ def name_series(cells: Sequence[Cell]) -> dict[int, Series]:
         }
         _tell_apart(names, own, _clusters(names.items()))
 
-    seeds = {cell.number: _training_seed(cell.plan.labels.get("training_seed")) for cell in cells}
+    seeds = {cell.number: _training_seed(cell.labels.get("training_seed")) for cell in cells}
     first = {cell.number: position for position, cell in enumerate(cells)}
-    noise = {cell.number: _noise_order(cell.plan.labels) for cell in cells}
+    noise = {cell.number: _noise_order(cell.labels) for cell in cells}
     order = sorted(names, key=lambda n: (noise[n], first[n]))
     series: dict[tuple[str, ...], Series] = {}
     for number in order:
@@ -183,31 +147,29 @@ def _noise_order(labels: dict[str, Any]) -> tuple[bool, float]:
 
 def _population(cell: Cell) -> tuple[Any, ...]:
     """What a cell's plan says of the table it belongs to."""
-    labels = cell.plan.labels
+    labels = cell.labels
     return cell.plan.task, labels.get("data"), labels.get("num_samples")
 
 
-def paper_tables(sweep: Sweep) -> list[PaperTable]:
-    """The sweep's tables: one for each metric, network, reference and N, in order of first appearance.
+def paper_tables(cells: Sequence[Cell], series: Mapping[int, Series]) -> list[PaperTable]:
+    """One table for each set of cells that compare (`Cell.compared_by`), in order of first appearance.
 
-    A hole has no metric; it goes to the first table of the same task, data and N that has its place free. Cells
-    without a Fréchet distance share a table for each task, data and N. Of two equal jobs the first that is done
-    is shown.
+    A hole compares with nothing; it goes to the first table of the same task, data and N that has its place free. Cells
+    without such a value share a table for each task, data and N. Of two equal jobs the first that is done is shown.
     """
-    series = name_series(sweep.cells)
-    groups: dict[tuple[Metric | None, tuple[Any, ...]], dict[tuple[int, int | None], Cell]] = {}
+    groups: dict[tuple[Any, ...], dict[tuple[int, int | None], Cell]] = {}
 
     def place(cell: Cell) -> tuple[int, int | None]:
         return series[cell.number].index, cell.steps
 
-    for cell in sweep.cells:
-        if cell.quality is not None:
-            metric = Metric.of(cell.quality)
+    for cell in cells:
+        if (value := cell.compared_by) is not None:
+            trait = value.name, tuple(sorted(value.comparable.items()))
             # data of the same reference share a table; the plan's own values only place the holes
-            key = next((k for k in groups if k[0] == metric), (metric, _population(cell)))
+            key = next((k for k in groups if k[0] == trait), (trait, _population(cell)))
             groups.setdefault(key, {}).setdefault(place(cell), cell)
-    for cell in sweep.cells:
-        if cell.quality is None:
+    for cell in cells:
+        if cell.compared_by is None:
             fitting = [
                 key
                 for key, taken in groups.items()
@@ -215,136 +177,33 @@ def paper_tables(sweep: Sweep) -> list[PaperTable]:
                 and place(cell) not in taken
                 and any(_population(other) == _population(cell) for other in taken.values())
             ]
-            key = fitting[0] if fitting else (None, _population(cell))
-            taken = groups.setdefault(key, {})
+            taken = groups.setdefault(fitting[0] if fitting else (None, _population(cell)), {})
             if place(cell) not in taken or taken[place(cell)].status != "done":
                 taken[place(cell)] = cell
 
     by_index = {s.index: s for s in series.values()}
-    return [_arrange(key[0], taken, by_index) for key, taken in groups.items()]
+    return [_arrange(taken, by_index) for taken in groups.values()]
 
 
-def _arrange(metric: Metric | None, taken: dict[tuple[int, int | None], Cell], series: dict[int, Series]) -> PaperTable:
+def _arrange(taken: Mapping[tuple[int, int | None], Cell], series: Mapping[int, Series]) -> PaperTable:
     columns = sorted({steps for _, steps in taken}, key=lambda steps: (steps is None, steps or 0))
     rows = tuple(
         Row(series[index], {steps: cell for (i, steps), cell in taken.items() if i == index})
         for index in sorted({index for index, _ in taken})
     )
-    return PaperTable(metric, tuple(columns), rows)
+    return PaperTable(tuple(columns), rows)
 
 
-@dataclass(frozen=True)
-class Level:
-    """A Fréchet distance of real images to the reference, with its standard error where that is known."""
-
-    value: float
-    se: float | None
-
-
-def held_out_levels(table: PaperTable) -> dict[int, Level]:
-    """FD(real, held-out real) by the number of images it was measured at.
-
-    At one number it is one value whatever the cell: the first is taken.
-    """
-    levels: dict[int, Level] = {}
-    for cell in table.cells:
-        equal_n = cell.quality.equal_n if cell.quality else None
-        if equal_n is not None and (value := finite(equal_n.fd_held_out)) is not None:
-            levels.setdefault(equal_n.num_samples, Level(value, finite(equal_n.fd_held_out_se)))
-    return levels
-
-
-@dataclass(frozen=True)
-class Difference:
-    """FD of the second cell minus that of the first, with the paired standard error (both in FD's unit)."""
-
-    value: float
-    se: float
-
-
-def paired_difference(first: Cell, second: Cell) -> Difference | None:
-    """The paired difference of two cells, or None where they can't be paired.
-
-    They pair where both have leave-one-out values over as many groups of the same samples: same metric, same N,
-    same seed, so that group g starts from the same x_T in both.
-    """
-    a, b = first.quality, second.quality
-    if a is None or b is None or first.fd is None or second.fd is None:
-        return None
-    same_start = first.plan.labels.get("seed") == second.plan.labels.get("seed")
-    d_a, d_b = a.leave_one_out or (), b.leave_one_out or ()
-    if Metric.of(a) != Metric.of(b) or not same_start or len(d_a) < 2 or len(d_a) != len(d_b):
-        return None
-    return Difference(second.fd - first.fd, paired_se(d_a, d_b))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two series and their paired differences (second minus first) by steps; `adjacent`: neighbours in the table."""
-
-    first: Series
-    second: Series
-    differences: dict[int | None, Difference]
-    adjacent: bool
-
-
-def neighbours(table: PaperTable) -> list[Comparison]:
-    """Each series of the table against the next, and the next of its sweep, where a number of steps can be paired."""
-    comparisons = []
-    of_sweep: dict[Any, list[int]] = {}
-    for position, row in enumerate(table.rows):
-        of_sweep.setdefault(next(iter(row.cells.values())).plan.labels.get("sweep"), []).append(position)
-    pairs = {pair for positions in of_sweep.values() for pair in itertools.pairwise(positions)}
-    pairs |= set(itertools.pairwise(range(len(table.rows))))
-    for i, j in sorted(pairs):
-        first, second = table.rows[i], table.rows[j]
-        differences = {
-            steps: difference
-            for steps in table.columns
-            if steps in first.cells and steps in second.cells
-            if (difference := paired_difference(first.cells[steps], second.cells[steps])) is not None
-        }
-        if differences:
-            comparisons.append(Comparison(first.series, second.series, differences, adjacent=j == i + 1))
-    return comparisons
-
-
-def published(sweep: Sweep, cell: Cell) -> float | None:
-    """The reference's number for a cell: row by what its sampler is (eta, variance, clipping), column by steps.
-
-    What the preset is called and how its settings came about does not matter. A list of timesteps (spacing "custom")
-    is no row's: it was made for one S and one model.
-    """
-    reference, labels = sweep.plan.reference, cell.plan.labels
-    if reference is None or cell.steps is None or labels.get("spacing") == "custom":
-        return None
-    ours = tuple(labels.get(field) for field in RowSampler.model_fields)
-    for name, sampler in reference.samplers.items():
-        if tuple(sampler.model_dump().values()) == ours and str(cell.steps) in reference.rows.get(name, {}):
-            return reference.rows[name][str(cell.steps)]
-    return None
-
-
-def kept_samples(sweep: Sweep) -> dict[int, str]:
-    """Where the images of the cells that kept them are, by cell number: relative to the sweep's folder, with "/"."""
-    found: dict[int, str] = {}
-    for cell in sweep.cells:
-        file = cell.folder / "samples.npz" if cell.folder else None
-        if file is not None and file.is_file():
-            found[cell.number] = Path(os.path.relpath(file, sweep.folder)).as_posix()
-    return found
-
-
-def name_cells(cells: Sequence[Cell], series: dict[int, Series]) -> dict[int, str]:
+def name_cells(cells: Sequence[Cell], series: Mapping[int, Series]) -> dict[int, str]:
     """A short name for each cell, by cell number: its series and steps, and N or the job's number if need be."""
-    several_n = len({cell.plan.labels.get("num_samples") for cell in cells}) > 1
+    several_n = len({cell.labels.get("num_samples") for cell in cells}) > 1
     names: dict[int, str] = {}
     for cell in cells:
         parts = [series[cell.number].label]
         if cell.steps is not None:
             parts.append(f"S = {cell.steps}")
         if several_n:
-            parts.append(f"N = {cell.plan.labels.get('num_samples')}")
+            parts.append(f"N = {cell.labels.get('num_samples')}")
         names[cell.number] = ", ".join(parts)
     taken = list(names.values())
     return {n: f"{name} (job {n})" if taken.count(name) > 1 else name for n, name in names.items()}

@@ -1,15 +1,15 @@
-"""Sampling time against the number of network forwards: which cells may share a line, and the line."""
+"""Sampling time against network forwards: which cells may share a line, and the line; which points nothing beats."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ddim_lab.metrics.estimates import Line, fit_line
+from ddim_lab.report.cells import Cell
 from ddim_lab.report.series import Series
-from ddim_lab.report.sweep import Cell
 
 
 @dataclass(frozen=True)
@@ -21,39 +21,27 @@ class Fit:
     forwards: tuple[int, int]
 
 
-def forwards(cell: Cell) -> int | None:
-    """Network forwards a sample (NFE); the steps asked for where the result does not say."""
-    nfe = cell.result.measurements.nfe if cell.result else None
-    return nfe if nfe is not None else cell.steps
-
-
 def timed(cells: Sequence[Cell]) -> list[tuple[Cell, int, float]]:
     """The cells with a time that counts: (cell, forwards, seconds an image). Contended ones are left out."""
     return [
-        (cell, count, seconds)
+        (cell, count, cell.seconds)
         for cell in cells
-        if (seconds := cell.seconds_per_image) is not None and (count := forwards(cell)) is not None
+        if cell.seconds is not None and (count := cell.steps if cell.forwards is None else cell.forwards) is not None
     ]
-
-
-def contended(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells that were timed while something else was at work."""
-    return [cell for cell in cells if cell.speed is not None and cell.speed.contended]
 
 
 def conditions(cell: Cell) -> tuple[Any, ...]:
     """What must be equal for times to compare: the runtime as resolved, images a batch, data (their size), network."""
-    result = cell.result
     return (
-        json.dumps(result.recipe_value("runtime"), sort_keys=True) if result else None,
-        cell.speed.images if cell.speed else None,
-        cell.plan.labels.get("data"),
-        result.recipe_value("model", "name") if result else None,
-        result.recipe_value("model", "parameters") if result else None,
+        json.dumps(cell.recipe("runtime"), sort_keys=True),
+        cell.time.count if cell.time else None,
+        cell.labels.get("data"),
+        cell.recipe("model", "name"),
+        cell.recipe("model", "parameters"),
     )
 
 
-def timing_fits(cells: Sequence[Cell], series: dict[int, Series]) -> list[Fit]:
+def timing_fits(cells: Sequence[Cell], series: Mapping[int, Series]) -> list[Fit]:
     """A line for each series with two different numbers of forwards, after one for all series together.
 
     The common line is there only if there are several series, and all were timed under the same conditions.
@@ -72,3 +60,18 @@ def timing_fits(cells: Sequence[Cell], series: dict[int, Series]) -> list[Fit]:
     for one in present:
         fits += fit(one, [point for point in points if series[point[0].number] == one])
     return fits
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other point beats: none has both coordinates as low and one lower.
+
+    Ordered by the first coordinate. Of equal points all are on the front.
+    """
+
+    def beaten(point: tuple[float, float]) -> bool:
+        return any(
+            other[0] <= point[0] and other[1] <= point[1] and (other[0] < point[0] or other[1] < point[1])
+            for other in points
+        )
+
+    return sorted((i for i, point in enumerate(points) if not beaten(point)), key=lambda i: points[i])

@@ -74,6 +74,7 @@ class DDPMFormula(Formula):
 class CannotSkip(Task):
     """conf/task/cannot_skip: DDPM's formula on skipped timesteps, with per-step or cumulative alphas."""
 
+    any_formula: ClassVar[bool] = False
     scores_samples: ClassVar[bool] = True
     on_several_devices: ClassVar[bool] = True
 

@@ -32,6 +32,7 @@ SHOWN: Final = 12
 class Reconstruct(Task):
     """conf/task/reconstruct: held-out images to noise and back (paper, Table 2)."""
 
+    any_formula: ClassVar[bool] = False
     pairs_cells: ClassVar[bool] = False  # each cell encodes images
 
     name: Literal["reconstruct"]

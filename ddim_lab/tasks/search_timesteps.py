@@ -32,7 +32,8 @@ from pydantic import Field, StrictInt, StrictStr
 from torch import nn
 from tqdm import tqdm
 
-from ddim_lab.config.job import Config, config_folder
+from ddim_lab.config.folders import config_folder
+from ddim_lab.config.job import Config
 from ddim_lab.config.options import PositiveInt, Seed
 from ddim_lab.data.images import NonFiniteError
 from ddim_lab.errors import ConfigError
@@ -194,6 +195,7 @@ def _ranges(steps: int) -> dict[str, tuple[float, float]]:
 class SearchTimesteps(Task):
     """conf/task/search_timesteps: the timesteps with the lowest distance on this model, kept as a preset."""
 
+    any_formula: ClassVar[bool] = False
     extra: ClassVar[tuple[str, str] | None] = ("search", "optuna")
 
     name: Literal["search_timesteps"]

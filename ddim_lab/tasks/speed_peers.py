@@ -47,6 +47,7 @@ Run = Callable[[int], object]
 class SpeedPeers(Task):
     """conf/task/speed_peers: other people's loops around the same network, in the same process."""
 
+    any_formula: ClassVar[bool] = False
     reads_images: ClassVar[bool] = False
 
     name: Literal["speed_peers"]

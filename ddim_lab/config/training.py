@@ -1,0 +1,37 @@
+"""conf/training: how the eps-model is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import StrictBool
+
+from ddim_lab.config.options import (
+    Fraction,
+    NonNegativeInt,
+    Options,
+    Positive,
+    PositiveInt,
+    Seed,
+    Switch,
+)
+
+__all__ = ["TrainingConfig"]
+
+
+class TrainingConfig(Options):
+    """conf/training: how the eps-model is trained (Ho et al. 2020, Algorithm 1)."""
+
+    seed: Seed
+    max_steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Positive
+    learning_rate_decay: Literal["constant", "cosine"]
+    warmup_steps: NonNegativeInt
+    ema_decay: Fraction
+    gradient_clip: Positive
+    random_flip: StrictBool
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: Switch
+    devices: PositiveInt
+    checkpoint_every: PositiveInt
