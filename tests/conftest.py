@@ -1,9 +1,29 @@
-"""Shared by all tests: small, quiet, away from the user's outputs and accounts."""
+"""Shared by all tests: small, quiet, away from the user's outputs and accounts; all cores for the whole suite."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+import tiny
 import torch
+from filelock import FileLock
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True)  # the same cases every time, however busy it is
+settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker a core, of 1 to 2 GB each, for the whole suite; none for what is named, or on the one GPU."""
+    named = config.option.keyword or any(".py" in argument for argument in config.args)
+    if named or config.option.markexpr == "gpu":
+        return 0
+    return min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 2
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +35,26 @@ def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(1)  # two threads on two busy cores wait for each other: ten times slower
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes an outputs folder that holds what jobs on the digits share, as after another sweep there.
+
+    That is the classifier whose features are compared, and the statistics of real images; the training of the one
+    takes longer than all else that a tiny job does, so all workers share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            started = made.with_name("digits-started")
+            assert tiny.run(started, "model=gaussian", "steps=2", "logger=csv", settings=tiny.SMALL) == 0
+            started.rename(made)
+
+    def copy(outputs: Path) -> Path:
+        for kind in ("models", "references"):
+            shutil.copytree(made / kind, outputs / kind)
+        return outputs
+
+    return copy

@@ -105,7 +105,10 @@ def test_a_cell_that_was_cut_goes_on_to_the_same_numbers(
 ) -> None:
     from ddim_lab.tasks import sampling
 
-    line = ("steps=3", "sampler.eta=0.5", "batch_size=10", "checkpoint_seconds=1e-9", "logger=csv")
+    line = (
+        *("steps=3", "sampler.eta=0.5", "batch_size=10", "checkpoint_seconds=1e-9"),
+        *("logger=csv", "metrics.features=pixels"),
+    )
     assert tiny.run(tmp_path / "whole", *line) == 0
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "models").symlink_to(tmp_path / "whole" / "models")

@@ -24,9 +24,9 @@ LINE = ("steps=3", "logger=csv", "save_samples=true")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, digits: Callable[[Path], Path]) -> Path:
     """Outputs of one cell; never changed."""
-    folder = tmp_path_factory.mktemp("whole") / "outputs"
+    folder = digits(tmp_path_factory.mktemp("whole") / "outputs")
     assert tiny.run(folder, *LINE) == 0
     return folder
 

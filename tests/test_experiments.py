@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,15 +36,16 @@ PAPER = {
 SHORT = PAPER | {"table1_fashion_mnist", "table2_digits", "table2_fashion_mnist", "figure3_digits", "figure4_digits"}
 """What differs from another experiment in data and settings alone starts at one number of steps."""
 LESSONS = {
-    "eta_effect",
-    "step_counts",
-    "ddpm_vs_ddim",
-    "ddpm_cannot_skip",
-    "spacings",
-    "reconstruction",
-    "interpolation",
-    "consistency",
+    "eta_effect": ("steps=10",),
+    "step_counts": ("steps=50,20,5", "task.reference_steps=50"),
+    "ddpm_vs_ddim": ("steps=10",),
+    "ddpm_cannot_skip": ("steps=10",),
+    "spacings": ("steps=100",),
+    "reconstruction": ("steps=10,20,50",),
+    "interpolation": ("steps=5",),
+    "consistency": ("steps=5,50", "task.reference_steps=50"),
 }
+"""By name, the numbers of steps at which a lesson shows what it says."""
 
 
 SPEED = {"benchmark", "speed_peers"}
@@ -57,12 +60,17 @@ def plan(*arguments: str) -> Plan:
 
 def composed(name: str, *more: str) -> list[Config]:
     """The configurations of an experiment's cells, checked as they are written; its files need not be there."""
+    return list(_composed(name, *more))
+
+
+@functools.cache
+def _composed(name: str, *more: str) -> tuple[Config, ...]:
     arguments = [f"+experiments={name}", *more]
     parse = OverridesParser.create()
     with composer(get_args_parser().parse_args([])):
         overrides = parse.parse_overrides(arguments)
         base = compose([o.input_line for o in overrides if not o.is_sweep_override()], hydra_too=True)
-        return [Config.from_hydra(compose(cell)) for cell in split_cells(base, overrides, parse)]
+        return tuple(Config.from_hydra(compose(cell)) for cell in split_cells(base, overrides, parse))
 
 
 def starts(outputs: Path, name: str, *more: str) -> Path:
@@ -87,8 +95,19 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
     return tiny.sweeps(outputs)[-1]
 
 
+@pytest.fixture(scope="module")
+def sweep_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The sweep of an experiment, run once."""
+
+    @functools.cache
+    def run(name: str) -> Path:
+        return starts(tmp_path_factory.mktemp(name), name, *LESSONS.get(name, ()))
+
+    return run
+
+
 def test_the_lessons_and_the_papers_tables_are_there() -> None:
-    assert set(NAMES) >= LESSONS | PAPER
+    assert set(NAMES) >= set(LESSONS) | PAPER
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -246,8 +265,8 @@ def test_a_papers_table_on_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_starts_and_ends_in_a_table_and_a_picture(name: str, tmp_path: Path) -> None:
-    sweep = starts(tmp_path, name)
+def test_it_starts_and_ends_in_a_table_and_a_picture(name: str, sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of(name)
     assert {row["status"] for row in tiny.results(sweep)} == {"done"}
     assert "|---|" in (sweep / "table.md").read_text(encoding="utf-8")
     page = (sweep / "report.html").read_text(encoding="utf-8")
@@ -268,8 +287,8 @@ def column(sweep: Path, name: str) -> list[float]:
     return [float(row[name]) for row in tiny.results(sweep)]
 
 
-def test_eta_effect(tmp_path: Path) -> None:
-    sweep = starts(tmp_path, "eta_effect", "steps=10")
+def test_eta_effect(sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of("eta_effect")
     variances = column(sweep, "noise_variance")
     assert column(sweep, "eta") == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert variances[0] == 0.0
@@ -282,23 +301,23 @@ def test_eta_effect(tmp_path: Path) -> None:
     assert "noise_variance_against_eta" in (sweep / "report.html").read_text()
 
 
-def test_step_counts(tmp_path: Path) -> None:
-    sweep = starts(tmp_path, "step_counts", "steps=50,20,5", "task.reference_steps=50")
+def test_step_counts(sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of("step_counts")
     assert (mses := column(sweep, "consistency_mse"))[0] == 0.0
     assert mses == sorted(set(mses))
     assert "## MSE to the reference steps (digits)" in (sweep / "table.md").read_text()
 
 
-def test_ddpm_vs_ddim(tmp_path: Path) -> None:
-    sweep = starts(tmp_path, "ddpm_vs_ddim", "steps=10")
+def test_ddpm_vs_ddim(sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of("ddpm_vs_ddim")
     ddim, ddpm = column(sweep, "noise_mse")
     assert ddim == 0.0
     assert ddpm > 0.001
     assert "times as fast as the slowest" in (sweep / "report.html").read_text()
 
 
-def test_ddpm_cannot_skip(tmp_path: Path) -> None:
-    sweep = starts(tmp_path, "ddpm_cannot_skip", "steps=10")
+def test_ddpm_cannot_skip(sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of("ddpm_cannot_skip")
     wrong, right = column(sweep, "mse_to_sampler")
     assert right < 1e-9 < 1e-2 < wrong
     table = (sweep / "table.md").read_text()
@@ -306,8 +325,8 @@ def test_ddpm_cannot_skip(tmp_path: Path) -> None:
     assert "task.alphas=cumulative" in table
 
 
-def test_spacings(tmp_path: Path) -> None:
-    sweep = starts(tmp_path, "spacings", "steps=100")
+def test_spacings(sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of("spacings")
     forwards = dict(zip((row["spacing"] for row in tiny.results(sweep)), column(sweep, "nfe"), strict=True))
     assert forwards["uniform"] == 100
     assert forwards["quadratic"] == 96
@@ -315,8 +334,8 @@ def test_spacings(tmp_path: Path) -> None:
     assert "fd_against_forwards" in (sweep / "report.html").read_text()
 
 
-def test_reconstruction(tmp_path: Path) -> None:
-    sweep = starts(tmp_path, "reconstruction", "steps=10,20,50")
+def test_reconstruction(sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of("reconstruction")
     mses = column(sweep, "reconstruction_mse")
     assert mses == sorted(set(mses), reverse=True)
     table = (sweep / "table.md").read_text()
@@ -325,15 +344,15 @@ def test_reconstruction(tmp_path: Path) -> None:
     assert "No difference is given: ours is of digits, theirs of cifar10." in table
 
 
-def test_interpolation(tmp_path: Path) -> None:
-    sweep = starts(tmp_path, "interpolation", "steps=5")
+def test_interpolation(sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of("interpolation")
     page = (sweep / "report.html").read_text()
     assert "Lines between pairs of x_T (slerp)" in page
     assert "Grid between four x_T" in page
 
 
-def test_consistency(tmp_path: Path) -> None:
-    sweep = starts(tmp_path, "consistency", "steps=5,50", "task.reference_steps=50")
+def test_consistency(sweep_of: Callable[[str], Path]) -> None:
+    sweep = sweep_of("consistency")
     ddim, itself, ddpm, ddpm_itself = column(sweep, "consistency_mse")
     assert itself == ddpm_itself == 0.0
     assert ddim < ddpm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ NINE = ("sampler.eta=0,0.5,1", "steps=3,5,9", "-m")
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outputs(tmp_path_factory: pytest.TempPathFactory, digits: Callable[[Path], Path]) -> Path:
     """Outputs of the nine-cell sweep, run once."""
-    folder = tmp_path_factory.mktemp("nine") / "outputs"
+    folder = digits(tmp_path_factory.mktemp("nine") / "outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         assert tiny.run(folder, *NINE) == 0
@@ -190,7 +191,8 @@ def test_an_unreachable_wandb_fails_no_cell(
 
 
 def test_logger_csv_writes_no_wandb(tmp_path: Path) -> None:
-    assert tiny.run(tmp_path, "logger=csv", "model=empirical", "steps=3", settings=tiny.SMALL) == 0
+    line = ("logger=csv", "model=empirical", "metrics.features=pixels", "steps=3")
+    assert tiny.run(tmp_path, *line, settings=tiny.SMALL) == 0
     assert not (tiny.sweeps(tmp_path)[0] / "wandb").exists()
 
 

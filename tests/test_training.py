@@ -7,14 +7,12 @@ import dataclasses
 import itertools
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 import tiny
 import torch
@@ -210,43 +208,35 @@ def test_what_makes_other_weights_makes_another_name(
 def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path) -> None:
     """SIGKILL in the middle of training, the same command again: the stored files of an undisturbed run."""
     line = (
-        "training.max_steps=200",
-        "training.checkpoint_every=10",
-        "steps=2",
-        "logger=csv",
-        "metrics.features=pixels",
+        *("training.max_steps=40", "training.checkpoint_every=10", "steps=2"),
+        *("logger=csv", "metrics.features=pixels"),
     )
-    arguments = [*tiny.TINY, *line, f"outputs_dir={tmp_path / 'killed'}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ddim_lab", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "killed").glob("models/*.partial/last.ckpt")):
-            assert process.poll() is None, "it ended without a checkpoint"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert not stored(tmp_path / "killed"), "it was killed too late to prove anything"
-    steps: list[int] = []
+    step = DiffusionModule.training_step
+
+    def killed() -> int:
+        def watched(self: DiffusionModule, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            if self.global_step == 25:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, batch, batch_idx)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DiffusionModule, "training_step", watched)
+            return tiny.run(tmp_path / "killed", *line)
+
+    status, printed = forked.run(killed, tmp_path / "log")
+    assert status == -signal.SIGKILL, printed
+    assert list((tmp_path / "killed").glob("models/*.partial/last.ckpt"))
+    assert not stored(tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
         seen = watch(patch)
         assert tiny.run(tmp_path / "killed", *line) == 0
-        steps = [step for step, _ in seen]
+        assert [step for step, _ in seen] == list(range(20, 40))
         seen.clear()
         assert tiny.run(tmp_path / "whole", *line) == 0
-        assert [step for step, _ in seen] == list(range(200))
-    assert steps[0] > 0
-    assert steps == list(range(steps[0], 200))
-    killed, whole = stored(tmp_path / "killed"), stored(tmp_path / "whole")
-    assert set(killed) == {"diffusion_pytorch_model.safetensors", "raw/diffusion_pytorch_model.safetensors"}
-    assert killed == whole
+        assert [step for step, _ in seen] == list(range(40))
+    killed_files, whole = stored(tmp_path / "killed"), stored(tmp_path / "whole")
+    assert set(whole) == {"diffusion_pytorch_model.safetensors", "raw/diffusion_pytorch_model.safetensors"}
+    assert killed_files == whole
     assert not list((tmp_path / "killed" / "models").glob("*.partial"))
 
 
