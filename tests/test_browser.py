@@ -16,6 +16,8 @@ from test_report import HOSTILE, Outputs, nine, read_csv
 
 from ddim_lab.report import build
 
+pytestmark = pytest.mark.slow
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 WIDTHS = (360, 1600)
 

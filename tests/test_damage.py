@@ -83,6 +83,7 @@ def test_damage_in_each_kind_of_file_is_named_and_set_aside(
     assert len(list(folder.parent.glob(f"{folder.name}.damaged-*"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS)
 def test_the_same_command_mends_everything(harm: Callable[[Path], None], whole: Path, outputs: Path) -> None:
     """Much harmed at once: the report marks the hole, the command makes it again."""

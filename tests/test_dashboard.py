@@ -47,6 +47,7 @@ def test_the_workspace_has_every_part() -> None:
     assert all(section.panels for section in sections)
 
 
+@pytest.mark.slow
 def test_every_panel_shows_what_a_sweep_logs(tmp_path: Path) -> None:
     """A panel of a metric that no run has would stay empty: compare with the files of a real sweep."""
     settings = (*tiny.TINY, "metrics.features=pixels")
@@ -141,6 +142,7 @@ def command(base_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_what_is_sent_holds_every_panel(server: _Server) -> None:
     done = command(f"http://127.0.0.1:{server.server_port}", "somebody/ddim_lab")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr

@@ -264,6 +264,7 @@ def test_a_papers_table_on_a_checkpoint(tmp_path: Path) -> None:
     assert "another metric" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_starts_and_ends_in_a_table_and_a_picture(name: str, sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of(name)
@@ -287,6 +288,7 @@ def column(sweep: Path, name: str) -> list[float]:
     return [float(row[name]) for row in tiny.results(sweep)]
 
 
+@pytest.mark.slow
 def test_eta_effect(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("eta_effect")
     variances = column(sweep, "noise_variance")
@@ -301,6 +303,7 @@ def test_eta_effect(sweep_of: Callable[[str], Path]) -> None:
     assert "noise_variance_against_eta" in (sweep / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_step_counts(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("step_counts")
     assert (mses := column(sweep, "consistency_mse"))[0] == 0.0
@@ -308,6 +311,7 @@ def test_step_counts(sweep_of: Callable[[str], Path]) -> None:
     assert "## MSE to the reference steps (digits)" in (sweep / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_ddpm_vs_ddim(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("ddpm_vs_ddim")
     ddim, ddpm = column(sweep, "noise_mse")
@@ -316,6 +320,7 @@ def test_ddpm_vs_ddim(sweep_of: Callable[[str], Path]) -> None:
     assert "times as fast as the slowest" in (sweep / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_ddpm_cannot_skip(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("ddpm_cannot_skip")
     wrong, right = column(sweep, "mse_to_sampler")
@@ -325,6 +330,7 @@ def test_ddpm_cannot_skip(sweep_of: Callable[[str], Path]) -> None:
     assert "task.alphas=cumulative" in table
 
 
+@pytest.mark.slow
 def test_spacings(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("spacings")
     forwards = dict(zip((row["spacing"] for row in tiny.results(sweep)), column(sweep, "nfe"), strict=True))
@@ -334,6 +340,7 @@ def test_spacings(sweep_of: Callable[[str], Path]) -> None:
     assert "fd_against_forwards" in (sweep / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_reconstruction(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("reconstruction")
     mses = column(sweep, "reconstruction_mse")
@@ -344,6 +351,7 @@ def test_reconstruction(sweep_of: Callable[[str], Path]) -> None:
     assert "No difference is given: ours is of digits, theirs of cifar10." in table
 
 
+@pytest.mark.slow
 def test_interpolation(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("interpolation")
     page = (sweep / "report.html").read_text()
@@ -351,6 +359,7 @@ def test_interpolation(sweep_of: Callable[[str], Path]) -> None:
     assert "Grid between four x_T" in page
 
 
+@pytest.mark.slow
 def test_consistency(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("consistency")
     ddim, itself, ddpm, ddpm_itself = column(sweep, "consistency_mse")

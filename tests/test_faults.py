@@ -48,6 +48,7 @@ def swept(outputs: Path) -> list[dict[str, str]]:
 # -- the disk ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cell_that_the_disk_has_no_room_for(tmp_path: Path) -> None:
     """No file may exceed 3 MB: the chunk of 30,000 samples does."""
     line = (*EXACT, "num_samples=44,30000,50", "batch_size=10000", "steps=2", "-m")
@@ -80,6 +81,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         libc.umount2(bytes(place), 2)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_done(
     small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,6 +312,7 @@ def test_no_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.Monke
 # -- Ctrl-C and SIGTERM ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
@@ -365,6 +368,7 @@ def _linger(rank: int, folder: Path) -> None:
     time.sleep(300)
 
 
+@pytest.mark.slow
 def test_ranks_do_not_outlive_a_command_that_is_terminated(tmp_path: Path) -> None:
     """They would be waited for at its end, however long they work."""
 

@@ -72,6 +72,7 @@ def random_images(seed: int, count: int, highest: int) -> Tensor:
     return torch.randint(0, highest, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_fid_is_torch_fidelitys_on_the_same_images_and_weights(weights: Path) -> None:
     real, fake = random_images(1, 16, 256), random_images(2, 16, 200)

@@ -20,6 +20,8 @@ import tiny
 
 import ddim_lab.jobs.run
 
+pytestmark = pytest.mark.slow
+
 LINE = (
     *("training.max_steps=6", "training.warmup_steps=0", "training.checkpoint_every=2", "training.batch_size=8"),
     *("model.block_out_channels=[8,8]", "model.attention=[false,false]", "metrics.features=pixels"),

@@ -54,6 +54,7 @@ def same(sweep: Path, expected: list[dict[str, str]]) -> bool:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -73,6 +74,7 @@ def test_a_sweep_side_by_side(arguments: tuple[str, ...], expected: list[dict[st
     assert f"report: {sweep}/report.html" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @needs("ray")
 def test_nine_cells_on_ray_with_a_worker_killed_in_mid_sweep(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def outputs(site: Path) -> Path:
     return site / "outputs"
 
 
+@pytest.mark.slow
 def test_nine_cells_of_a_sampler_from_outside(outputs: Path) -> None:
     rows = tiny.results(outputs / "sweeps" / "nine")
     assert len({row["cell"] for row in rows}) == 9
@@ -215,6 +216,7 @@ def test_nine_cells_of_a_sampler_from_outside(outputs: Path) -> None:
     assert all(row["brightness"] for row in brightness)
 
 
+@pytest.mark.slow
 def test_package_version_and_files_are_in_the_key(site: Path, outputs: Path) -> None:
     cell = tiny.results(outputs / "sweeps" / "nine")[0]["cell"]
     result = json.loads((outputs / "cells" / cell / "result.json").read_text())
@@ -238,6 +240,7 @@ def test_package_version_and_files_are_in_the_key(site: Path, outputs: Path) -> 
     assert "(was there)" not in done.stderr
 
 
+@pytest.mark.slow
 def test_it_shows_in_help_and_is_checked_like_ours(site: Path) -> None:
     text = command(site, "--help").stdout
     for group, name in (
@@ -259,6 +262,7 @@ def test_it_shows_in_help_and_is_checked_like_ours(site: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_finished_files_are_read_without_the_packages(outputs: Path, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
     nothing.mkdir()
@@ -311,6 +315,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_package_is_one_line_that_names_it(case: str, tmp_path: Path) -> None:
     files, points, arguments, said = BROKEN[case]
@@ -321,6 +326,7 @@ def test_a_broken_package_is_one_line_that_names_it(case: str, tmp_path: Path) -
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_two_packages_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("first", "second"):
         install(tmp_path, name, {"__init__.py": ""}, {"ddim_lab.tasks:mine": f"{name}:Mine"})

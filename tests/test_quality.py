@@ -500,6 +500,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
     """Peak resident memory of scoring 1,000 and 10,000 images at 32x32, which alone would be 3 and 31 MB as bytes."""
     peaks = []
@@ -511,6 +512,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None
     assert peaks[1] < 4 * 1024
 
 
+@pytest.mark.slow
 def test_the_standard_error_covers_a_distance_that_is_known() -> None:
     """200 draws of samples whose distribution is known: 95 % intervals cover the true distance 95 % of the time.
 

@@ -1111,6 +1111,7 @@ def test_large_and_damaged_previews(tmp_path: Path) -> None:
             assert image.width / image.height == 12
 
 
+@pytest.mark.slow
 def test_static_charts_are_pictures(tmp_path: Path) -> None:
     outputs = Outputs(tmp_path)
     for eta in (0.0, 1.0):
@@ -1130,6 +1131,7 @@ def test_static_charts_are_pictures(tmp_path: Path) -> None:
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 10
 
 
+@pytest.mark.slow
 def test_figures_are_the_charts_as_svg(tmp_path: Path) -> None:
     sweep = nine(tmp_path).done()
     assert main([str(sweep), "--figures", str(tmp_path / "figures")]) == 0
@@ -1365,6 +1367,7 @@ def test_a_sweep_without_a_result_is_no_comparison(tmp_path: Path, capsys: pytes
     assert "b has no finished cell" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_rebuilds_without_torch(tmp_path: Path) -> None:
     sweep = nine(tmp_path).done()
     code = (

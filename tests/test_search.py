@@ -152,6 +152,7 @@ def test_the_spacings_are_the_first_trials_as_they_are() -> None:
     assert [trial.proposed_by for trial in tried[len(starts) :]] == ["search"] * (8 - len(starts))
 
 
+@pytest.mark.slow
 def test_it_finds_what_no_spacing_has() -> None:
     starts = builtin_timesteps(6, 1000)
     score = far_from([10, 60, 150, 300, 520, 800])
@@ -275,6 +276,7 @@ def test_another_final_seed_scores_the_same_search(outputs: Path, monkeypatch: p
     assert again["found_fd"] != first["found_fd"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_to_the_same_list(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +335,7 @@ def test_a_score_after_a_torn_line_is_kept(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_the_feature_network_is_loaded_once_for_all_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 

@@ -18,6 +18,7 @@ from ddim_lab.tasks.cannot_skip import DDPMFormula
 LINE = ("sampler.eta=0.5", "steps=3", "model=gaussian", "metrics.features=pixels", "logger=csv", "batch_size=8")
 
 
+@pytest.mark.slow
 def test_one_two_and_three_processes_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, list[str]] = {}
     original = sampling._sample_on_ranks

@@ -147,6 +147,7 @@ def test_an_exact_model_on_a_short_schedule_is_timed(tmp_path: Path) -> None:
     assert tiny.run(tmp_path, "task=benchmark", "batch_size=2", "task.rounds=3", *line, settings=()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["benchmark", "speed_peers"])
 def test_no_data_set_is_read(task: str, tmp_path: Path) -> None:
     """data.root names an empty folder: any other task is refused there."""
@@ -335,6 +336,7 @@ def test_fp32_beside_itself_differs_by_nothing(tmp_path: Path) -> None:
         assert found[f"precision_{name}"] == 0.0
 
 
+@pytest.mark.slow
 def test_16_bits_differ_and_the_difference_is_paired(tmp_path: Path) -> None:
     found = precision(tmp_path, "runtime.precision=bf16")
     assert 0.0 < found["precision_mse"] < 1e-2

@@ -92,6 +92,7 @@ def test_the_same_sweep_again_computes_nothing(
     ]
 
 
+@pytest.mark.slow
 def test_a_failing_cell_leaves_a_hole_and_the_others(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +168,7 @@ def test_the_summary_run_draws_fd_over_steps_by_eta(outputs: Path, table: list[d
     assert all("| " + " | ".join(line) + " |" in markdown for line in logged["data"])
 
 
+@pytest.mark.slow
 def test_an_unreachable_wandb_fails_no_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +198,7 @@ def test_logger_csv_writes_no_wandb(tmp_path: Path) -> None:
     assert not (tiny.sweeps(tmp_path)[0] / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_process(outputs: Path, table: list[dict[str, str]], tmp_path: Path) -> None:
     """A new process, the stored model: bitwise the same images at eta = 0."""
     import os
@@ -237,6 +240,7 @@ def test_saved_samples_are_the_cells_images(outputs: Path, table: list[dict[str,
     assert row["sha256"] in {other["sha256"] for other in table}
 
 
+@pytest.mark.slow
 def test_a_cell_that_can_not_be_reproduced_is_refused_not_replaced(
     outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +269,7 @@ def test_two_names_of_one_sampler_are_one_cell(outputs: Path) -> None:
     assert (first["sampler"], second["sampler"]) == ("ddpm", "ddim_eta1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

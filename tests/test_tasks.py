@@ -245,6 +245,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("together")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("models", ["gaussian,empirical", "digits"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_runs_on_every_model_and_is_cached(together: Path, models: str, task: str) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import forked
+import pytest
 import tiny
 
 from ddim_lab.store import Store, read_record
@@ -20,6 +21,7 @@ LINE = (
 )
 
 
+@pytest.mark.slow
 def test_eight_processes_that_start_together(tmp_path: Path) -> None:
     assert tiny.run(tmp_path / "alone", *LINE, settings=()) == 0  # all that is imported is, before the forks
     outputs = tmp_path / "outputs"

@@ -125,6 +125,7 @@ def test_a_run_that_failed_and_resumed_ends_in_the_same_weights(
     assert [step for step, _, _ in curves[0]] == [str(step) for step in range(1, 10)]
 
 
+@pytest.mark.slow
 def test_a_compiled_training_takes_the_steps_of_an_uncompiled_one_and_resumes(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +206,7 @@ def test_what_makes_other_weights_makes_another_name(
     assert recipe(*from_file) != before
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_files(tmp_path: Path) -> None:
     """SIGKILL in the middle of training, the same command again: the stored files of an undisturbed run."""
     line = (
@@ -261,6 +263,7 @@ def rank_of_two(rank: int, values: dict[str, Any], work: Path) -> None:
         write(work / "curve.csv")
 
 
+@pytest.mark.slow
 def test_ranks_that_train_together_take_the_steps_of_one(data: ImageData, tmp_path: Path) -> None:
     """Without dropout the same batches, flips, timesteps and noise: the weights of one process, to rounding."""
     from safetensors.torch import load_file

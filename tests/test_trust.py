@@ -107,6 +107,7 @@ def test_the_command_line_names_nothing_to_be_called_either(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_no_key_lands_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """W&B's key in the environment, as on any cluster: it is in nothing that a sweep leaves."""
     key = "0123456789abcdef" * 2 + "01234567"
