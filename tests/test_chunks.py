@@ -113,7 +113,7 @@ def test_a_cell_that_was_cut_goes_on_to_the_same_numbers(
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "models").symlink_to(tmp_path / "whole" / "models")
     made: list[int] = []
-    original = sampling._Maker.__call__
+    original = sampling.Maker.add
 
     def cut(self: Any, indices: torch.Tensor) -> None:
         if len(made) == 2:
@@ -122,7 +122,7 @@ def test_a_cell_that_was_cut_goes_on_to_the_same_numbers(
         original(self, indices)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling._Maker, "__call__", cut)
+        patch.setattr(sampling.Maker, "add", cut)
         assert tiny.run(tmp_path / "cut", *line) == 130
     kept = sorted((tmp_path / "cut" / "cells").glob("*.partial/*.safetensors"))
     assert [sorted(load_file(path))[0].split(".")[0] for path in kept] == ["0", "10"]
@@ -131,7 +131,7 @@ def test_a_cell_that_was_cut_goes_on_to_the_same_numbers(
         made.append(int(indices[0]))
         original(self, indices)
 
-    monkeypatch.setattr(sampling._Maker, "__call__", note)
+    monkeypatch.setattr(sampling.Maker, "add", note)
     assert tiny.run(tmp_path / "cut", *line) == 0
     assert made == [0, 10, 20, 30, 40]  # nothing twice
     assert not list((tmp_path / "cut" / "cells").glob("*.partial"))

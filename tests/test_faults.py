@@ -30,7 +30,7 @@ from ddim_lab.models.training import DiffusionModule
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
-from ddim_lab.tasks.sampling import sample_uint8
+from ddim_lab.tasks.walks import sample_uint8
 
 EXACT = ("model=gaussian", "metrics.features=pixels", "logger=csv")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule
-from ddim_lab.tasks import sampling
+from ddim_lab.tasks import measuring
 from ddim_lab.tasks.cannot_skip import DDPMFormula
 
 LINE = ("sampler.eta=0.5", "steps=3", "model=gaussian", "metrics.features=pixels", "logger=csv", "batch_size=8")
@@ -21,14 +21,14 @@ LINE = ("sampler.eta=0.5", "steps=3", "model=gaussian", "metrics.features=pixels
 @pytest.mark.slow
 def test_one_two_and_three_processes_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, list[str]] = {}
-    original = sampling._sample_on_ranks
+    original = measuring.sample_on_ranks
 
-    def look(job: sampling.Job, work: Path, missing: list[range], sampler: Sampler) -> None:
+    def look(job: measuring.Job, work: Path, missing: list[range], sampler: Sampler) -> None:
         original(job, work, missing, sampler)
         names = [name for file in sorted(work.glob("*.safetensors")) for name in load_file(file)]
         seen[job.config.sampling_devices] = [name for name in names if ".images." in name]
 
-    monkeypatch.setattr(sampling, "_sample_on_ranks", look)
+    monkeypatch.setattr(measuring, "sample_on_ranks", look)
     rows = {}
     for count in (1, 2, 3):
         outputs = tmp_path / str(count)

@@ -244,7 +244,7 @@ def test_saved_samples_are_the_cells_images(outputs: Path, table: list[dict[str,
 def test_a_cell_that_can_not_be_reproduced_is_refused_not_replaced(
     outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ddim_lab.tasks import sampling as task
+    from ddim_lab.tasks import samples_file as task
 
     original, busy = task.sample_uint8, []
 

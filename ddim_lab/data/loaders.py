@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, final
 
 import pytorch_lightning as pl
@@ -128,12 +128,15 @@ class TrainingBatches(pl.LightningDataModule):
 
 @final
 class SampleIndices(pl.LightningDataModule):
-    """The names of samples, batch by batch."""
+    """The names of samples, batch by batch.
 
-    def __init__(self, batches: Sequence[range]) -> None:
+    Args:
+        batches: int64 [B] each; has a length, or Lightning reads one batch ahead.
+    """
+
+    def __init__(self, batches: Iterable[Tensor]) -> None:
         super().__init__()
         self._batches = batches
 
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        named = [torch.arange(batch.start, batch.stop) for batch in self._batches]
-        return DataLoader(named, batch_size=None)  # type: ignore[arg-type]
+    def test_dataloader(self) -> Iterable[Tensor]:
+        return self._batches

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ddim_lab.data.images import ImageData
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.metrics.features import Features
+    from ddim_lab.metrics.speed import Contention
     from ddim_lab.models.obtain import Model
     from ddim_lab.sampler import Sampler
 
@@ -104,6 +106,20 @@ class Job:
         """One process at a time on this hardware, so that times are of it alone; says what it waits for."""
         runtime = self.runtime
         return self.store.lock(f"timed-{runtime.hardware}", waiting_for=f"{waiting_for} on {runtime.device}")
+
+    @contextlib.contextmanager
+    def timed_alone(self, waiting_for: str, *, lock: bool = True) -> Iterator[Contention]:
+        """`alone`, and marked as busy on this hardware; yields what tells whether something else was there, too.
+
+        Args:
+            waiting_for: what it says it waits for.
+            lock: without `alone` where False, for one of several processes that share the hardware.
+        """
+        from ddim_lab.metrics.speed import Contention
+
+        alone = self.alone(waiting_for) if lock else contextlib.nullcontext()
+        with alone, self.store.presence(self.runtime.hardware) as others_busy:
+            yield Contention(others_busy, self.runtime.cpu_threads)
 
 
 @final

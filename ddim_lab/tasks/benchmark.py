@@ -73,9 +73,7 @@ class Benchmark(Task):
         runtime, device = job.runtime, job.runtime.torch_device
         sizes = sorted({*self.batch_sizes, job.config.batch_size})
         phases: dict[str, float] = {}
-        alone, presence = job.alone("times"), job.store.presence(runtime.hardware)
-        with runtime.applied(), alone, presence as others_busy, torch.inference_mode():
-            meanwhile = Contention(others_busy, runtime.cpu_threads)
+        with runtime.applied(), job.timed_alone("times") as meanwhile, torch.inference_mode():
             flops = forward_flops(job.model.load().to(device), job.data.shape, device)
             ceiling = product_ceiling(runtime.product_dtype, device)
             rows: list[dict[str, Any]] = []

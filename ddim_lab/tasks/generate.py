@@ -33,7 +33,7 @@ class Generate(Task):
 
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
         """As `measure_samples`, with the job's sampler."""
-        from ddim_lab.tasks.sampling import measure_samples
+        from ddim_lab.tasks.measuring import measure_samples
 
         return measure_samples(job, folder, work)
 
@@ -41,6 +41,6 @@ class Generate(Task):
         """Adds samples.npz to a cell that was made without, if it is asked for."""
         if not job.config.save_samples or (cell / "samples.npz").is_file():
             return cell
-        from ddim_lab.tasks.sampling import resample
+        from ddim_lab.tasks.samples_file import resample
 
         return resample(job, cell)

@@ -22,7 +22,7 @@ from ddim_lab.interpolate import slerp_grid, slerp_line
 from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.tasks.base import Job, Outcome, Task, need_determinism
 from ddim_lab.tasks.pictures import sheet
-from ddim_lab.tasks.walks import batches, check_finite, network_in_place, start
+from ddim_lab.tasks.walks import Batches, finite, network_in_place, start
 
 __all__ = ["Interpolate"]
 
@@ -61,7 +61,7 @@ class Interpolate(Task):
         shown: list[Tensor] = []
         ends: list[Tensor] = []  # [2, B, C, H, W]
         with network_in_place(job) as network:
-            for indices in batches(job, job.config.num_samples // 2):
+            for indices in Batches(job, job.config.num_samples // 2):
                 a, b = start(job, 2 * indices), start(job, 2 * indices + 1)
                 slerped = _decode(job, network, slerp_line(a, b, points))
                 ways["slerp"].add(slerped)
@@ -167,9 +167,6 @@ def _decode(job: Job, network: nn.Module, x_T: Tensor) -> Tensor:
     """Images of noises [A, B, C, H, W], in batches of `batch_size`; on the CPU."""
     flat = x_T.flatten(0, 1)
     parts = []
-    for part in torch.split(flat, job.config.batch_size):
-        walk = partial(job.sampler.sample, x_T=part)
-        x_0 = walk(network)
-        check_finite(x_0, walk, network, job.sampler)
-        parts.append(x_0.cpu())
+    for rows in Batches(job, len(flat), bar=False):
+        parts.append(finite(partial(job.sampler.sample, x_T=flat[rows]), network, job.sampler).cpu())
     return torch.cat(parts).reshape(x_T.shape)

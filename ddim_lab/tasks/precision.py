@@ -17,7 +17,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.device.memory import Halving
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.references import obtain_reference, reference_of
-from ddim_lab.metrics.speed import Contention, timed, timed_libraries
+from ddim_lab.metrics.speed import timed, timed_libraries
 from ddim_lab.store import content_key
 from ddim_lab.tasks.base import Job, Outcome, Task, drawn, need_error, need_room
 from ddim_lab.tasks.pictures import preview, sheet
@@ -140,8 +140,7 @@ def _speedup(job: Job) -> float | None:
     None where another process was on the device meanwhile.
     """
     ratios = []
-    with job.alone("times"), job.store.presence(job.runtime.hardware) as others_busy:
-        meanwhile = Contention(others_busy, job.runtime.cpu_threads)
+    with job.timed_alone("times") as meanwhile:
         plain, own = _walk(replace(job, runtime=job.runtime.yardstick())), _walk(job)
         for _ in range(job.config.metrics.speed_repeats):
             meanwhile.begin()

@@ -21,7 +21,7 @@ from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import EncodeAt
 from ddim_lab.tasks.base import Job, Outcome, Task, need_determinism
 from ddim_lab.tasks.pictures import sheet
-from ddim_lab.tasks.walks import batches, check_finite, mean_and_se, network_in_place, squared_error
+from ddim_lab.tasks.walks import Batches, finite, mean_and_se, network_in_place, squared_error
 
 __all__ = ["Reconstruct"]
 
@@ -59,15 +59,11 @@ class Reconstruct(Task):
         clock = time.perf_counter()
         codes, decoded = [], []
         with network_in_place(job) as network:
-            for indices in batches(job, len(originals)):
+            for indices in Batches(job, len(originals)):
                 encode = partial(sampler.encode, x_0=originals[indices.cpu()].to(device), at=self.at)
-                code = encode(network)
-                check_finite(code, encode, network, sampler)
-                decode = partial(sampler.sample, x_T=code)
-                x_0 = decode(network)
-                check_finite(x_0, decode, network, sampler)
+                code = finite(encode, network, sampler)
                 codes.append(code.cpu())
-                decoded.append(x_0.cpu())
+                decoded.append(finite(partial(sampler.sample, x_T=code), network, sampler).cpu())
         x_T, x_0 = torch.cat(codes), torch.cat(decoded)
         seconds = time.perf_counter() - clock
         errors = squared_error(x_0, originals)

@@ -46,9 +46,8 @@ from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
 from ddim_lab.store import content_key, read_json, sealed_line, sealed_text, unsealed_line, write_json, write_text
 from ddim_lab.tasks.base import Job, Outcome, Task, need_error
-from ddim_lab.tasks.sampling import sample_uint8
 from ddim_lab.tasks.search.gaps import log_gaps, timesteps_of_log_gaps, warped
-from ddim_lab.tasks.walks import network_in_place
+from ddim_lab.tasks.walks import Batches, network_in_place, sample_uint8
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.frechet import FrechetDistance
@@ -476,7 +475,7 @@ def _distances(
         prediction=job.model.prediction,
     )
     distances = [FrechetDistance(yardstick.reference).to(device) for yardstick in yardsticks]
-    for indices in torch.split(torch.arange(count), config.batch_size):
+    for indices in Batches(job, count, bar=False):
         images = sample_uint8(sampler, network, indices, job.data.shape, noise, device)
         for yardstick, distance in zip(yardsticks, distances, strict=True):
             with torch.inference_mode():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ddim_lab.config.job import Config
 from ddim_lab.data.images import to_uint8
 from ddim_lab.errors import ConfigError
-from ddim_lab.metrics.speed import Contention, timed, timed_libraries
+from ddim_lab.metrics.speed import timed, timed_libraries
 from ddim_lab.sampler import Sampler
 from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.walks import start
@@ -81,12 +81,11 @@ class SpeedPeers(Task):
 
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
         """Seconds of everyone for a full batch and for one image; ratios to ours, round by round."""
-        config, runtime, device = job.config, job.runtime, job.runtime.torch_device
+        config, device = job.config, job.runtime.torch_device
         phases: dict[str, float] = {}
         seconds: dict[int, dict[str, list[float]]] = {}
         first: dict[int, dict[str, float]] = {}
-        with job.alone("times"), job.store.presence(runtime.hardware) as others_busy:
-            meanwhile = Contention(others_busy, runtime.cpu_threads)
+        with job.timed_alone("times") as meanwhile:
             network = job.model.load().to(device)
             for size in sorted({1, config.batch_size}):
                 clock = time.perf_counter()

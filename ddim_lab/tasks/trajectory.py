@@ -15,7 +15,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.sampler import EpsModel, State
 from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.pictures import PREVIEW, preview, sheet
-from ddim_lab.tasks.walks import batches, check_finite, network_in_place, squared_error, start
+from ddim_lab.tasks.walks import Batches, finite, network_in_place, squared_error, start
 
 __all__ = ["Trajectory"]
 
@@ -49,14 +49,12 @@ class Trajectory(Task):
         images: list[Tensor] = []  # of the first PREVIEW samples, [B, C, H, W]
         by_sample: list[Tensor] = []  # float64 [moments, B]
         with network_in_place(job) as network:
-            for indices in batches(job, job.config.num_samples):
+            for indices in Batches(job, job.config.num_samples):
 
                 def walk(model: EpsModel, indices: Tensor = indices) -> Tensor:
                     return _states(sampler.walk(model, start(job, indices), indices=indices, noise=noise), moments)
 
-                states = walk(network)
-                check_finite(states, walk, network, sampler)
-                states = states.cpu()
+                states = finite(walk, network, sampler).cpu()
                 # as the pictures show them: the first predictions are divided by sqrt(ab) << 1 and leave images' range
                 seen = states.clamp(-1.0, 1.0)
                 errors_of = [squared_error(seen[:, k, 1], seen[:, -1, 0]) for k in range(len(moments))]

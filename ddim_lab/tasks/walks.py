@@ -1,10 +1,16 @@
-"""What the tasks that look at single images share: a network in place, named starts, errors an image."""
+"""Sampling batch after batch, and what is shared by all that samples.
+
+`Batches` is the one loop: every task's `for`, and the test loop of the Lightning module where `evaluate` is used. Only
+what measures the samples of a cell goes through Lightning, since importing it takes seconds and its teardown takes the
+network off the device, where other tasks walk again.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +24,89 @@ from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.tasks.base import Job
 
 __all__ = [
-    "batches",
+    "Batches",
     "check_finite",
+    "evaluate",
     "extract",
+    "finite",
     "mean_and_se",
     "network_in_place",
     "sample_states",
+    "sample_uint8",
     "squared_error",
     "start",
     "states_identity",
 ]
+
+
+@final
+class Batches:
+    """Indices of samples, batch by batch, int64 [B] on the job's device; under a progress bar while they are iterated.
+
+    Args:
+        job: names the device, the size of a batch and what the bar says in front.
+        samples: the batches as ranges of indices; or a number, for the samples 0 ... number - 1.
+        total: of how many samples these are the last, for the bar; None where they are all.
+        bar: without one where False.
+    """
+
+    def __init__(self, job: Job, samples: Sequence[range] | int, *, total: int | None = None, bar: bool = True) -> None:
+        size = job.config.batch_size
+        if isinstance(samples, int):
+            samples = [range(first, min(first + size, samples)) for first in range(0, samples, size)]
+        self._job: Final = job
+        self._named: Final = samples
+        self._count: Final = sum(map(len, samples))
+        self._total: Final = self._count if total is None else total
+        self._disable: Final = None if bar else True  # None: where nobody looks at a terminal
+
+    def __len__(self) -> int:
+        """Number of batches; without it, Lightning would take one batch more than it has sampled."""
+        return len(self._named)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        with tqdm(
+            total=self._total,
+            initial=self._total - self._count,
+            desc=self._job.progress,
+            unit="image",
+            disable=self._disable,
+            leave=False,
+        ) as bar:
+            for named in self._named:
+                yield torch.arange(named.start, named.stop, device=self._job.runtime.torch_device)
+                bar.update(len(named))
+
+
+def evaluate(batches: Batches, each: Callable[[Tensor], None], network: nn.Module, job: Job) -> None:
+    """Call `each` with the indices of every batch, as the test loop of a `DiffusionModule`.
+
+    Args:
+        batches: what is sampled.
+        each: samples a batch by the network.
+        network: on the job's device; Lightning leaves it on the CPU.
+        job: names schedule and device.
+    """
+    # Lightning takes seconds to import: only here.
+    import pytorch_lightning as pl
+
+    from ddim_lab.data.loaders import SampleIndices
+    from ddim_lab.device.lightning import interruptible
+    from ddim_lab.models.training import DiffusionModule
+
+    index = job.runtime.torch_device.index
+    trainer = pl.Trainer(
+        accelerator=job.runtime.accelerator,
+        devices=1 if index is None else [index],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    module = DiffusionModule(network, job.sampler.schedule, evaluate=each)
+    with interruptible():
+        trainer.test(module, datamodule=SampleIndices(batches), verbose=False)
 
 
 @contextlib.contextmanager
@@ -37,14 +116,6 @@ def network_in_place(job: Job) -> Iterator[nn.Module]:
     with runtime.applied(), job.store.presence(runtime.hardware), torch.inference_mode():
         at_once = min(job.config.batch_size, job.config.num_samples)
         yield Halving(job.network(at_once))
-
-
-def batches(job: Job, count: int) -> Iterator[Tensor]:
-    """Indices 0 ... count - 1 in batches of `batch_size` on the device, under a progress bar."""
-    with tqdm(total=count, desc=job.progress, unit="image", disable=None, leave=False) as bar:
-        for indices in torch.split(torch.arange(count), job.config.batch_size):
-            yield indices.to(job.runtime.torch_device)
-            bar.update(len(indices))
 
 
 def start(job: Job, indices: Tensor) -> Tensor:
@@ -74,15 +145,39 @@ def sample_states(job: Job, sampler: Sampler, network: nn.Module, count: int) ->
     """
     noise = job.runtime.noise(job.config.seed)
     parts = []
-    for indices in batches(job, count):
-
-        def walk(model: EpsModel, indices: Tensor = indices) -> Tensor:
-            return sampler.sample(model, start(job, indices), indices=indices, noise=noise)
-
-        x_0 = walk(network)
-        check_finite(x_0, walk, network, sampler)
-        parts.append(x_0.cpu())
+    for indices in Batches(job, count):
+        walk = partial(sampler.sample, x_T=start(job, indices), indices=indices, noise=noise)
+        parts.append(finite(walk, network, sampler).cpu())
     return torch.cat(parts)
+
+
+def sample_uint8(
+    sampler: Sampler,
+    network: nn.Module,
+    indices: Tensor,
+    shape: tuple[int, int, int],
+    noise: NamedNoise,
+    device: torch.device,
+) -> Tensor:
+    """The named samples as uint8 [B, C, H, W] on the device.
+
+    Raises:
+        NonFiniteError: as `check_finite`.
+    """
+    indices = indices.to(device)
+    x_T = noise.initial(indices, torch.empty(len(indices), *shape, device=device))
+    return to_uint8(finite(partial(sampler.sample, x_T=x_T, indices=indices, noise=noise), network, sampler))
+
+
+def finite(walk: Callable[[EpsModel], Tensor], network: nn.Module, sampler: object) -> Tensor:
+    """What a walk with this network gives, on the device.
+
+    Raises:
+        NonFiniteError: as `check_finite`.
+    """
+    x = walk(network)
+    check_finite(x, walk, network, sampler)
+    return x
 
 
 def check_finite(x: Tensor, walk: Callable[[EpsModel], object], network: nn.Module, sampler: object) -> None:

@@ -1,0 +1,200 @@
+"""N images of a cell, measured: quality, speed, determinism."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim_lab.config.job import Config
+from ddim_lab.data.images import from_uint8
+from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, noise_variance
+from ddim_lab.metrics.references import Level, Reference, obtain_level, obtain_reference, read_moments
+from ddim_lab.noise import NamedNoise
+from ddim_lab.sampler import Sampler
+from ddim_lab.store.chunks import SampleChunks
+from ddim_lab.tasks.base import Job, Outcome
+from ddim_lab.tasks.pictures import PREVIEW, preview
+from ddim_lab.tasks.samples_file import write_samples
+from ddim_lab.tasks.sampling import Maker, Seconds, chunks_of, maker_in_place, sample_on_ranks
+from ddim_lab.tasks.walks import mean_and_se
+
+if TYPE_CHECKING:
+    from ddim_lab.metrics.quality import Quality
+
+__all__ = ["measure_samples"]
+
+
+def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None = None) -> Outcome:
+    """Sample, score, time and repeat one cell; writes preview.png (and samples.npz) into `folder`.
+
+    Args:
+        job: the cell.
+        folder: the cell's folder.
+        work: durable folder of the unfinished cell: the samples that are there are not made again.
+        sampler: what samples, if not the job's own.
+    """
+    config = job.config
+    sampler = job.sampler if sampler is None else sampler
+    phases: dict[str, float] = {}
+    clock = time.perf_counter()
+    references = _references(job)
+    phases["references"] = time.perf_counter() - clock
+    chunks = chunks_of(job, work)
+    if config.sampling_devices > 1 and chunks.missing():
+        clock = time.perf_counter()
+        sample_on_ranks(job, work, chunks.missing(), sampler)
+        phases["ranks"] = time.perf_counter() - clock
+        chunks = chunks_of(job, work)
+    with maker_in_place(job, sampler, chunks) as maker:
+        maker.make(chunks.missing(), config.num_samples)
+        phases |= maker.phases  # of this process, now: what others made is in "ranks", or was before
+        clock = time.perf_counter()
+        measured = _quality(job, maker, work, *references)
+        samples = _Samples(chunks, measured)
+        read = time.perf_counter() - clock
+        clock = time.perf_counter()
+        with torch.inference_mode():
+            speed = _speed(config, maker, samples)
+            determinism = _determinism(config, maker, samples)
+        phases["speed_and_determinism"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    quality = measured.compute()
+    preview(folder, from_uint8(samples.images))
+    if config.save_samples:
+        write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
+    phases["metrics"] = time.perf_counter() - clock + read
+    error = "" if quality["fd_se"] is None else f" ± {quality['fd_se']:.2g}"
+    headline = f"{quality['name']} {quality['fd']:.4g}{error}, {speed['images_per_second']:,.0f} images/s"
+    measurements = {"nfe": sampler.nfe, "headline": headline, "quality": quality}
+    return Outcome({**measurements, "speed": speed, "determinism": determinism}, phases)
+
+
+def _references(job: Job) -> tuple[Reference, Level | None]:
+    """The real images that the samples are compared with, and what held-out ones score beside training images."""
+    config, data, features, device = job.config, job.data, job.features, job.runtime.torch_device
+    metrics = config.metrics
+    if metrics.reference_statistics is None:
+        keep = metrics.needs_vectors
+        reference = obtain_reference(features, data, metrics.reference, job.store, keep_features=keep, device=device)
+    else:
+        reference = read_moments(Path(metrics.reference_statistics), features)
+    if metrics.reference != "train":
+        return reference, None
+    return reference, obtain_level(reference, features, data, job.store, count=config.num_samples, device=device)
+
+
+def _quality(job: Job, maker: Maker, work: Path, reference: Reference, held_out: Level | None) -> Quality:
+    """The metrics of the job, for its samples."""
+    # torchmetrics takes seconds to import: only where something is sampled.
+    from ddim_lab.metrics.quality import Quality
+
+    metrics, count = job.config.metrics, job.config.num_samples
+    return Quality(
+        metrics, job.features, maker.features, reference, count, work, job.store, held_out, maker.device, job.data
+    )
+
+
+@final
+class _Samples:
+    """What the measurements need of all samples, in one reading of the chunks; not the images of large N.
+
+    Args:
+        chunks: all of the cell.
+        quality: is given the features and images.
+    """
+
+    def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
+        self.full_batches: list[Seconds] = []
+        self.contended = False
+        sha256 = ImagesHash()
+        images = []
+        count = 0
+        for batch in chunks:
+            if count == 0:
+                self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
+                self.first = batch.tensors["x_0"]
+            quality.update(batch.tensors["features"], count, batch.images)
+            sha256.update(batch.images)
+            if count < PREVIEW:
+                images.append(batch.images[: PREVIEW - count])
+            if batch.warm and len(batch) == self.size:
+                self.full_batches.append(Seconds(batch.seconds["sampling"], batch.seconds["forwards"]))
+            self.contended |= batch.contended
+            count += len(batch)
+        self.sha256 = sha256.hexdigest()
+        self.images = torch.cat(images)
+
+
+def _speed(config: Config, maker: Maker, samples: _Samples) -> dict[str, Any]:
+    """Wall-clock time of a full batch: the cell's own batches after a warm-up, and more of them if they are too few.
+
+    The forwards' share is the median over batches of their own time by the walk's, taken one after the other.
+    """
+    count = samples.size
+    walk, x_T = maker.walk(torch.arange(count, device=maker.device), maker.noise)
+    contended = samples.contended
+
+    # One forward first: a network that was recorded has been moved since, and is recorded again.
+    with maker.memory_seen():
+        maker.network(x_T, torch.zeros(count, dtype=torch.int64, device=maker.device))
+    batches = list(samples.full_batches)
+    if len(batches) < config.metrics.speed_repeats and not maker.warm:
+        maker.time_walk(walk, x_T)
+    while len(batches) < config.metrics.speed_repeats:
+        maker.contention.begin()
+        batches.append(maker.time_walk(walk, x_T)[1])
+        contended |= maker.contention.look()
+    seconds = [batch.walk for batch in batches]
+    first, median, third = (float(np.quantile(seconds, q)) for q in (0.25, 0.5, 0.75))
+    return {
+        "images": count,
+        "forward_images": maker.network.at_once(count),
+        "repeats": len(seconds),
+        "seconds": seconds,
+        "seconds_median": median,
+        "seconds_q1": first,
+        "seconds_q3": third,
+        "images_per_second": count / median,
+        "seconds_per_image": median / count,
+        "forward_share": float(np.median([batch.forwards / batch.walk for batch in batches])),
+        "warmup_seconds": samples.warmup_seconds,
+        "peak_memory_bytes": maker.peak_memory,
+        "contended": contended,
+    }
+
+
+def _determinism(config: Config, maker: Maker, samples: _Samples) -> dict[str, Any]:
+    """The first samples again, in a batch of their own: twice the same, once more with each other seed of the noise.
+
+    Where the cell's batches are no larger than that, two batch sizes are compared on half of them; None of one image.
+    """
+    count = len(samples.first)
+
+    def run(seed: int, count: int = count) -> Tensor:
+        indices = torch.arange(count, device=maker.device)
+        noise = NamedNoise(seed, compiled=maker.noise.compiled)
+        walk, _ = maker.walk(indices, noise)
+        return walk(maker.network).cpu()
+
+    one, same = run(config.seed), run(config.seed)
+    split = count if count < samples.size else count // 2
+    part = one if split == count else run(config.seed, split) if split else None
+    others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]
+    variance, variance_se = mean_and_se(noise_variance([one, *others]))
+    return {
+        "images": count,
+        "repeat_max_abs_diff": max_abs_diff([one, same]),
+        "repeat_identical": torch.equal(one, same),
+        "batch_max_abs_diff": None if part is None else max_abs_diff([samples.first[:split], part]),
+        "batch_sizes": None if part is None else [samples.size, split],
+        "noise_seeds": config.metrics.noise_seeds,
+        "noise_images": count,
+        "noise_variance": variance,
+        "noise_variance_se": variance_se,
+        "sha256": samples.sha256,
+    }
