@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import tiny
@@ -20,7 +20,7 @@ from ddim_lab.config.model import UNetConfig
 from ddim_lab.config.runtime import RuntimeConfig
 from ddim_lab.device.engine import Engine
 from ddim_lab.device.memory import Halving, forward_bytes
-from ddim_lab.device.precision import PARTS, Part, ends_without_autocast, lower_precision
+from ddim_lab.device.precision import Part, ends_without_autocast, lower_precision
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.speed import device_seconds
@@ -354,7 +354,7 @@ def test_the_stream_is_added_in_fp32(network: nn.Module) -> None:
     assert set(seen) == {torch.float32}
 
 
-@pytest.mark.parametrize("keep", [keep for n in range(4) for keep in itertools.combinations(PARTS, n)])
+@pytest.mark.parametrize("keep", [keep for n in range(4) for keep in itertools.combinations(get_args(Part), n)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_choice_runs_near_fp32(keep: tuple[Part, ...], dtype: torch.dtype, network: nn.Module) -> None:
     x, t = inputs(2)

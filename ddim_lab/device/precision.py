@@ -27,11 +27,10 @@ from typing import Final, Literal, final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PARTS", "Part", "ends_without_autocast", "lower_precision"]
+__all__ = ["Part", "ends_without_autocast", "lower_precision"]
 
 Part = Literal["edges", "norms", "stream"]
 
-PARTS: Final[tuple[Part, ...]] = ("edges", "norms", "stream")
 
 _EDGES: Final = re.compile(r"conv_in|conv_norm_out|conv_out|(time|class)_embedding\..*|.*\.time_emb_proj")
 _INTO_STREAM: Final = re.compile(r"conv_in|.*\.(conv2|conv_shortcut|to_out\.0|(down|up)samplers\.\d+\.conv)")

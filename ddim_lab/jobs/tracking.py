@@ -18,10 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
-
-if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
+from typing import Any, Literal, final
 
 JobType = Literal["train", "cell", "report"]
 Mode = Literal["online", "offline", "off"]
@@ -83,11 +80,6 @@ class Run:
     def directory(self) -> Path | None:
         """The run's folder, to give to `wandb sync`; None when off."""
         return None if self._backend is None else Path(self._backend.dir).parent
-
-    @property
-    def url(self) -> str | None:
-        """The run's page; None unless online."""
-        return self._backend.url if self.mode == "online" else None
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers. `step` is the job's x axis (training step, or sampling steps) and may come in any order."""
@@ -161,13 +153,6 @@ class Run:
                 backend._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
         self._send(send)
-
-    def lightning_logger(self) -> Logger:
-        """A Lightning logger that writes into this run, and nowhere when it is off.
-
-        Not Lightning's WandbLogger: that one raises into the training loop what wandb raises.
-        """
-        return _lightning_logger(self)
 
     def _send(self, action: Callable[[Any], object]) -> None:
         if self._backend is None or self._broken:
@@ -269,29 +254,7 @@ def _start(
                 group=group,
                 tags=[tag[:64] for tag in dict.fromkeys(tags)],  # longer or repeated ones it refuses
                 config=dict(run_config),
-                settings=wandb.Settings(
-                    reinit="create_new",
-                    init_timeout=config.init_timeout_seconds,
-                    finish_timeout=config.finish_timeout_seconds,
-                    finish_timeout_raises=True,
-                    silent=True,
-                    console="off",
-                    symlink=False,
-                    use_dot_wandb=False,
-                    allow_offline_artifacts=False,  # they keep a table's data outside the run's folder
-                    # The files hold the environment that matters. No code, host, user or command line goes out,
-                    # and no sampling thread runs beside a cell's timing.
-                    host="",
-                    disable_code=True,
-                    disable_git=True,
-                    disable_job_creation=True,
-                    label_disable=True,
-                    save_code=False,
-                    x_disable_meta=True,
-                    x_disable_machine_info=job_type != "train",
-                    x_disable_stats=job_type != "train",
-                    x_save_requirements=False,
-                ),
+                settings=_settings(config, job_type),
             )
 
         mode = _mode(config, library)
@@ -316,6 +279,35 @@ def _start(
     run._send(lambda backend: backend.define_metric(axis))
     run._send(lambda backend: backend.define_metric("*", step_metric=axis))
     return run
+
+
+def _settings(config: TrackingConfig, job_type: JobType) -> Any:
+    """What wandb is told to do, and above all not to do, in a run."""
+    import wandb
+
+    return wandb.Settings(
+        reinit="create_new",
+        init_timeout=config.init_timeout_seconds,
+        finish_timeout=config.finish_timeout_seconds,
+        finish_timeout_raises=True,
+        silent=True,
+        console="off",
+        symlink=False,
+        use_dot_wandb=False,
+        allow_offline_artifacts=False,  # they keep a table's data outside the run's folder
+        # The files hold the environment that matters. No code, host, user or command line goes out, and no sampling
+        # thread runs beside a cell's timing.
+        host="",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        label_disable=True,
+        save_code=False,
+        x_disable_meta=True,
+        x_disable_machine_info=job_type != "train",
+        x_disable_stats=job_type != "train",
+        x_save_requirements=False,
+    )
 
 
 def _mode(config: TrackingConfig, library: Any) -> Mode:
@@ -351,29 +343,6 @@ def _has_credentials(library: Any) -> bool:
 
     found = wbauth.authenticate_session(host=library.base_url, source="ddim_lab", prompt=False, update_session=False)
     return found is not None
-
-
-def _lightning_logger(run: Run) -> Logger:
-    from pytorch_lightning.loggers import Logger
-    from pytorch_lightning.utilities import rank_zero_only
-
-    class RunLogger(Logger):
-        @property
-        def name(self) -> str | None:
-            return None
-
-        @property
-        def version(self) -> int | str | None:
-            return None
-
-        @rank_zero_only
-        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-            run.log(metrics, step)
-
-        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-            """The run has had the whole configuration since it started."""
-
-    return RunLogger()
 
 
 def _drop_service() -> None:

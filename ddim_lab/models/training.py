@@ -261,13 +261,7 @@ def train(
         ConfigError: an image can't be read; names it.
         RuntimeError: this process has compiled too many networks.
     """
-    torch.manual_seed(_step_seed(training.seed, -1, 0))
-    network = build_unet(model, data.shape)
-    if precision == "bf16":
-        ends_without_autocast(network)
-    if compiled:
-        network.to(memory_format=torch.channels_last)
-        compile_whole(network)
+    network = _initialised(model, data.shape, training.seed, precision, compiled)
     curve, raw = _Curve(training.max_steps, mirror), _LastRaw()
     average = WeightAveraging(
         device="cuda" if accelerator == "gpu" else "cpu",
@@ -275,25 +269,8 @@ def train(
         # The averaging function of EMAWeightAveraging, in its form of a few kernels for all parameters.
         multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay),  # type: ignore[no-untyped-call]
     )
-    checkpoint = ModelCheckpoint(dirpath=work, filename="last", every_n_train_steps=training.checkpoint_every)
-    checkpoint.CHECKPOINT_JOIN_CHAR = "="
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=training.devices if device_index is None or training.devices > 1 else [device_index],
-        strategy="ddp" if training.devices > 1 else "auto",
-        max_steps=training.max_steps,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-        gradient_clip_val=training.gradient_clip,
-        deterministic=deterministic,
-        benchmark=not deterministic,
-        callbacks=[raw, average, curve, checkpoint],
-        # Several ranks are processes that `on_ranks` started.
-        plugins=[VerifiedCheckpoints(), *([LightningEnvironment()] if training.devices > 1 else [])],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    callbacks: list[Callback] = [raw, average, curve]
+    trainer = _trainer(training, accelerator, device_index, precision, deterministic, work, callbacks)
     module = DiffusionModule(network, schedule, training, ranks=training.devices, channels_last=compiled)
     try:
         with interruptible():
@@ -314,3 +291,48 @@ def train(
     last_raw = copy.deepcopy(averaged)
     last_raw.load_state_dict(raw.state)
     return averaged, last_raw, curve.write
+
+
+def _initialised(
+    model: UNetConfig, shape: tuple[int, int, int], seed: int, precision: str, compiled: bool
+) -> UNet2DModel:
+    """The network before its first step, named by the seed; prepared for bf16, or for the compiler, where asked."""
+    torch.manual_seed(_step_seed(seed, -1, 0))
+    network = build_unet(model, shape)
+    if precision == "bf16":
+        ends_without_autocast(network)
+    if compiled:
+        network.to(memory_format=torch.channels_last)
+        compile_whole(network)
+    return network
+
+
+def _trainer(
+    training: TrainingConfig,
+    accelerator: str,
+    device_index: int | None,
+    precision: str,
+    deterministic: bool,
+    work: Path,
+    callbacks: list[Callback],
+) -> pl.Trainer:
+    """Lightning's Trainer for `train`, whose arguments these are; it keeps its checkpoint in `work`."""
+    checkpoint = ModelCheckpoint(dirpath=work, filename="last", every_n_train_steps=training.checkpoint_every)
+    checkpoint.CHECKPOINT_JOIN_CHAR = "="
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=training.devices if device_index is None or training.devices > 1 else [device_index],
+        strategy="ddp" if training.devices > 1 else "auto",
+        max_steps=training.max_steps,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        gradient_clip_val=training.gradient_clip,
+        deterministic=deterministic,
+        benchmark=not deterministic,
+        callbacks=[*callbacks, checkpoint],
+        # Several ranks are processes that `on_ranks` started.
+        plugins=[VerifiedCheckpoints(), *([LightningEnvironment()] if training.devices > 1 else [])],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
