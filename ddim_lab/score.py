@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from ddim_lab.metrics.references import (
 )
 from ddim_lab.store import Store, content_key, write_json
 from ddim_lab.store.housekeeping import working
+from ddim_lab.store.records import Value
 
 __all__ = ["main", "score"]
 
@@ -53,7 +54,7 @@ def score(
     features: Features,
     store: Store,
     device: torch.device,
-) -> dict[str, Any]:
+) -> list[Value]:
     """What `generate` measures of a cell's quality, of any images: see `ddim_lab.metrics.quality.Quality`.
 
     Args:
@@ -98,21 +99,27 @@ def score(
                 quality.update(network(part.to(device)), start)
                 start += len(part)
                 bar.update(len(part))
-        return _finite(quality.compute())
+        return _finite(quality.values())
 
 
-def _finite(quality: dict[str, Any]) -> dict[str, Any]:
+def _finite(values: Sequence[Value]) -> list[Value]:
     """The values, where they are numbers: JSON has neither NaN nor infinity.
 
     Raises:
         RuntimeError: one is not finite; names it.
     """
-    equal = quality["equal_n"] or {}
-    for name, value in [*quality.items(), *equal.items(), *enumerate(quality["leave_one_out"])]:
-        if isinstance(value, float) and not math.isfinite(value):
-            what = f"{quality['name']} without group {name}" if isinstance(name, int) else name
-            raise RuntimeError(f"{what} is {value}: the features of these images, or the reference, can't be compared")
-    return quality
+    for value in values:
+        named = value.heading or value.column or value.name
+        numbers = [
+            (named, value.value),
+            *((f"{named} without group {g}", r) for g, r in enumerate(value.replicates or ())),
+        ]
+        for name, number in numbers:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise RuntimeError(
+                    f"{name} is {number}: the features of these images, or the reference, can't be compared"
+                )
+    return list(values)
 
 
 def _configured(
@@ -140,45 +147,28 @@ def _configured(
 # -- the command line -----------------------------------------------------------------------------------
 
 
-def _table(samples: Samples, quality: dict[str, Any]) -> str:
+def _table(samples: Samples, values: Sequence[Value]) -> str:
     """Every value with its N, network and reference."""
-    is_fid = quality["name"] == "FID"
-    rows = [
-        (quality["name"], quality["fd"], quality["fd_se"], "± one standard error of sampling"),
-        (
-            "KID" if is_fid else "Kernel distance",
-            quality.get("kid"),
-            quality.get("kid_spread"),
-            "± spread over subsets",
-        ),
-        (
-            "Inception Score" if is_fid else "Inception Score (of this network)",
-            *(quality.get("inception_score"), quality.get("inception_score_spread")),
-            "± spread over splits",
-        ),
-        ("Precision", quality.get("precision"), None, ""),
-        ("Recall", quality.get("recall"), None, ""),
-    ]
-    if equal := quality["equal_n"]:
-        at = f"at N = {equal['num_samples']:,}"
-        rows.append((f"{quality['name']} {at}", equal["fd_samples"], None, ""))
-        rows.append(
-            (f"{quality['name']} of held-out real images {at}", equal["fd_held_out"], equal["fd_held_out_se"], "")
-        )
-    width = max(len(name) for name, *_ in rows)
-    shown = [
-        f"{name:<{width}} {value:>10.5g}" + (f" ± {error:.2g}  ({note[2:]})" if error is not None else "")
-        for name, value, error, note in rows
-        if value is not None
-    ]
     head = [
         f"samples    {samples.name}: N = {len(samples.images):,}, {shape_in_words(samples.images.shape)}, SHA-256"
         f" {samples.digest[:12]}",
-        f"reference  {quality['reference']}",
-        f"features   {quality['features'][:24]}",
+        *dict.fromkeys(value.facts for value in values if value.comparable and value.facts),
     ]
-    reasons = [f"no {name}: {reason}" for name, reason in quality["not_measured"].items()]
+    told = [value for value in values if value.heading or value.column or value.label]
+    width = max(len(_named(value)) for value in told)
+    shown = []
+    for value in told:
+        if value.number is not None:
+            error = value.se if value.se is not None else value.spread
+            said = "" if error is None else f" ± {error:.2g}  ({value.error.partition('. ')[0]})"
+            shown.append(f"{_named(value):<{width}} {value.number:>10.5g}{said}")
+    reasons = [f"no {_named(value)}: {value.why_not}" for value in told if value.why_not is not None]
     return "\n".join([*head, "", *shown, *reasons])
+
+
+def _named(value: Value) -> str:
+    count = f" at N = {value.count:,}" if value.label and value.count is not None else ""
+    return (value.heading or value.column or value.label) + count
 
 
 class _Parser(argparse.ArgumentParser):
@@ -212,12 +202,13 @@ def _main(arguments: Sequence[str]) -> int:
     with working(store):
         features = obtain_features(metrics.network, data, store)
         with runtime.applied():
-            quality = score(samples, against, metrics, data, features, store, runtime.torch_device)
-    print(_table(samples, quality))
+            values = score(samples, against, metrics, data, features, store, runtime.torch_device)
+    print(_table(samples, values))
     if asked.json is not None:
+        told = [value.model_dump(mode="json", exclude_defaults=True) for value in values]
         described = {"path": str(asked.path), "num_samples": len(samples.images), "sha256": samples.digest}
         try:
-            write_json(asked.json, {"samples": described, "metrics": metrics.model_dump(), "quality": quality})
+            write_json(asked.json, {"samples": described, "metrics": metrics.model_dump(), "values": told})
         except OSError as error:
             raise ConfigError(f"--json={asked.json} can't be written: {error.strerror or error}") from None
     return 0

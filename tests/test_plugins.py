@@ -26,6 +26,7 @@ from typing import Literal
 
 import torch
 
+from ddim_lab.store.records import Value
 from ddim_lab.tasks.base import Outcome, Task
 from ddim_lab.tasks.walks import network_in_place, sample_states
 
@@ -44,7 +45,8 @@ class Brightness(Task):
         with network_in_place(job) as network:
             x_0 = sample_states(job, job.sampler, network, job.config.num_samples)
         mean = self.scale * float(x_0.mean())
-        return Outcome({"nfe": job.sampler.nfe, "headline": f"brightness {mean:.3g}", "brightness": mean}, {})
+        value = Value(name="brightness", value=mean, heading="Brightness", facts="mean of x_0, times the scale")
+        return Outcome(job.sampler.nfe, f"brightness {mean:.3g}", [value], {})
 """
 
 METRIC = """

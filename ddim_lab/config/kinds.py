@@ -25,7 +25,7 @@ class TaskOptions(Options, ABC):
         scores_samples: whether it compares its samples with metrics.reference, or with a file of statistics.
         keeps_samples: whether save_samples=true means something to it.
         on_several_devices: whether sampling_devices may exceed 1.
-        pairs_cells: whether sample i starts from the same x_T in every cell.
+        common_start: whether sample i starts from the same x_T in every cell.
         any_formula: whether it takes samplers whose formula a package brings, not the DDIM family alone.
         extra: the extra of this package that it needs, with the module that shows whether it is installed; or None.
     """
@@ -35,6 +35,7 @@ class TaskOptions(Options, ABC):
     keeps_samples: ClassVar[bool] = False
     on_several_devices: ClassVar[bool] = False
     any_formula: ClassVar[bool] = True
+    common_start: ClassVar[bool] = True
     extra: ClassVar[tuple[str, str] | None] = None
 
     name: Words

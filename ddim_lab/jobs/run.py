@@ -174,30 +174,32 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
             job.store.discard_work("cells", key)
         measured = job.task.measure(job, folder, job.store.work_folder("cells", key))
         phases.update(measured.phases)
-        result = {
-            "schema": 1,
-            "task": job.config.task.name,
-            "key": key,
-            "identity": identity,
-            "recipe": _recipe(job),
-            "measurements": measured.measurements,
-            "tables": measured.tables,
-            "pictures": measured.pictures,
-            "phases": {name: round(seconds, 4) for name, seconds in measured.phases.items()},
-            "objects": _objects(job.store),
-            "environment": environment(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        write_json(folder / "result.json", result)
+        result = Result(
+            key=key,
+            task=job.config.task.name,
+            identity=identity,
+            recipe=_recipe(job),
+            nfe=measured.nfe,
+            headline=measured.headline,
+            common_start=job.task.common_start,
+            values=tuple(measured.values),
+            tables=tuple(measured.tables),
+            pictures=tuple(measured.pictures),
+            phases={name: round(seconds, 4) for name, seconds in measured.phases.items()},
+            objects=_objects(job.store),
+            environment=environment(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_json(folder / "result.json", result.content())
 
     folder, built = job.store.obtain("cells", key, build, replace=job.config.force)
     folder = job.task.finished(job, folder)
     return folder, not built, phases
 
 
-def _objects(store: Store, others: Sequence[Sequence[str]] = ()) -> list[list[str]]:
-    """The store's objects that were used, as [kind, key]: not pruned as long as the sweep exists."""
-    return [list(pair) for pair in sorted({*store.used, *((kind, key) for kind, key in others)})]
+def _objects(store: Store, others: Sequence[tuple[str, str]] = ()) -> tuple[tuple[str, str], ...]:
+    """The store's objects that were used, as (kind, key): not pruned as long as the sweep exists."""
+    return tuple(sorted({*store.used, *others}))
 
 
 def _identity(job: Job) -> dict[str, Any]:

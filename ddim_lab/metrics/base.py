@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 
     Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-__all__ = ["JACKKNIFE", "NO_IMAGES", "Batch", "Comparison", "Metric", "Running"]
+__all__ = ["BESIDE", "JACKKNIFE", "NO_IMAGES", "Batch", "Comparison", "Metric", "Running", "in_short"]
 
 JACKKNIFE: Final = "by the delete-a-group jackknife over groups of samples"
+
+BESIDE: Final = "Beside the Fréchet distance"
+"""The table of what else is measured on the same features."""
 
 NO_IMAGES: Final = "the reference is a mean and a covariance: the features of its images are not known"
 
@@ -54,10 +58,17 @@ class Comparison:
     store: Store
     device: torch.device | None
 
+    @property
+    def facts(self) -> str:
+        """Network (a digest as its first 12 digits) and reference, to stand beside every value."""
+        digest = self.features.digest
+        features = digest[:12] if re.fullmatch(r"[0-9a-f]{32,}", digest) else digest
+        return f"features: {features} · reference: {self.reference.name}"
+
     def comparable(self, **more: str | int | None) -> dict[str, str | int | None]:
         """`Value.comparable` of what is measured here, and what else a value depends on."""
         return {
-            "metric": self.features.name,
+            "name": self.features.name,
             "features": self.features.digest,
             "reference": self.reference.name,
             "reference_key": self.reference.key,
@@ -114,3 +125,9 @@ class Metric(MetricOptions):
     @abstractmethod
     def start(self, comparison: Comparison) -> Running:
         """The metric at work."""
+
+
+def in_short(value: Value) -> str:
+    """A value in a few words, as "FID 4.67 ± 0.05"."""
+    error = "" if value.se is None else f" ± {value.se:.2g}"
+    return f"{value.heading or value.column or value.name} {value.value:.4g}{error}"

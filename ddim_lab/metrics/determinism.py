@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, final
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ddim_lab.store.records import Value
 
 __all__ = ["ImagesHash", "max_abs_diff", "nhwc", "noise_variance"]
 
@@ -49,3 +51,60 @@ class ImagesHash:
     def hexdigest(self) -> str:
         """Of all that was added."""
         return self._sha256.hexdigest()
+
+
+# -- what is told of it ----------------------------------------------------------------------------------
+
+REPEATS: Final = (
+    "The same x_T sampled twice, and in batches of two sizes: differences of the final state, in which images "
+    "span [−1, 1]. Variance: over noise seeds at fixed x_T, ± its standard error over images where that was taken; "
+    "at η 0 nothing is drawn, so it must be exactly 0."
+)
+
+
+def determinism_values(found: Mapping[str, Any]) -> list[Value]:
+    """What repeats differ by, and the variance that noise brings, as a report shows them.
+
+    Args:
+        found: `images` that it was tested on; `repeat_max_abs_diff`, `repeat_identical`; `batch_max_abs_diff` of two
+            `batch_sizes`, None where there are no two; `noise_variance` with `noise_variance_se`, over `noise_seeds`
+            and `noise_images`; `sha256` of all samples.
+    """
+    sizes = found["batch_sizes"]
+    notes = (REPEATS, f"The two batch sizes: {' and '.join(map(str, sizes))}.") if sizes else (REPEATS,)
+    repeats: dict[str, Any] = {"section": "Determinism", "table": "Repeats and batch sizes", "notes": notes}
+    variance = found["noise_variance"]
+    return [
+        Value(
+            name="repeat_max_abs_diff",
+            value=found["repeat_max_abs_diff"],
+            column="same x_T twice: max |difference|",
+            **repeats,
+        ),
+        Value(name="repeat_identical", value=found["repeat_identical"], column="bitwise equal", **repeats),
+        Value(
+            name="batch_max_abs_diff",
+            value=found["batch_max_abs_diff"],
+            column="two batch sizes: max |difference|",
+            **repeats,
+        ),
+        Value(
+            name="noise_variance",
+            value=variance,
+            heading="Variance across noise seeds",
+            facts="mean over pixels that span [−1, 1], between runs from the same x_T with different noise; half of it "
+            "is the MSE between two runs on the [0, 1] scale",
+            column="variance across noise seeds",
+            against="eta",
+            se=found["noise_variance_se"],
+            error="over images",
+            count=found["noise_images"],
+            **repeats,
+        ),
+        Value(name="sha256", value=found["sha256"], column="SHA-256 of all samples", **repeats),
+        Value(name="determinism_images", value=found["images"], column="tested on images", **repeats),
+        Value(name="noise_seeds", value=found["noise_seeds"]),
+        Value(name="noise_images", value=found["noise_images"]),
+        # two runs differ by twice the variance; images on [0, 1] have a quarter of it
+        Value(name="noise_mse", value=variance / 2),
+    ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ddim_lab.metrics.statistics import VECTORS, VectorFile, read_vectors
 from ddim_lab.store import Store
 from ddim_lab.store.records import Value
 
-__all__ = ["Quality", "as_measurements"]
+__all__ = ["Quality"]
 
 
 @final
@@ -89,61 +88,3 @@ class Quality:
             raise RuntimeError(f"{self._num_samples} samples were to be measured, {self._count} were given")
         vectors = None if self._spooled is None else read_vectors(self._spooled.path)
         return [value for metric in self._running for value in metric.compute(vectors)]
-
-    def compute(self) -> dict[str, Any]:
-        """The values as a result's `quality`; None for what could not be measured, `not_measured` says why."""
-        return as_measurements(self.values())
-
-
-# -- as result.json has them so far ----------------------------------------------------------------------
-
-ENTRIES: Final = {
-    "kid": "kid",
-    "inception_score": "inception_score",
-    "improved_precision": "precision",
-    "improved_recall": "recall",
-}
-"""Value -> its entry of a result's `quality`."""
-
-NEAREST: Final = ("samples_to_train", "samples_to_held_out", "held_out_to_train")
-
-
-def as_measurements(values: Sequence[Value]) -> dict[str, Any]:
-    """Values as the `quality` of a result.json of schema 1; those that it has no entry for are listed as they are."""
-    found = {value.name: value for value in values}
-    fd = found.pop("fd")
-    equal, held_out = found.pop("fd_at_equal_n", None), found.pop("fd_held_out_at_equal_n", None)
-    quality: dict[str, Any] = {
-        "fd": fd.value,
-        "fd_se": fd.se,
-        "name": fd.comparable["metric"],
-        **{name: fd.comparable[name] for name in ("features", "reference", "reference_key", "num_samples")},
-        "leave_one_out": list(fd.replicates or ()),
-        "equal_n": None,
-    }
-    if equal is not None and held_out is not None:
-        quality["equal_n"] = {
-            "num_samples": equal.count,
-            "fd_samples": equal.value,
-            "fd_held_out": held_out.value,
-            "fd_held_out_se": held_out.se,
-        }
-    not_measured = {}
-    for name, entry in ENTRIES.items():
-        if (value := found.pop(name, None)) is None:
-            continue
-        quality[entry] = value.value
-        if name in ("kid", "inception_score"):
-            quality[f"{name}_spread"] = value.spread
-        if name == "kid":
-            quality |= {f"kid_{part}": value.comparable.get(part) for part in ("subsets", "subset_size")}
-        if value.why_not is not None:
-            not_measured[entry] = value.why_not
-    quality["not_measured"] = not_measured
-    nearest = {entry: value for entry in NEAREST if (value := found.pop(f"nearest_{entry}", None)) is not None}
-    if nearest:
-        numbers = {entry: value.value for entry, value in nearest.items()}
-        quality["nearest"] = None if None in numbers.values() else numbers
-    if found:
-        quality["values"] = [value.model_dump(mode="json") for value in found.values()]
-    return quality

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Self, TypeVar, final
+from typing import Any, Final, Self, TypeVar, final
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddim_lab.device.cores import allowed_cores
+from ddim_lab.store.records import Value
 
 __all__ = [
     "Contention",
@@ -173,3 +174,55 @@ class PeakMemory:
     def __exit__(self, *error: object) -> None:
         if self._device.type == "cuda":
             self.nbytes = int(torch.cuda.max_memory_allocated(self._device))
+
+
+# -- what is told of a speed -----------------------------------------------------------------------------
+
+TIMING: Final = (
+    ("images_per_second", "images_per_second", "images/s", "images a second", ""),
+    (
+        "forward_share",
+        "forward_share",
+        "share",
+        "forward's share",
+        "Forward's share: the network's forwards alone over the whole walk; median of the ratios, timed in pairs.",
+    ),
+    (
+        "peak_memory_bytes",
+        "peak_memory",
+        "B",
+        "peak memory",
+        "Peak memory: what a GPU had allocated at most during the walk; on a CPU it is not known.",
+    ),
+)
+"""Entry of what was timed, name of its value, unit, column of the table, note under it."""
+
+
+def speed_values(found: Mapping[str, Any]) -> list[Value]:
+    """The speed of a batch as a report shows it, in a table with a row a cell.
+
+    Args:
+        found: `images` of the batch; `seconds_median`, `seconds_q1` and `seconds_q3` of it over `repeats`;
+            `images_per_second`, `seconds_per_image`; whether it was `contended`; and what else was taken of it:
+            `forward_share`, `peak_memory_bytes`, `forward_images`, `warmup_seconds`.
+    """
+    images, fair = found["images"], not found["contended"]
+    timing: dict[str, Any] = {"section": "Speed", "table": "Timing", "fair": fair}
+    each = Value(
+        name="seconds_per_image",
+        value=found["seconds_per_image"],
+        unit="s/image",
+        column="an image",
+        quartiles=(found["seconds_q1"] / images, found["seconds_q3"] / images),
+        count=images,
+        notes=("Median of the repeats over one batch; quartiles in brackets.",),
+        **timing,
+    )
+    beside = [
+        Value(name=name, value=found.get(entry), unit=unit, column=column, notes=(note,) if note else (), **timing)
+        for entry, name, unit, column, note in TIMING
+    ]
+    alone = {"images": "speed_images", "repeats": "speed_repeats"}
+    alone |= {name: name for name in ("forward_images", "seconds_median", "seconds_q1", "seconds_q3", "warmup_seconds")}
+    plain = [Value(name=name, value=found[entry]) for entry, name in alone.items() if entry in found]
+    return [each, *beside, *plain, Value(name="contended", value=found["contended"])]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
@@ -16,6 +16,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.config.kinds import TaskOptions
 from ddim_lab.errors import ConfigError
 from ddim_lab.store import Store
+from ddim_lab.store.records import Pictured, Tabled, Value
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,16 +129,20 @@ class Outcome:
     """What a task found.
 
     Attributes:
-        measurements: as in result.json; "nfe" and "headline" (one line for the console) at least.
+        nfe: network forwards a sample.
+        headline: one line for the console.
+        values: each with all that it means nothing without; the first with a heading leads.
         phases: seconds that each phase took.
-        tables: {"title", "columns", "rows"} for the report.
-        pictures: {"title", "file", "caption"}, files beside result.json, for the report.
+        tables: shown in the report as they are.
+        pictures: files beside result.json, for the report.
     """
 
-    measurements: dict[str, Any]
-    phases: dict[str, float]
-    tables: list[dict[str, Any]] = field(default_factory=list)
-    pictures: list[dict[str, str]] = field(default_factory=list)
+    nfe: int
+    headline: str
+    values: Sequence[Value]
+    phases: Mapping[str, float]
+    tables: Sequence[Tabled] = ()
+    pictures: Sequence[Pictured] = ()
 
 
 MOST_STATES: Final = 8 * 2**30

@@ -24,10 +24,12 @@ from ddim_lab.metrics.speed import (
     forward_flops,
     larger,
     product_ceiling,
+    speed_values,
     timed,
     timed_libraries,
 )
 from ddim_lab.sampler import Sampler
+from ddim_lab.store.records import Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.walks import start
 
@@ -35,6 +37,13 @@ __all__ = ["Benchmark"]
 
 MEASURED_VERSION: Final = 2
 """Raised whenever the same cell would be measured otherwise."""
+
+
+COLUMNS: Final = (
+    *("images at once", "images/s", "ms a step", "ms a forward", "loop over forwards", "with noise"),
+    *("TFLOP/s", "of the ceiling", "first forward, s", "peak memory, MB"),
+)
+"""Of the table with a row a batch size."""
 
 
 @final
@@ -96,55 +105,69 @@ class Benchmark(Task):
             of_samples = [(count * size, value) for count, value in zip(batches, seconds, strict=True)]
             memory = [timing.peak_memory(samplers[0], count) for count in batches]
             phases["lines"] = time.perf_counter() - clock
+        growth = None if not memory[0] or memory[-1] is None else memory[-1] / memory[0] - 1.0
         steps_line, samples_line = _line(of_steps), _line(of_samples)
         largest = rows[-1]
         nfe = job.sampler.nfe
         rate = largest["images_per_second"] * nfe * flops
         one = next((row["seconds_median"] for row in rows if row["images"] == 1), None)
         return Outcome(
-            measurements={
-                "nfe": nfe,
-                "headline": f"{largest['images_per_second']:,.1f} images/s, {rate / 1e12:.3g} TFLOP/s"
-                f" ({rate / ceiling:.0%} of a matrix product), loop {largest['loop_overhead']:+.1%}"
-                f" ({largest['noisy_loop_overhead']:+.1%} with noise)",
-                "speed": {**largest, "contended": meanwhile.seen},
-                "one_image_seconds": one,
-                "loop_overhead": largest["loop_overhead"],
-                "noisy_loop_overhead": largest["noisy_loop_overhead"],
-                "flops_per_forward": flops,
-                "teraflops": rate / 1e12,
-                "ceiling_teraflops": ceiling / 1e12,
-                "ceiling_share": rate / ceiling,
-                "forwards_per_second": largest["images_per_second"] * nfe,
-                "steps_r_squared": steps_line.r_squared,
-                "samples_r_squared": samples_line.r_squared,
-                "memory_growth": None if not memory[0] or memory[-1] is None else memory[-1] / memory[0] - 1.0,
-            },
+            nfe=nfe,
+            headline=f"{largest['images_per_second']:,.1f} images/s, {rate / 1e12:.3g} TFLOP/s"
+            f" ({rate / ceiling:.0%} of a matrix product), loop {largest['loop_overhead']:+.1%}"
+            f" ({largest['noisy_loop_overhead']:+.1%} with noise)",
+            values=[
+                Value(
+                    name="ceiling_share",
+                    value=rate / ceiling,
+                    heading="Share of a matrix product's speed",
+                    facts="operations a second of the network at the largest batch, over those of a large square"
+                    " product of the same precision in the same run",
+                ),
+                Value(
+                    name="loop_overhead",
+                    value=largest["loop_overhead"],
+                    heading="Loop over forwards alone",
+                    facts="time of the walk, its noise included, over that of as many forwards in a row, less 1; median"
+                    " over rounds",
+                    better="lower",
+                ),
+                Value(
+                    name="noisy_loop_overhead",
+                    value=largest["noisy_loop_overhead"],
+                    heading="Loop with noise over forwards alone",
+                    facts="the same of the walk with noise in every step but the last: at η 1 where the cell draws"
+                    " none",
+                    better="lower",
+                ),
+                Value(name="one_image_seconds", value=one, unit="s"),
+                Value(name="flops_per_forward", value=flops),
+                Value(name="teraflops", value=rate / 1e12),
+                Value(name="ceiling_teraflops", value=ceiling / 1e12),
+                Value(name="forwards_per_second", value=largest["images_per_second"] * nfe),
+                Value(name="steps_r_squared", value=steps_line.r_squared),
+                Value(name="samples_r_squared", value=samples_line.r_squared),
+                Value(
+                    name="memory_growth",
+                    value=growth,
+                ),
+                *speed_values({**largest, "contended": meanwhile.seen}),
+            ],
             phases=phases,
             tables=[
-                {
-                    "title": f"S = {job.sampler.steps}: median (quartiles) of {self.rounds} rounds",
-                    "columns": [
-                        *(
-                            "images at once",
-                            "images/s",
-                            "ms a step",
-                            "ms a forward",
-                            "loop over forwards",
-                            "with noise",
-                        ),
-                        *("TFLOP/s", "of the ceiling", "first forward, s", "peak memory, MB"),
-                    ],
-                    "rows": [_row(row, nfe, flops, ceiling) for row in rows],
-                },
-                {
-                    "title": f"Lines at {sizes[-1]} images at once",
-                    "columns": ["seconds against", "points", "slope, s", "intercept, s", "R²"],
-                    "rows": [
-                        ["S (forwards)", _points(of_steps), *_digits(steps_line)],
-                        [f"N (S = {samplers[0].steps})", _points(of_samples), *_digits(samples_line)],
-                    ],
-                },
+                Tabled(
+                    title=f"S = {job.sampler.steps}: median (quartiles) of {self.rounds} rounds",
+                    columns=COLUMNS,
+                    rows=tuple(_row(row, nfe, flops, ceiling) for row in rows),
+                ),
+                Tabled(
+                    title=f"Lines at {sizes[-1]} images at once",
+                    columns=("seconds against", "points", "slope, s", "intercept, s", "R²"),
+                    rows=(
+                        ("S (forwards)", _points(of_steps), *_digits(steps_line)),
+                        (f"N (S = {samplers[0].steps})", _points(of_samples), *_digits(samples_line)),
+                    ),
+                ),
             ],
         )
 
@@ -243,11 +266,11 @@ def _line(points: list[tuple[int, float]]) -> Line:
     return line
 
 
-def _row(row: dict[str, Any], nfe: int, flops: int, ceiling: float) -> list[str]:
+def _row(row: dict[str, Any], nfe: int, flops: int, ceiling: float) -> tuple[str, ...]:
     rate = row["images_per_second"] * nfe * flops
     step, low, high = (1e3 * row[name] / nfe for name in ("seconds_median", "seconds_q1", "seconds_q3"))
     memory = row["peak_memory_bytes"]
-    return [
+    return (
         f"{row['images']:,}",
         f"{row['images_per_second']:,.4g}",
         f"{step:.4g} ({low:.4g} – {high:.4g})",
@@ -258,7 +281,7 @@ def _row(row: dict[str, Any], nfe: int, flops: int, ceiling: float) -> list[str]
         f"{rate / ceiling:.1%}",
         f"{row['warmup_seconds']:.3g}",
         "" if memory is None else f"{memory / 1e6:,.0f}",
-    ]
+    )
 
 
 def _points(points: list[tuple[int, float]]) -> str:

@@ -16,6 +16,7 @@ They agree where no timestep is skipped (S = T). Nothing but this lesson uses th
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, final
 
@@ -26,6 +27,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import Formula, Sampler, Transition
 from ddim_lab.schedule import CLEAN, NoiseSchedule
+from ddim_lab.store.records import Value
 from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.measuring import measure_samples
 from ddim_lab.tasks.scored import compared_with, measuring_forwards
@@ -104,9 +106,17 @@ class CannotSkip(Task):
         measured = measure_samples(job, folder, work, sampler)
         with network_in_place(job) as network:
             mse, se = mean_and_se(_difference(job, sampler, network))
-        measured.measurements.update(mse_to_sampler=mse, mse_to_sampler_se=se)
-        measured.measurements["headline"] += f", {self.alphas} alphas: MSE {mse:.2g} to the sampler"
-        return measured
+        value = Value(
+            name="mse_to_sampler",
+            value=mse,
+            heading="MSE of DDPM's formula to the sampler",
+            facts="from the same x_T and noise, a dimension, on the [0, 1] scale",
+            se=se,
+            error="over images",
+            better="lower",
+        )
+        headline = f"{measured.headline}, {self.alphas} alphas: MSE {mse:.2g} to the sampler"
+        return replace(measured, headline=headline, values=[*measured.values, value])
 
 
 def _difference(job: Job, sampler: Sampler, network: nn.Module) -> Tensor:

@@ -7,6 +7,7 @@ the two images, which is the straight line between them.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, final
@@ -20,6 +21,7 @@ from ddim_lab.data.images import from_uint8
 from ddim_lab.errors import ConfigError
 from ddim_lab.interpolate import slerp_grid, slerp_line
 from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
+from ddim_lab.store.records import Pictured, Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task, need_determinism
 from ddim_lab.tasks.pictures import sheet
 from ddim_lab.tasks.walks import Batches, finite, network_in_place, start
@@ -81,36 +83,71 @@ class Interpolate(Task):
         at_ends = median_nearest_distance(torch.cat(ends, dim=1).flatten(0, 1)[:NEAREST_AT_MOST], train)
         length, largest = paths["slerp"]
         return Outcome(
-            measurements={
-                "nfe": sampler.nfe,
-                "headline": f"path {length:.3g} times the straight line, its largest step {largest:.2g} of it",
-                "interpolation_path_length": length,
-                "interpolation_largest_step": largest,
-                "lerp_path_length": paths["lerp"][0],
-                "lerp_largest_step": paths["lerp"][1],
-                "midpoint_to_train": nearest["slerp"],
-                "lerp_midpoint_to_train": nearest["lerp"],
-                "crossfade_midpoint_to_train": nearest["cross-fade"],
-                "ends_to_train": at_ends,
-                "interpolation_lines": ways["slerp"].count,
-                "interpolation_points": points,
-            },
+            nfe=sampler.nfe,
+            headline=f"path {length:.3g} times the straight line, its largest step {largest:.2g} of it",
+            values=_values(paths, nearest, at_ends, ways["slerp"].count, points),
             phases={"sampling": seconds, "metrics": time.perf_counter() - clock - seconds},
             tables=[
-                {
-                    "title": "Three ways between two images",
-                    "columns": ["way", "path length", "largest step", "midpoint to nearest training image"],
-                    "rows": [
-                        *([name, *paths[name], nearest[name]] for name in ways),
-                        ["the ends themselves", None, None, at_ends],
-                    ],
-                }
+                Tabled(
+                    title="Three ways between two images",
+                    columns=("way", "path length", "largest step", "midpoint to nearest training image"),
+                    rows=(
+                        *((name, *paths[name], nearest[name]) for name in ways),
+                        ("the ends themselves", None, None, at_ends),
+                    ),
+                )
             ],
             pictures=[
-                {"title": "Lines between pairs of x_T (slerp)", "file": "lines.png", "caption": ""},
-                {"title": "Grid between four x_T (slerp of slerps)", "file": "grid.png", "caption": ""},
+                Pictured(title="Lines between pairs of x_T (slerp)", file="lines.png"),
+                Pictured(title="Grid between four x_T (slerp of slerps)", file="grid.png"),
             ],
         )
+
+
+def _values(
+    paths: Mapping[str, tuple[float, float]], nearest: Mapping[str, float], at_ends: float, lines: int, points: int
+) -> list[Value]:
+    """Of slerp, with its neighbours' as levels."""
+    length, largest = paths["slerp"]
+    of: dict[str, Any] = {"count": lines, "counted": "lines"}
+    return [
+        Value(
+            name="interpolation_path_length",
+            value=length,
+            heading="Path between images",
+            facts="length in pixels of the path that slerp of x_T takes, as a multiple of the straight line; median"
+            " over lines",
+            level="lerp_path_length",
+            level_says="By lerp of x_T",
+            **of,
+        ),
+        Value(
+            name="interpolation_largest_step",
+            value=largest,
+            heading="Largest step between neighbours",
+            facts="of the path that slerp of x_T takes, as a share of the straight line between its ends; median over"
+            " lines",
+            level="lerp_largest_step",
+            level_says="By lerp of x_T",
+            **of,
+        ),
+        Value(
+            name="midpoint_to_train",
+            value=nearest["slerp"],
+            heading="Distance of midpoints to the training images",
+            facts="median Euclidean distance of a slerp's midpoint to its nearest training image, pixels in [−1, 1]",
+            level="crossfade_midpoint_to_train",
+            level_says="Of the cross-fade of the two end images",
+            **of,
+        ),
+        Value(name="lerp_path_length", value=paths["lerp"][0]),
+        Value(name="lerp_largest_step", value=paths["lerp"][1]),
+        Value(name="lerp_midpoint_to_train", value=nearest["lerp"]),
+        Value(name="crossfade_midpoint_to_train", value=nearest["cross-fade"]),
+        Value(name="ends_to_train", value=at_ends),
+        Value(name="interpolation_lines", value=lines),
+        Value(name="interpolation_points", value=points),
+    ]
 
 
 @final

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ddim_lab.config.job import Config
 from ddim_lab.data.images import from_uint8
-from ddim_lab.metrics.determinism import ImagesHash, max_abs_diff, noise_variance
+from ddim_lab.metrics.base import in_short
+from ddim_lab.metrics.determinism import ImagesHash, determinism_values, max_abs_diff, noise_variance
 from ddim_lab.metrics.references import Level, Reference, obtain_level, obtain_reference, read_moments
+from ddim_lab.metrics.speed import speed_values
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
 from ddim_lab.store.chunks import SampleChunks
@@ -63,15 +65,16 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
             determinism = _determinism(config, maker, samples)
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    quality = measured.compute()
+    quality = measured.values()
     preview(folder, from_uint8(samples.images))
     if config.save_samples:
         write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
     phases["metrics"] = time.perf_counter() - clock + read
-    error = "" if quality["fd_se"] is None else f" ± {quality['fd_se']:.2g}"
-    headline = f"{quality['name']} {quality['fd']:.4g}{error}, {speed['images_per_second']:,.0f} images/s"
-    measurements = {"nfe": sampler.nfe, "headline": headline, "quality": quality}
-    return Outcome({**measurements, "speed": speed, "determinism": determinism}, phases)
+    headline = f"{in_short(quality[0])}, {speed['images_per_second']:,.0f} images/s"
+    last = [value for value in quality if value.section]
+    first = [value for value in quality if not value.section]
+    values = [*first, *speed_values(speed), *determinism_values(determinism), *last]
+    return Outcome(sampler.nfe, headline, values, phases)
 
 
 def _references(job: Job) -> tuple[Reference, Level | None]:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ddim_lab.config.job import Config
 from ddim_lab.device.memory import Halving
+from ddim_lab.metrics.base import JACKKNIFE
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.speed import timed, timed_libraries
 from ddim_lab.store import content_key
+from ddim_lab.store.records import Pictured, Value
 from ddim_lab.tasks.base import Job, Outcome, Task, drawn, need_error, need_room
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.walks import (
@@ -39,6 +41,7 @@ MEASURED_VERSION: Final = 2
 """Raised whenever the same cell would be measured otherwise."""
 
 SHOWN: Final = 12
+RUNTIME: Final = "the same x_T under this runtime and in fp32 on deterministic kernels"
 
 
 @final
@@ -99,23 +102,41 @@ class Precision(Task):
         preview(folder, images)
         sheet(folder / "against_fp32.png", torch.stack([images[:SHOWN], plain[:SHOWN]]))
         return Outcome(
-            measurements={
-                "nfe": job.sampler.nfe,
-                "headline": f"FD {change / fp32:+.3%} ± {change_se / fp32:.3%} of fp32's {fp32:.4g}, MSE {mse:.2g},"
-                + (" not timed: another process was on the device" if speedup is None else f" {speedup:.2f} × as fast"),
-                "precision_fd_change": change,
-                "precision_fd_change_se": change_se,
-                "precision_fd_percent": 100.0 * change / fp32,
-                "precision_fd_percent_se": 100.0 * change_se / fp32,
-                "precision_fd_reference": fp32,
-                "precision_fd_reference_se": jackknife_se(left_out[0]),
-                "precision_max_abs_diff": float((images - plain).abs().max()),
-                "precision_mse": mse,
-                "precision_mse_se": mse_se,
-                "precision_mean_diff": float((images - plain).double().mean()),
-                "precision_speedup": speedup,
-                "compared_images": len(images),
-            },
+            nfe=job.sampler.nfe,
+            headline=f"FD {change / fp32:+.3%} ± {change_se / fp32:.3%} of fp32's {fp32:.4g}, MSE {mse:.2g},"
+            + (" not timed: another process was on the device" if speedup is None else f" {speedup:.2f} × as fast"),
+            values=[
+                Value(
+                    name="precision_fd_percent",
+                    value=100.0 * change / fp32,
+                    heading="Change of the Fréchet distance against fp32, in percent",
+                    facts=f"{RUNTIME}; paired",
+                    se=100.0 * change_se / fp32,
+                    error=f"{JACKKNIFE}, paired",
+                    count=len(images),
+                ),
+                Value(
+                    name="precision_mse",
+                    value=mse,
+                    heading="MSE to fp32",
+                    facts=f"{RUNTIME}, a dimension, on the [0, 1] scale",
+                    se=mse_se,
+                    error="over images",
+                    count=len(images),
+                    better="lower",
+                ),
+                Value(
+                    name="precision_speedup",
+                    value=speedup,
+                    heading="Times the speed of fp32",
+                    facts="images a second under this runtime over those in fp32 on deterministic kernels",
+                ),
+                Value(name="precision_fd_change", value=change, se=change_se, error=f"{JACKKNIFE}, paired"),
+                Value(name="precision_fd_reference", value=fp32, se=jackknife_se(left_out[0]), error=JACKKNIFE),
+                Value(name="precision_max_abs_diff", value=float((images - plain).abs().max())),
+                Value(name="precision_mean_diff", value=float((images - plain).double().mean())),
+                Value(name="compared_images", value=len(images)),
+            ],
             phases={
                 "reference": referred - clock,
                 "sampling": sampled - referred,
@@ -123,7 +144,7 @@ class Precision(Task):
                 "metrics": time.perf_counter() - in_turns,
             },
             pictures=[
-                {"title": "Each runtime over fp32 from the same x_T", "file": "against_fp32.png", "caption": ""},
+                Pictured(title="Each runtime over fp32 from the same x_T", file="against_fp32.png", caption=""),
             ],
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddim_lab.metrics.determinism import ImagesHash, nhwc
 from ddim_lab.store import read_json
+from ddim_lab.store.records import Result
 from ddim_lab.tasks.base import Job
 from ddim_lab.tasks.walks import Batches, network_in_place, sample_uint8
 
@@ -30,7 +31,8 @@ def _resample(job: Job, folder: Path, cell: Path) -> None:
         RuntimeError: their SHA-256 is not the one that the cell holds.
     """
     config, runtime, sampler = job.config, job.runtime, job.sampler
-    expected = read_json(cell / "result.json")["measurements"]["determinism"]["sha256"]
+    values = Result.read(read_json(cell / "result.json")).values
+    expected = next(str(value.value) for value in values if value.name == "sha256")
     noise = runtime.noise(config.seed)
     sha256 = ImagesHash()
 

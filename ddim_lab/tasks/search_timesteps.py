@@ -37,6 +37,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.config.options import PositiveInt, Seed
 from ddim_lab.data.images import NonFiniteError
 from ddim_lab.errors import ConfigError
+from ddim_lab.metrics.base import JACKKNIFE
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.features import Features, obtain_features
@@ -45,6 +46,7 @@ from ddim_lab.metrics.statistics import Moments
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
 from ddim_lab.store import content_key, read_json, sealed_line, sealed_text, unsealed_line, write_json, write_text
+from ddim_lab.store.records import Pictured, Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task, need_error
 from ddim_lab.tasks.search.gaps import log_gaps, timesteps_of_log_gaps, warped
 from ddim_lab.tasks.walks import Batches, network_in_place, sample_uint8
@@ -275,36 +277,46 @@ class SearchTimesteps(Task):
         _search_chart(folder / "search.png", tried, name)
         _write_preset(folder / PRESET_FILE, job, found, f"{quality} at N = {job.config.num_samples}, {outcome}")
         return Outcome(
-            measurements={
-                "nfe": len(found),
-                "headline": f"{quality}, {outcome}; use it: {_command(job)}",
-                "found_fd": own.fd,
-                "found_fd_se": own.se,
-                "best_builtin": best.name,
-                "best_builtin_fd": best.fd,
-                "found_gain": gain,
-                "found_gain_se": gain_se,
-                "found_images": job.config.num_samples,
-                "spacings_beaten": sum(score.fd > own.fd for score in spacings),
-                "spacings": len(spacings),
-                "timesteps": list(found),
-            },
+            nfe=len(found),
+            headline=f"{quality}, {outcome}; use it: {_command(job)}",
+            values=[
+                Value(
+                    name="found_fd",
+                    value=own.fd,
+                    heading="Fréchet distance of the timesteps that were found",
+                    facts="at noise that the search has not seen; the cell's table has every spacing and the paired"
+                    " differences",
+                    se=own.se,
+                    error=JACKKNIFE,
+                    count=job.config.num_samples,
+                    better="lower",
+                    level="best_builtin_fd",
+                    level_says="Of the best built-in spacing at the same NFE",
+                ),
+                Value(name="best_builtin", value=best.name),
+                Value(name="best_builtin_fd", value=best.fd),
+                Value(name="found_gain", value=gain, se=gain_se, error=f"{JACKKNIFE}, paired"),
+                Value(name="found_images", value=job.config.num_samples),
+                Value(name="spacings_beaten", value=sum(score.fd > own.fd for score in spacings)),
+                Value(name="spacings", value=len(spacings)),
+                Value(name="timesteps", value=" ".join(map(str, found))),
+            ],
             phases=phases,
             tables=[
                 *(_score_table(job, yard, scores) for yard, scores in zip(yardsticks, by_yardstick, strict=True)),
                 _trials_table(f"Search: {name} at N = {self.search_samples}, seed {self.search_seed}", tried),
             ],
             pictures=[
-                {
-                    "title": "Where the timesteps lie",
-                    "file": "timesteps.png",
-                    "caption": f"{len(found)} timesteps of every built-in spacing, and those found",
-                },
-                {
-                    "title": "The search",
-                    "file": "search.png",
-                    "caption": f"each list tried, at the noise of seed {self.search_seed} alone",
-                },
+                Pictured(
+                    title="Where the timesteps lie",
+                    file="timesteps.png",
+                    caption=f"{len(found)} timesteps of every built-in spacing, and those found",
+                ),
+                Pictured(
+                    title="The search",
+                    file="search.png",
+                    caption=f"each list tried, at the noise of seed {self.search_seed} alone",
+                ),
             ],
         )
 
@@ -521,31 +533,31 @@ timesteps: {list(timesteps)}
     )
 
 
-def _score_table(job: Job, yardstick: _Yardstick, scores: Sequence[_Score]) -> dict[str, Any]:
+def _score_table(job: Job, yardstick: _Yardstick, scores: Sequence[_Score]) -> Tabled:
     """Lowest distance first; each spacing's difference to the found list, paired by x_T."""
     own = scores[-1]
     rows = []
     for score in sorted(scores, key=lambda score: score.fd):
         difference = (None, None) if score is own else score.above(own)
         timesteps = " ".join(map(str, score.timesteps))
-        rows.append([score.name, len(score.timesteps), score.fd, score.se, *difference, timesteps])
+        rows.append((score.name, len(score.timesteps), score.fd, score.se, *difference, timesteps))
     where = f"N = {job.config.num_samples}, seed {job.config.seed} (not the search's)"
-    return {
-        "title": f"{yardstick.features.name} at {where}",
-        "columns": ["spacing", "NFE", "FD", "±", "above the found list", "± (paired)", "timesteps"],
-        "rows": rows,
-    }
+    return Tabled(
+        title=f"{yardstick.features.name} at {where}",
+        columns=("spacing", "NFE", "FD", "±", "above the found list", "± (paired)", "timesteps"),
+        rows=tuple(rows),
+    )
 
 
-def _trials_table(title: str, tried: Sequence[Trial]) -> dict[str, Any]:
-    return {
-        "title": title,
-        "columns": ["trial", "proposed by", "FD", "lowest so far"],
-        "rows": [
-            [number, trial.proposed_by, _finite(trial.fd), _finite(lowest)]
+def _trials_table(title: str, tried: Sequence[Trial]) -> Tabled:
+    return Tabled(
+        title=title,
+        columns=("trial", "proposed by", "FD", "lowest so far"),
+        rows=tuple(
+            (number, trial.proposed_by, _finite(trial.fd), _finite(lowest))
             for number, (trial, lowest) in enumerate(zip(tried, _lowest_so_far(tried), strict=True))
-        ],
-    }
+        ),
+    )
 
 
 def _lowest_so_far(tried: Sequence[Trial]) -> list[float]:

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from ddim_lab.config.job import Config
 from ddim_lab.data.images import to_uint8
 from ddim_lab.errors import ConfigError
-from ddim_lab.metrics.speed import timed, timed_libraries
+from ddim_lab.metrics.speed import speed_values, timed, timed_libraries
 from ddim_lab.sampler import Sampler
+from ddim_lab.store.records import Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.walks import start
 
@@ -105,33 +106,45 @@ class SpeedPeers(Task):
         }
         ours = seconds[largest][OURS]
         low, median, high = np.quantile(ours, (0.25, 0.5, 0.75)).tolist()
-        ratio = found[largest][DIFFUSERS]
+        ratio, optimised = found[largest][DIFFUSERS], found[largest].get(OPTIMISED)
         return Outcome(
-            measurements={
-                "nfe": job.sampler.nfe,
-                "headline": f"{ratio.median:.2f} × diffusers ({ratio.low:.2f} – {ratio.high:.2f}),"
-                f" {found[1][DIFFUSERS].median:.2f} × for one image",
-                "speed": {
-                    "images": largest,
-                    "repeats": self.rounds,
-                    "seconds": ours,
-                    "seconds_median": median,
-                    "seconds_q1": low,
-                    "seconds_q3": high,
-                    "images_per_second": largest / median,
-                    "seconds_per_image": median / largest,
-                    "warmup_seconds": first[largest][OURS],
-                    "contended": meanwhile.seen,
-                },
-                "times_diffusers": ratio.median,
-                "times_diffusers_low": ratio.low,
-                "times_diffusers_high": ratio.high,
-                "times_diffusers_coverage": ratio.coverage,
-                "times_diffusers_optimised": found[largest][OPTIMISED].median if OPTIMISED in found[largest] else None,
-                "times_papers_code": found[largest][PAPER].median,
-                "one_image_times_diffusers": found[1][DIFFUSERS].median,
-                "one_image_seconds": float(np.median(seconds[1][OURS])),
-            },
+            nfe=job.sampler.nfe,
+            headline=f"{ratio.median:.2f} × diffusers ({ratio.low:.2f} – {ratio.high:.2f}),"
+            f" {found[1][DIFFUSERS].median:.2f} × for one image",
+            values=[
+                Value(
+                    name="times_diffusers",
+                    value=ratio.median,
+                    heading="Times diffusers' pipeline",
+                    facts="how many times as long diffusers' DDIMPipeline took for the same weights, steps and batch,"
+                    " in one process; median over rounds in turns, the cell's table has the intervals and other peers",
+                ),
+                Value(
+                    name="one_image_times_diffusers",
+                    value=found[1][DIFFUSERS].median,
+                    heading="Times diffusers' pipeline, one image",
+                    facts="the same for one image alone: how much sooner it is there",
+                ),
+                Value(name="times_diffusers_low", value=ratio.low),
+                Value(name="times_diffusers_high", value=ratio.high),
+                Value(name="times_diffusers_coverage", value=ratio.coverage),
+                Value(name="times_diffusers_optimised", value=optimised.median if optimised else None),
+                Value(name="times_papers_code", value=found[largest][PAPER].median),
+                Value(name="one_image_seconds", value=float(np.median(seconds[1][OURS])), unit="s"),
+                *speed_values(
+                    {
+                        "images": largest,
+                        "repeats": self.rounds,
+                        "seconds_median": median,
+                        "seconds_q1": low,
+                        "seconds_q3": high,
+                        "images_per_second": largest / median,
+                        "seconds_per_image": median / largest,
+                        "warmup_seconds": first[largest][OURS],
+                        "contended": meanwhile.seen,
+                    }
+                ),
+            ],
             phases=phases,
             tables=[_table(size, seconds[size], found[size], first[size], self.rounds) for size in seconds],
         )
@@ -235,23 +248,23 @@ def _ratio(peer: list[float], ours: list[float]) -> _Ratio:
 
 def _table(
     size: int, seconds: dict[str, list[float]], found: dict[str, _Ratio], first: dict[str, float], rounds: int
-) -> dict[str, Any]:
+) -> Tabled:
     rows = []
     coverage = found[DIFFUSERS].coverage
     for name, values in seconds.items():
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
         ratio = found.get(name)
         rows.append(
-            [
+            (
                 name,
                 f"{size / median:,.4g}",
                 f"{median:.4g} ({low:.4g} – {high:.4g})",
                 "1" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} – {ratio.high:.2f})",
                 f"{first[name]:.3g}",
-            ]
+            )
         )
-    return {
-        "title": f"{size:,} image{'s' if size > 1 else ''} at once, {rounds} rounds in turns",
-        "columns": ["who", "images/s", "seconds (quartiles)", f"times ours ({coverage:.0%})", "first call, s"],
-        "rows": rows,
-    }
+    return Tabled(
+        title=f"{size:,} image{'s' if size > 1 else ''} at once, {rounds} rounds in turns",
+        columns=("who", "images/s", "seconds (quartiles)", f"times ours ({coverage:.0%})", "first call, s"),
+        rows=tuple(rows),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 from ddim_lab.metrics.base import JACKKNIFE, Batch, Comparison, Metric, Running
 from ddim_lab.metrics.estimates import jackknife_se
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from ddim_lab.metrics.statistics import FeatureSums
 
 __all__ = ["Frechet"]
+
+
+BEYOND: Final = (
+    "It covers sampling only: neither the training seed nor the bias that a finite N gives the Fréchet distance"
+)
 
 
 @final
@@ -48,42 +53,53 @@ class _Distance(Running):
 
     def compute(self, vectors: Vectors | None) -> list[Value]:
         comparison, replicates = self._comparison, self._distance.leave_one_out()
+        beside, name = self._at_equal_n(), comparison.features.name
         whole = Value(
             name="fd",
             value=float(self._distance.compute()),
-            heading=comparison.features.name,
+            heading=name,
+            facts=comparison.facts,
             se=jackknife_se(replicates) if len(replicates) > 1 else None,
-            error=JACKKNIFE,
+            error=f"{JACKKNIFE}. {BEYOND}",
             count=comparison.num_samples,
+            counted="",
             better="lower",
+            level="fd_held_out_at_equal_n" if beside else None,
+            level_says=f"{name} of held-out real images against the same reference",
             replicates=tuple(replicates),
             comparable=comparison.comparable(),
+            akin=("FID", "FD"),
         )
-        return [whole, *self._at_equal_n()]
+        return [whole, *beside]
 
     def _at_equal_n(self) -> list[Value]:
         """The distances of as many samples as there are held-out images, and of those."""
-        comparison, held_out = self._comparison, self._comparison.held_out
-        if held_out is None or self._first is None or self._first.count != self._equal_n:
+        comparison, held_out, count = self._comparison, self._comparison.held_out, self._equal_n
+        if held_out is None or self._first is None or self._first.count != count:
             return []
-        name, comparable = comparison.features.name, comparison.comparable(num_samples=self._equal_n)
+        heading = f"{comparison.features.name} at N = {count:,}, beside held-out real images"
         samples = Value(
             name="fd_at_equal_n",
             value=self._distance.between(comparison.reference.moments, self._first),
-            heading=f"{name} at the held-out images' N",
-            count=self._equal_n,
+            # at the cell's own N it is the distance itself
+            heading="" if count == comparison.num_samples else heading,
+            facts=comparison.facts,
+            against=None,
+            count=count,
+            counted="",
             better="lower",
             level="fd_held_out_at_equal_n",
             level_says="Held-out real images",
-            comparable=comparable,
+            comparable={"num_samples": count},
         )
         real = Value(
             name="fd_held_out_at_equal_n",
             value=held_out.fd,
-            heading=f"{name} of held-out real images",
             se=held_out.fd_se,
             error="by the delete-a-group jackknife over groups of images",
-            count=self._equal_n,
-            comparable=comparable,
+            label="held-out real images",
+            facts="one draw of them",
+            count=count,
+            counted="",
         )
-        return [samples, real]
+        return [Value(name="equal_n", value=count), samples, real]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pydantic import StrictBool
 
 from ddim_lab.config.options import PositiveInt
-from ddim_lab.metrics.base import Batch, Comparison, Metric, Running
+from ddim_lab.metrics.base import BESIDE, Batch, Comparison, Metric, Running
 from ddim_lab.store.records import Value
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class _Score(Running):
     def __init__(self, options: OfClasses, comparison: Comparison) -> None:
         from ddim_lab.metrics.inception_score import InceptionScore
 
-        self._comparison, self._splits = comparison, options.inception_score_splits
-        self._score = InceptionScore(self._splits)
+        self._comparison = comparison
+        self._score = InceptionScore(options.inception_score_splits)
 
     def update(self, batch: Batch) -> None:
         if self._comparison.head is not None:
@@ -52,23 +52,18 @@ class _Score(Running):
 
     def compute(self, vectors: Vectors | None) -> list[Value]:
         comparison = self._comparison
-        heading = "Inception Score" + ("" if comparison.features.is_fid else " (of this network)")
+        shown: dict[str, Any] = {
+            "column": "Inception Score",
+            "table": BESIDE,
+            "notes": ("On the features of the Fréchet distance.",),
+            "error": "a spread over parts of the images, no standard error",
+        }
         if comparison.head is None:
             why_not = f"{comparison.features.name}: the network knows no classes"
-            return [Value(name="inception_score", value=None, why_not=why_not, heading=heading)]
+            return [Value(name="inception_score", value=None, why_not=why_not, **shown)]
         try:
             mean, spread = self._score.compute()
         except ValueError as error:
-            return [Value(name="inception_score", value=None, why_not=str(error), heading=heading)]
-        value = Value(
-            name="inception_score",
-            value=mean,
-            heading=heading,
-            spread=spread,
-            error="over splits",
-            count=comparison.num_samples,
-            better="higher",
-            # It does not look at the reference.
-            comparable=comparison.comparable(reference=None, reference_key=None, splits=self._splits),
-        )
-        return [value]
+            return [Value(name="inception_score", value=None, why_not=str(error), **shown)]
+        count = comparison.num_samples
+        return [Value(name="inception_score", value=mean, spread=spread, count=count, better="higher", **shown)]

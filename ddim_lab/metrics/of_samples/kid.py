@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
 from pydantic import Field, StrictBool, StrictInt
 
 from ddim_lab.config.options import PositiveInt
-from ddim_lab.metrics.base import NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.base import BESIDE, NO_IMAGES, Comparison, Metric, Running
 from ddim_lab.store.records import Value
 
 if TYPE_CHECKING:
@@ -49,19 +49,28 @@ class _KernelDistance(Running):
         from ddim_lab.metrics.kernel import kernel_distance
 
         options, comparison = self._options, self._comparison
-        heading = "KID" if comparison.features.is_fid else "Kernel distance"
+        shown: dict[str, Any] = {
+            "column": "KID" if comparison.features.is_fid else "kernel distance",
+            "table": BESIDE,
+            "error": "a spread over parts of the images, no standard error",
+        }
+        notes = ("On the features of the Fréchet distance.",)
         if vectors is None or comparison.reference.features is None:
-            return [Value(name="kid", value=None, why_not=NO_IMAGES, heading=heading)]
+            return [Value(name="kid", value=None, why_not=NO_IMAGES, notes=notes, **shown)]
         asked = options.kid_subsets, options.kid_subset_size
         found = kernel_distance(vectors, comparison.reference.features, *asked, comparison.device)
+        subsets = "subset" if found.subsets == 1 else "subsets"
+        told = f"Kernel distance: mean over {found.subsets} {subsets} of {found.subset_size:,} images."
+        if found.subset_size >= comparison.num_samples and found.subsets > 1:
+            count = comparison.num_samples
+            told += f" All {count:,} samples are in each: its spread is over subsets of the reference alone."
         value = Value(
             name="kid",
             value=found.value,
-            heading=heading,
             spread=found.spread,
-            error="over subsets",
             count=len(vectors),
             better="lower",
-            comparable=comparison.comparable(subsets=found.subsets, subset_size=found.subset_size),
+            notes=(*notes, told),
+            **shown,
         )
         return [value]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 from pydantic import StrictBool
 
 from ddim_lab.config.options import PositiveInt
-from ddim_lab.metrics.base import NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.base import BESIDE, NO_IMAGES, Comparison, Metric, Running
 from ddim_lab.store import content_key
 from ddim_lab.store.records import Value
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ddim_lab.metrics.base import Vectors
 
 __all__ = ["PrecisionRecall"]
+
+
+DRIFT: Final = "Precision and recall drift with the number of images: compare them at equal N alone."
 
 
 @final
@@ -63,21 +66,23 @@ class _Shares(Running):
     ) -> list[Value]:
         # `precision` alone is the arithmetic's.
         says = (
-            ("improved_precision", "Precision", "share of samples that look like some real image"),
-            ("improved_recall", "Recall", "share of real images that look like some sample"),
+            ("improved_precision", "precision", "share of samples that look like some real image"),
+            ("improved_recall", "recall", "share of real images that look like some sample"),
         )
+        notes = ("On the features of the Fréchet distance.", DRIFT)
         return [
             Value(
                 name=name,
                 value=value,
                 why_not=why_not,
-                heading=heading,
+                column=column,
+                table=BESIDE,
+                notes=notes,
                 facts=facts,
                 count=count,
                 better="higher",
-                comparable=self._comparison.comparable(neighbours=self._neighbours),
             )
-            for (name, heading, facts), value in zip(says, found or (None, None), strict=True)
+            for (name, column, facts), value in zip(says, found or (None, None), strict=True)
         ]
 
     def _radii(self, reference: Vectors) -> Vectors:
