@@ -216,6 +216,10 @@ def test_nine_cells_of_a_sampler_from_outside(outputs: Path) -> None:
     brightness = tiny.results(outputs / "sweeps" / "task")
     assert [row["status"] for row in brightness] == ["done", "done"]
     assert all(row["brightness"] for row in brightness)
+    # what is installed and not asked for moves no key
+    plain = json.loads((outputs / "cells" / brightness[0]["cell"] / "result.json").read_text())
+    assert "contrast" not in plain["recipe"]["metrics"]
+    assert {entry["kind"] for entry in plain["identity"]["plugins"]} == {"task", "data"}
 
 
 @pytest.mark.slow

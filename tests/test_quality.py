@@ -20,7 +20,6 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from ddim_lab.config import found
 from ddim_lab.config.folders import config_folder
 from ddim_lab.config.found import Kind
 from ddim_lab.config.metrics import METRICS, NETWORKS, MetricsConfig
@@ -239,22 +238,23 @@ def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> No
         quality = Quality(settings, features, network, reference, 150, tmp_path, store, held_out)
         for start in range(0, 150, batch):
             quality.update(network(images[start : start + batch]), start)
-        return quality.compute()
+        found = quality.values()
+        return {**tiny.columns(found), "why_not": {value.name for value in found if value.why_not is not None}}
 
     whole, parts = measured(reference, 150), measured(reference, 33)
     assert reference.features is not None
     assert reference.features.shape == (1437, 64)
-    for name in ("fd", "fd_se", "kid", "kid_spread", "inception_score", "precision", "recall"):
+    for name in ("fd", "fd_se", "kid", "kid_spread", "inception_score", "improved_precision", "improved_recall"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-6), name
-    assert whole["precision"] == 1.0  # they are real
-    assert whole["equal_n"]["num_samples"] == 100
-    assert whole["not_measured"] == {}
+    assert whole["improved_precision"] == 1.0  # they are real
+    assert whole["equal_n"] == 100
+    assert whole["why_not"] == set()
     np.savez(tmp_path / "s.npz", mu=reference.moments.mean, sigma=reference.moments.covariance)
     of_file = measured(read_moments(tmp_path / "s.npz", features), 150)
     assert of_file["fd"] == pytest.approx(whole["fd"], rel=1e-9)
-    assert of_file["equal_n"] == {name: pytest.approx(value, rel=1e-9) for name, value in whole["equal_n"].items()}
-    assert of_file["kid"] is of_file["precision"] is of_file["recall"] is None
-    assert set(of_file["not_measured"]) == {"kid", "precision", "recall"}
+    for name in ("fd_at_equal_n", "fd_held_out_at_equal_n"):
+        assert of_file[name] == pytest.approx(whole[name], rel=1e-9)
+    assert of_file["why_not"] == {"kid", "improved_precision", "improved_recall"}
 
 
 # -- what is found by name --------------------------------------------------------------------------------
@@ -334,71 +334,6 @@ def test_options_of_metrics_are_checked_as_their_own() -> None:
         assert re.fullmatch(words, str(refused.value))
 
 
-BROUGHT = """
-from typing import ClassVar
-from pydantic import StrictBool
-from ddim_lab.config.options import Positive
-from ddim_lab.metrics.base import Metric, Running
-from ddim_lab.store.records import Value
-
-class Length(Metric):
-    name: ClassVar[str] = "length"
-    needs_images: ClassVar[bool] = True
-    length: StrictBool
-    length_power: Positive
-
-    @property
-    def on(self):
-        return self.length
-
-    def start(self, comparison):
-        return Sum(self.length_power)
-
-class Sum(Running):
-    def __init__(self, power):
-        self.power, self.lengths = power, []
-
-    def update(self, batch):
-        self.lengths += batch.images.flatten(1).double().norm(dim=1).pow(self.power).tolist()
-
-    def compute(self, vectors):
-        return [Value(name="length", value=sum(self.lengths) / len(self.lengths), count=len(self.lengths))]
-"""
-
-
-def test_an_installed_package_brings_a_metric_and_moves_no_other_cells_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = ("model=gaussian", "steps=3", "logger=csv", "metrics.features=pixels", "metrics.kid_subset_size=20")
-    assert tiny.run(tmp_path / "o", *line, settings=tiny.SMALL) == 0
-    (tmp_path / "lengths.py").write_text(BROUGHT)
-    package = tmp_path / "lengths-1.0.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: lengths\nVersion: 1.0\n")
-    (package / "entry_points.txt").write_text("[ddim_lab.metrics]\nlength = lengths:Length\n")
-    conf = tmp_path / "conf" / "metrics"
-    conf.mkdir(parents=True)
-    (conf / "length.yaml").write_text("defaults: [default, _self_]\nlength: true\nlength_power: 2.0\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    found._entry_points.cache_clear()
-    try:
-        assert tiny.run(tmp_path / "o", *line, settings=tiny.SMALL) == 0
-        (row,) = tiny.results(tiny.sweeps(tmp_path / "o")[-1])
-        assert row["cached"] == "True"
-        brought = (*line, "--config-dir", str(conf.parent), "metrics=length", "save_samples=true")
-        assert tiny.run(tmp_path / "o", *brought, settings=tiny.SMALL) == 0
-        (row,) = tiny.results(tiny.sweeps(tmp_path / "o")[-1])
-        cell = tmp_path / "o" / "cells" / row["cell"]
-        result = read_json(cell / "result.json")
-        (value,) = result["measurements"]["quality"]["values"]
-        images = np.load(cell / "samples.npz")["arr_0"].astype(np.float64)
-        assert value["value"] == pytest.approx((images.reshape(len(images), -1) ** 2).sum(1).mean())
-        assert tiny.run(tmp_path / "o", *brought, "metrics.length_power=0", settings=tiny.SMALL) == 2
-        assert "ddim_lab: metrics.length_power=0: must be above 0" in capsys.readouterr().err
-    finally:
-        found._entry_points.cache_clear()
-
-
 def test_networks_and_metrics_are_found_and_checked_without_torch() -> None:
     script = "from ddim_lab.config.metrics import METRICS, NETWORKS; print(*METRICS.ours(), *NETWORKS.ours())"
     line = [sys.executable, "-c", f"{script}; import sys; print(*sys.modules)"]
@@ -437,15 +372,13 @@ def test_a_cell_has_them_in_its_result_and_row(tmp_path: Path) -> None:
     arguments = ("model=gaussian", "steps=3", "logger=csv", "metrics.features=pixels", "metrics.kid_subset_size=20")
     assert tiny.run(tmp_path, *arguments, settings=tiny.SMALL) == 0
     (result,) = (tmp_path / "cells").glob("*/result.json")
-    quality = read_json(result)["measurements"]["quality"]
+    quality = tiny.measured(read_json(result))
     (row,) = tiny.results(*tiny.sweeps(tmp_path))
-    columns = {"kid": "kid", "kid_spread": "kid_spread", "improved_precision": "precision", "improved_recall": "recall"}
-    for column, name in columns.items():
-        assert float(row[column]) == quality[name]
-    assert row["inception_score"] == ""
-    assert quality["not_measured"] == {
-        "inception_score": "FD (digits pixels): the network knows no classes",
-    }
+    for column in ("kid", "kid_spread", "improved_precision", "improved_recall"):
+        assert float(row[column]) == quality[column]
+    assert "inception_score" not in row
+    score = next(value for value in read_json(result)["values"] if value["name"] == "inception_score")
+    assert score["why_not"] == "FD (digits pixels): the network knows no classes"
     assert not list((tmp_path / "cells").glob("*.partial"))
 
 
@@ -494,8 +427,8 @@ quality = Quality(metrics, found, network, reference, count, folder, Store(folde
 for start in range(0, count, 256):
     with torch.inference_mode():
         quality.update(network(images[: count - start]), start)
-values = quality.compute()
-assert values["num_samples"] == count and values["fd"] >= 0 and values["inception_score"] >= 1
+values = {value.name: value for value in quality.values()}
+assert values["fd"].count == count and values["fd"].value >= 0 and values["inception_score"].value >= 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

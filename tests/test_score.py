@@ -22,13 +22,14 @@ from ddim_lab.errors import ConfigError
 from ddim_lab.score import main, score
 from ddim_lab.store import Store, read_json
 from ddim_lab.store.housekeeping import prunable
+from ddim_lab.store.records import Value
 
 PIXELS = ("metrics.features=pixels", "metrics.kid_subset_size=20")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    """Exit status, and the quality that was written."""
+    """Exit status, and the values that were written, by the columns of results.csv."""
     out = tmp_path / "score.json"
     out.unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -37,7 +38,8 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
         with pytest.raises(SystemExit) as stop:
             main()
     assert isinstance(stop.value.code, int)
-    return stop.value.code, json.loads(out.read_text())["quality"] if out.exists() else {}
+    values = json.loads(out.read_text())["values"] if out.exists() else []
+    return stop.value.code, tiny.columns([Value(**value) for value in values])
 
 
 def images(count: int = 30, seed: int = 0, shape: tuple[int, int, int] = (8, 8, 1)) -> Pixels:
@@ -55,18 +57,17 @@ def test_a_cells_samples_score_what_the_cell_says(tmp_path: Path, capsys: pytest
     line = ("model=gaussian", "steps=3", "logger=csv", "save_samples=true", *PIXELS)
     assert tiny.run(tmp_path / "outputs", *line, settings=tiny.SMALL) == 0
     (cell,) = (tmp_path / "outputs" / "cells").glob("*/result.json")
-    expected = read_json(cell)["measurements"]["quality"]
+    expected = tiny.measured(read_json(cell))
     samples = cell.parent / "samples.npz"
     capsys.readouterr()
     status, quality = run(tmp_path, str(samples))
     printed = capsys.readouterr().out
     assert status == 0
-    for name in ("fd", "fd_se", "kid", "kid_spread", "precision", "recall"):
+    for name in ("fd", "fd_se", "kid", "kid_spread", "improved_precision", "improved_recall", "fd_at_equal_n"):
         assert quality[name] == pytest.approx(expected[name], rel=1e-9), name
-    assert quality["equal_n"] == {name: pytest.approx(value, rel=1e-9) for name, value in expected["equal_n"].items()}
-    for name in ("features", "reference", "reference_key", "num_samples", "name"):
+    for name in ("fd_features", "fd_reference", "fd_reference_key", "fd_num_samples", "fd_name", "equal_n"):
         assert quality[name] == expected[name]
-    for words in ("N = 44", "8x8 with 1 channel", "reference  digits train, n=1437", "FD (digits pixels) ", "Recall "):
+    for words in ("N = 44", "8x8 with 1 channel", "reference: digits train, n=1437", "FD (digits pixels) ", "recall "):
         assert words in printed, printed
 
     pixels = np.load(samples)["arr_0"]
@@ -74,7 +75,7 @@ def test_a_cells_samples_score_what_the_cell_says(tmp_path: Path, capsys: pytest
     for path in (tmp_path / "compressed.npz", folder_of(tmp_path / "folder", pixels)):
         again = run(tmp_path, str(path))[1]
         assert again["fd"] == pytest.approx(quality["fd"], rel=1e-9)
-        assert again["recall"] == quality["recall"]
+        assert again["improved_recall"] == quality["improved_recall"]
 
 
 def test_a_place_that_can_not_be_written_is_one_clear_line(
@@ -109,17 +110,17 @@ def test_two_sets_of_samples_and_statistics(tmp_path: Path, capsys: pytest.Captu
     status, same = run(tmp_path, str(one), "--reference", str(one))
     assert status == 0
     assert same["fd"] == pytest.approx(0, abs=1e-6)
-    assert same["precision"] == same["recall"] == 1
-    assert same["reference"] == "one.npz, n=30"
+    assert same["improved_precision"] == same["improved_recall"] == 1
+    assert same["fd_reference"] == "one.npz, n=30"
     different = run(tmp_path, str(one), "--reference", str(other))[1]
     assert different["fd"] > 1
-    assert different["reference"] == "other, n=25"
+    assert different["fd_reference"] == "other, n=25"
     flat = images().reshape(30, 64) / 127.5 - 1
     np.savez(tmp_path / "statistics.npz", mu=flat.mean(0), sigma=np.cov(flat.T))
     of_file = run(tmp_path, str(one), "--reference", str(tmp_path / "statistics.npz"))[1]
     assert of_file["fd"] == pytest.approx(0, abs=1e-5)
-    assert of_file["kid"] is None
-    assert "no kid: the reference is a mean and a covariance" in capsys.readouterr().out
+    assert of_file.get("kid") is None
+    assert "no kernel distance: the reference is a mean and a covariance" in capsys.readouterr().out
 
 
 def save(name: str, **arrays: Any) -> Callable[[Path], Path]:
@@ -267,10 +268,8 @@ def test_faulty_statistics_are_named_by_the_option_that_names_them(
 def test_no_value_that_is_none_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddim_lab.metrics.quality.Quality.compute", lambda self: {**QUALITY, "kid": float("nan")})
+    bad = Value(name="kid", value=float("nan"), column="kernel distance")
+    monkeypatch.setattr("ddim_lab.metrics.quality.Quality.values", lambda self: [bad])
     np.savez(tmp_path / "one.npz", arr_0=images())
     assert run(tmp_path, str(tmp_path / "one.npz")) == (1, {})
-    assert re.fullmatch(r"ddim_lab: kid is nan: .*\n", capsys.readouterr().err)
-
-
-QUALITY = {"name": "FD", "fd": 1.0, "equal_n": None, "leave_one_out": [1.0]}
+    assert re.fullmatch(r"ddim_lab: kernel distance is nan: .*\n", capsys.readouterr().err)

@@ -64,6 +64,11 @@ def lists(draw: st.DrawFn) -> tuple[list[int], int]:
 
 
 @given(lists())
+def timesteps_found(folder: Path) -> list[int]:
+    """The list that a cell found."""
+    return [int(t) for t in tiny.measured(json.loads((folder / "result.json").read_text()))["timesteps"].split()]
+
+
 def test_gaps_stand_for_the_list_they_were_made_from(case: tuple[list[int], int]) -> None:
     timesteps, total = case
     assert timesteps_of_log_gaps(log_gaps(timesteps, total), total) == tuple(timesteps)
@@ -197,7 +202,7 @@ def test_no_spacing_is_better_where_it_searched(outputs: Path) -> None:
     assert len(starts) == len(builtin_timesteps(4, 1000))
     best = min(trials, key=lambda row: float(row["fd"]))
     assert float(best["fd"]) <= min(starts)
-    found = json.loads((cell(outputs) / "result.json").read_text())["measurements"]["timesteps"]
+    found = timesteps_found(cell(outputs))
     assert [int(t) for t in best["timesteps"].split()] == found
 
 
@@ -224,12 +229,12 @@ def test_the_preset_is_a_preset(outputs: Path) -> None:
     preset = yaml.safe_load((outputs / "presets" / "sampler" / "searched_digits_S4.yaml").read_text())
     built_in = yaml.safe_load((config_folder() / "sampler" / "ddim.yaml").read_text())
     assert set(preset) == set(built_in)
-    found = json.loads((cell(outputs) / "result.json").read_text())["measurements"]["timesteps"]
+    found = timesteps_found(cell(outputs))
     assert preset == {**built_in, "name": "searched_digits_S4", "timesteps": found}
 
 
 def test_a_cell_of_the_preset_measures_what_the_search_said(outputs: Path) -> None:
-    said = json.loads((cell(outputs) / "result.json").read_text())["measurements"]
+    said = tiny.measured(json.loads((cell(outputs) / "result.json").read_text()))
     arguments = ("--config-dir", str(outputs / "presets"), "model=gaussian", "metrics.features=pixels", "logger=csv")
     sizes = ("batch_size=40", "num_samples=60", "steps=4")
     assert tiny.run(outputs, *arguments, *sizes, "sampler=ddim,searched_digits_S4,ddpm", "-m", settings=()) == 0
@@ -255,7 +260,7 @@ def test_the_report_and_the_table_say_what_was_found(outputs: Path) -> None:
 
 
 def test_the_command_is_in_the_headline(outputs: Path) -> None:
-    headline = json.loads((cell(outputs) / "result.json").read_text())["measurements"]["headline"]
+    headline = tiny.measured(json.loads((cell(outputs) / "result.json").read_text()))["headline"]
     assert headline.endswith(f"python -m ddim_lab --config-dir {outputs}/presets sampler=searched_digits_S4")
 
 
@@ -270,8 +275,8 @@ def test_the_same_command_does_nothing_twice_but_puts_the_preset_back(outputs: P
 
 def test_another_final_seed_scores_the_same_search(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddim_lab.tasks.search_timesteps.search", None)  # would fail if it searched
-    first = json.loads((cell(outputs) / "result.json").read_text())["measurements"]
-    again = started(outputs, "seed=7")["measurements"]
+    first = tiny.measured(json.loads((cell(outputs) / "result.json").read_text()))
+    again = tiny.measured(started(outputs, "seed=7"))
     assert again["timesteps"] == first["timesteps"]
     assert again["found_fd"] != first["found_fd"]
 
@@ -297,10 +302,7 @@ def test_an_interrupted_search_goes_on_to_the_same_list(
     resumed = started(tmp_path)
     assert len(calls) - 15 <= 24 - 14 + 1 + len(builtin_timesteps(4, 1000)) + 1
     assert not list((tmp_path / "references").glob("*.partial"))
-    assert (
-        resumed["measurements"]["timesteps"]
-        == json.loads((cell(outputs) / "result.json").read_text())["measurements"]["timesteps"]
-    )
+    assert [int(t) for t in tiny.measured(resumed)["timesteps"].split()] == timesteps_found(cell(outputs))
 
 
 def test_a_fault_is_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def cells(outputs: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 def measured(outputs: Path, *arguments: str) -> list[dict[str, Any]]:
-    return [cell["measurements"] for cell in cells(outputs, *arguments)]
+    return [tiny.measured(cell) for cell in cells(outputs, *arguments)]
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -116,7 +116,7 @@ def test_a_stochastic_sampler_is_not_consistent(tmp_path: Path) -> None:
 
 def test_slerp_is_the_smoother_way(tmp_path: Path) -> None:
     (cell,) = cells(tmp_path, "task=interpolate", "steps=20")
-    found = cell["measurements"]
+    found = tiny.measured(cell)
     assert found["interpolation_lines"] == 22
     assert found["interpolation_path_length"] >= 1.0
     # the exact model of a Gaussian is affine in x_T, so decoded lerp is the straight line itself
@@ -149,7 +149,7 @@ def test_the_predicted_image_approaches_the_image(tmp_path: Path) -> None:
     assert timesteps == (950, 750, 550, 350, 150, "image")
     assert errors[-1] == 0.0
     assert list(errors) == sorted(errors, reverse=True)
-    assert cell["measurements"]["first_prediction_mse"] == errors[0]
+    assert tiny.measured(cell)["first_prediction_mse"] == errors[0]
 
 
 @pytest.mark.parametrize(("nfe", "columns"), [(1, 2), (1, 11), (3, 11), (10, 11), (50, 11), (1000, 7)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -14,6 +15,8 @@ from ddim_lab.__main__ import main
 from ddim_lab.config.folders import config_folder
 from ddim_lab.config.job import Config
 from ddim_lab.device.runtime import _missing_for_compiling
+from ddim_lab.report.rows import measured as values_by_column
+from ddim_lab.store.records import Result, Value
 
 needs_compiler = pytest.mark.skipif(
     _missing_for_compiling(on_gpu=False) is not None, reason="needs a C++ compiler and Python's headers"
@@ -57,6 +60,17 @@ def results(sweep: Path) -> list[dict[str, str]]:
     """The rows of a sweep's results.csv."""
     with (sweep / "results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def columns(values: Sequence[Value]) -> dict[str, Any]:
+    """Values by the names of results.csv, what belongs to them beside them."""
+    return values_by_column(values)
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell's result.json says, by the names of results.csv; its nfe and headline beside them."""
+    found = Result.read(dict(result))
+    return {"nfe": found.nfe, "headline": found.headline, **columns(found.values)}
 
 
 TIMES = {
