@@ -78,7 +78,7 @@ def test_cells_spend_what_was_said(
     _, plan, cells = planned(arguments)
     samples, measuring = image_forwards(cells), sum(config.task.measuring_forwards(config) for config in cells)
     assert f"{samples:,} image-forwards for samples and {measuring:,} to measure them\n" in capsys.readouterr().err
-    assert samples == sum(cell["image_forwards"] for cell in plan["cells"])
+    assert samples == sum(cell.image_forwards for cell in plan.cells)
     if "runtime=reference" in more:
         samples, measuring = samples // 2, 0
     assert sum(spent) == samples + measuring

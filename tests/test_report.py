@@ -36,6 +36,8 @@ from ddim_lab.report.timing import pareto_front, timing_fits
 from ddim_lab.report.together import neighbours, over_training_seeds
 from ddim_lab.store import write_record
 from ddim_lab.store.objects import seal
+from ddim_lab.store.records import Result
+from ddim_lab.store.schema1 import upgraded
 
 GROUPS = 20
 CONTRACT = [
@@ -230,7 +232,11 @@ class Outputs:
         }
         if change is not None:
             change(result)
-        write(self.cell(key) / "result.json", result)
+        # cells of both schemas lie beside each other, as in an outputs folder that is older than the second
+        write(
+            self.cell(key) / "result.json",
+            upgraded(result) | {"schema": 2} if number % 2 and result["schema"] == 1 else result,
+        )
         noise = np.random.default_rng(5).normal(size=(size, 12 * size)) + rng.normal(size=(size, 12 * size)) * eta
         Image.fromarray((np.clip(noise * 60 + 110, 0, 255)).astype(np.uint8)).save(self.cell(key) / "preview.png")
         return named
@@ -440,9 +446,10 @@ def test_csv_has_the_contract_columns_first_and_reads_back_exactly(tmp_path: Pat
     assert [row["steps"] for row in table] == ["10", "25", "50"] * 3
     for written, row in zip(table, rows(read_sweep(sweep)), strict=True):
         assert list(row) == list(written)
-        stored = json.loads((tmp_path / "outputs" / "cells" / row["cell"] / "result.json").read_text())
-        assert float(written["fd"]) == row["fd"] == stored["measurements"]["quality"]["fd"]
-        assert float(written["seconds_per_image"]) == stored["measurements"]["speed"]["seconds_per_image"]
+        stored = Result.read(json.loads((tmp_path / "outputs" / "cells" / row["cell"] / "result.json").read_text()))
+        found = {value.name: value.value for value in stored.values}
+        assert float(written["fd"]) == row["fd"] == found["fd"]
+        assert float(written["seconds_per_image"]) == found["seconds_per_image"]
         assert written["peak_memory"] == ""
         assert (written["repeat_identical"], written["status"]) == ("True", "done")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -55,13 +56,7 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
     """The least-squares line through (x, y), or None with fewer than two distinct x."""
     if len(set(x)) < 2:
         return None
-    from scipy.stats import linregress  # a second to import: only when there is a line to fit
-
-    fit = linregress(x, y)
+    slope, intercept = statistics.linear_regression(x, y)
     telling = len(x) > 2 and len(set(y)) > 1
-    return Line(
-        slope=float(fit.slope),
-        intercept=float(fit.intercept),
-        r_squared=float(fit.rvalue) ** 2 if telling else None,
-        points=len(x),
-    )
+    r_squared = statistics.correlation(x, y) ** 2 if telling else None
+    return Line(slope=slope, intercept=intercept, r_squared=r_squared, points=len(x))

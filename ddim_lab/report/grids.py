@@ -23,12 +23,12 @@ def text_grid(text: TextTable) -> Grid:
     entries = [entry for _, row in text.rows for entry in row if entry]
     distance = any(entry.difference is not None for entry in entries)
     footnotes = text.footnotes()
-    values = [entry.value for entry in entries if entry.value is not None and entry.value > 0]
+    values = [entry.value for entry in entries if entry.value is not None and entry.value > 0 and entry.ranked]
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
     ranked = text.better is not None and high > low
 
     def tint(entry: Entry) -> tuple[str | None, float]:
-        if entry.value is None or entry.value <= 0:
+        if entry.value is None or entry.value <= 0 or not entry.ranked:
             return None, 0.0
         if distance:
             if entry.difference is None or entry.paper is None or entry.paper <= 0:

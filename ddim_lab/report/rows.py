@@ -61,9 +61,11 @@ def _about(cell: Cell) -> dict[str, Any]:
 def measured(values: Sequence[Value]) -> dict[str, Any]:
     """A cell's values and what belongs to them, by the name of their column."""
     row: dict[str, Any] = {}
+    leading = next((value for value in values if value.heading and value.comparable), None)
     for value in values:
         row[value.name] = value.value
-        row |= {f"{value.name}_{part}": given for part, given in value.comparable.items()}
+        compared = {f"{value.name}_{part}": given for part, given in value.comparable.items()}
+        row |= {name: given for name, given in compared.items() if value is leading or name in CONTRACT}
         row |= {f"{value.name}_se": value.se, f"{value.name}_spread": value.spread}
     # a count that no value or comparison has said
     said = {given for given in row.values() if type(given) is int}

@@ -50,7 +50,7 @@ class PaperTable:
 
 
 def noise_label(labels: dict[str, Any]) -> str:
-    """ "η 0.5", or "σ̂" for the paper's larger variance; of a formula that is not the DDIM family's, its sampler's name."""
+    """ "η 0.5", or "σ̂" for the paper's larger variance; of a formula that is not the DDIM family's, its sampler."""
     if labels.get("formula") is not None:
         eta = labels.get("eta")
         return f"{labels.get('sampler')}{f' · η {eta:g}' if eta else ''}"

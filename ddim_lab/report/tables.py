@@ -20,7 +20,7 @@ from ddim_lab.store.records import Published, Value
 class Entry:
     """One place of a table: the text, the exact values behind it, what stands beside it, and why it is empty if so.
 
-    `cell` is the number of the cell whose value it is.
+    `cell` is the number of the cell whose value it is; `ranked` whether it is one of the values that are compared.
     """
 
     text: str
@@ -31,6 +31,7 @@ class Entry:
     aside: str | None = None
     note: str | None = None
     cell: int | None = None
+    ranked: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class ValueTable:
 
     @property
     def level_fits(self) -> bool:
-        """Whether the level may stand among the values: it says what it is, and is of as many images."""
+        """Whether the level may be drawn among the values: it says what it is, and is of as many images."""
         return self.level is not None and bool(self.level.label) and self.level.count == self.value.count
 
     @cached_property
@@ -125,7 +126,7 @@ class ValueTable:
         """Decimals for all its numbers."""
         # what agrees to rounding (1e-15) must not set the decimals of the others
         found = [[v for v in map(of, self.table.cells) if v and abs(v) >= 1e-6] for of in (self.number_of, self.se_of)]
-        if self.level_fits and self.level is not None:
+        if self.value.level_as == "row" and self.level is not None:
             found[1] += filter(None, [self.level.finite_se])
         places = decimals(*found)
         return places if found[1] else min(6, places + 1)  # no error says how many are worth showing
@@ -197,10 +198,10 @@ def value_text(reference: Published | None, of: ValueTable) -> TextTable:
     notes = [paper_note(beside, table, refused)] if beside and any(p is not None for p in papers.values()) else []
     if any(of.se_of(cell) is not None for cell in table.cells):
         notes.append(f"± is one standard error {of.value.error}.")
-    if of.level_fits and of.level is not None and of.level.number is not None:
-        level = of.level
-        text = with_error(of.level.number, level.finite_se, places)
-        rows.append((level.label, (Entry(text, level.number, level.finite_se),) * len(table.columns)))
+    level = of.level
+    if of.value.level_as == "row" and level is not None and level.number is not None:
+        last = Entry(with_error(level.number, level.finite_se, places), level.number, level.finite_se, ranked=False)
+        rows.append((level.label or of.value.level_says, (last,) * len(table.columns)))
         error = "" if level.finite_se is None else ", ± its standard error"
         told = f"Last row: {of.value.level_says}, the same in every column{error}"
         notes.append(f"{told}{level.facts and f': {level.facts}'}.")
@@ -228,6 +229,8 @@ def _level_note(of: ValueTable) -> list[str]:
     if of.level is not None and of.level.count not in (None, of.value.count):
         at = f"{told(of.level)} at N = {of.level.count:,}{of.level.facts and f': {of.level.facts}'}"
         return [f"{of.value.level_says}: {at}. Compare it with samples at that N only."]
+    if of.level is not None and of.level.facts:
+        return [f"{of.value.level_says}: {told(of.level)}, {of.level.facts}."]
     by_steps: dict[int | None, dict[str, str]] = {}
     for (label, steps), level in of.levels.items():
         by_steps.setdefault(steps, {})[label] = told(level)

@@ -207,10 +207,12 @@ class Value(Record):
         counted: "images", "lines"; "" where tables are to say "N = 50,000".
         better: whether rows may be ranked by it, and how.
         level: the name of another value of the cell, of the same unit, to stand beside it; `level_says` what that is.
-            With a `label` and the same count the level is a row of the table and a line in the chart, else a note.
+            With a `label` and the same count it is a line in the chart, too.
+        level_as: whether the level is told in a note under the table, or is its last row.
         replicates: the jackknife's values without each group, for paired differences between cells.
         comparable: what must be equal for two values of this name to share a table: name -> what it is here,
-            as {"features": "3f1c...", "reference": "digits train, n=1437"}. results.csv has each as <value>_<name>.
+            as {"features": "3f1c...", "reference": "digits train, n=1437"}. results.csv has those of the cell's first
+            such value as <value>_<name>.
         akin: a published metric whose name begins so may stand beside it, though no difference is given.
         fair: False for a time taken while something else was at work: it is marked, and kept out of charts and fits.
     """
@@ -236,6 +238,7 @@ class Value(Record):
     better: Literal["lower", "higher"] | None = None
     level: str | None = None
     level_says: str = ""
+    level_as: Literal["note", "row"] = "note"
     replicates: tuple[float, ...] | None = None
     comparable: dict[str, str | int | None] = {}
     akin: tuple[str, ...] = ()

@@ -92,6 +92,7 @@ def _quality(measurements: Mapping[str, Any]) -> Iterator[Dict]:
     yield from _beside(quality, name, count)
     if equal_n:
         yield from _equal_n(equal_n, name, count, facts)
+    yield from quality.get("values") or ()  # of metrics that came later, as schema 2 has them
 
 
 def _beside(quality: Mapping[str, Any], name: str, of: int | None) -> Iterator[Dict]:
@@ -166,6 +167,7 @@ def _equal_n(equal_n: Mapping[str, Any], name: str, of: int | None, facts: str) 
         "better": "lower",
         "level": "fd_held_out_at_equal_n",
         "level_says": "Held-out real images",
+        "level_as": "row",
         "comparable": {"num_samples": count},
     }
     yield {
@@ -231,12 +233,12 @@ def _determinism(measurements: Mapping[str, Any]) -> Iterator[Dict]:
     found = measurements.get("determinism")
     if not found:
         return
-    repeats = {"section": "Determinism", "table": "Repeats and batch sizes", "notes": (REPEATS,)}
+    sizes = " and ".join(map(str, _given(found, "batch_sizes", (list, tuple)) or ()))
+    notes = (REPEATS, f"The two batch sizes: {sizes}.") if sizes else (REPEATS,)
+    repeats = {"section": "Determinism", "table": "Repeats and batch sizes", "notes": notes}
     for name, (kind, called, column) in DETERMINISM.items():
         yield {"name": called, "value": _given(found, name, kind), "column": column, **repeats}
         if name == "batch_max_abs_diff":
-            sizes = ", ".join(map(str, _given(found, "batch_sizes", (list, tuple)) or ()))
-            yield {"name": "batch_sizes", "value": sizes or None, "column": "batch sizes", **repeats}
             yield {**_noise_variance(found), **repeats}
     yield from _plain(found, {"noise_seeds": "noise_seeds", "noise_images": "noise_images"}, int)
     if (variance := _given(found, "noise_variance")) is not None:
