@@ -90,6 +90,7 @@ class _Distance(Running):
             better="lower",
             level="fd_held_out_at_equal_n",
             level_says="Held-out real images",
+            level_as="row",
             comparable={"num_samples": count},
         )
         real = Value(
