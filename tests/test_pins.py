@@ -400,3 +400,34 @@ def test_a_cell_that_is_computed_again_has_the_same_objects_and_numbers(earlier:
     (row,), pinned = tiny.results(sweep), table((PINS / "results_quality.csv").read_text())[1][3]
     for column in ("fd", "fd_se", "kid", "noise_variance", "fd_at_equal_n", "fd_held_out_at_equal_n"):
         assert float(row[column]) == pytest.approx(float(pinned[column]), rel=1e-2), column
+
+
+WORDS = (
+    *("heading", "facts", "section", "table", "column", "label", "against", "unit", "better", "count", "counted"),
+    *("level", "level_says", "level_as", "akin", "fair", "notes"),
+)
+
+
+@pytest.mark.parametrize(("name", "more"), [("quality", ("sampler=ddpm", "steps=5")), ("tasks", ())])
+def test_values_say_what_those_of_schema_1_are_read_as(name: str, more: tuple[str, ...], earlier: Path) -> None:
+    """A cell of schema 1 is read into Values by one module; what tasks and metrics say now is the same, and more."""
+    before = {pointer["cell"]: told(earlier, pointer["cell"]) for pointer in pointers(earlier / "sweeps" / name)}
+    sweep = again(earlier, name, *more, "force=true")
+    for pointer in pointers(sweep):
+        now = told(earlier, pointer["cell"])
+        assert set(before[pointer["cell"]]) - set(now) <= {"timesteps"}
+        for value, words in before[pointer["cell"]].items():
+            known = {word: text for word, text in words.items() if text is not None}
+            assert {word: now[value][word] for word in known} == known, value
+
+
+def told(outputs: Path, cell: str) -> dict[str, dict[str, Any]]:
+    """The words of each value of a cell."""
+    from ddim_lab.store.records import Result
+
+    values = Result.read(json.loads((outputs / "cells" / cell / "result.json").read_text())).values
+    found = {value.name: {word: getattr(value, word) for word in WORDS} for value in values}
+    for value in values:
+        if (value.heading or value.column) and (value.se is not None or value.spread is not None):
+            found[value.name]["error"] = value.error
+    return found
