@@ -150,9 +150,9 @@ def test_a_preset_is_used_as_it_was_written_or_not_at_all(
 def test_scores_of_a_search_that_are_damaged_are_not_remembered(
     harm: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from ddim_lab.tasks.search_timesteps import _RememberedScores
+    from ddim_lab.tasks.search.trials import RememberedScores
 
-    scores = _RememberedScores(tmp_path / "scores.jsonl")
+    scores = RememberedScores(tmp_path / "scores.jsonl")
     scores.add((9, 5), 1.25)
     first = (tmp_path / "scores.jsonl").read_bytes()
     scores.add((9, 4), 1.5)
@@ -160,7 +160,7 @@ def test_scores_of_a_search_that_are_damaged_are_not_remembered(
     second.write_bytes((tmp_path / "scores.jsonl").read_bytes()[len(first) :])
     harm(second)
     (tmp_path / "scores.jsonl").write_bytes(first + second.read_bytes())
-    again = _RememberedScores(tmp_path / "scores.jsonl")
+    again = RememberedScores(tmp_path / "scores.jsonl")
     assert again.get((9, 5)) == 1.25
     assert again.get((9, 4)) is None
     assert ("damaged line" in caplog.text) == bool(second.read_bytes())

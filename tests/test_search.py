@@ -328,11 +328,11 @@ def test_a_fault_is_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_score_after_a_torn_line_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    task._RememberedScores(path).add((1, 2), 0.5)
+    task.RememberedScores(path).add((1, 2), 0.5)
     with path.open("a") as file:
         file.write('{"timesteps": [1, 3')  # cut short
-    task._RememberedScores(path).add((1, 4), 0.25)
-    kept = task._RememberedScores(path)
+    task.RememberedScores(path).add((1, 4), 0.25)
+    kept = task.RememberedScores(path)
     assert (kept.get((1, 2)), kept.get((1, 3)), kept.get((1, 4))) == (0.5, None, 0.25)
     assert len(path.read_text().splitlines()) == 3
 

@@ -13,19 +13,15 @@ becomes a preset, outputs/presets/sampler/NAME.yaml.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import importlib.metadata
 import logging
 import math
-import os
 import shlex
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Final, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, final
 
 import torch
 from pydantic import Field, StrictInt, StrictStr
@@ -44,11 +40,12 @@ from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.statistics import Moments
 from ddim_lab.sampler import Sampler
-from ddim_lab.schedule import SPACINGS, spaced_timesteps
-from ddim_lab.store import content_key, read_json, sealed_line, sealed_text, unsealed_line, write_json, write_text
+from ddim_lab.schedule import SPACINGS
+from ddim_lab.store import content_key, read_json, sealed_text, write_json, write_text
 from ddim_lab.store.records import Pictured, Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task, need_error
-from ddim_lab.tasks.search.gaps import log_gaps, timesteps_of_log_gaps, warped
+from ddim_lab.tasks.search.shown import FOUND, finite, search_chart, timesteps_chart, trials_table, write_trials
+from ddim_lab.tasks.search.trials import RememberedScores, Timesteps, Trial, builtin_timesteps, search
 from ddim_lab.tasks.walks import Batches, network_in_place, sample_uint8
 
 if TYPE_CHECKING:
@@ -61,35 +58,7 @@ log = logging.getLogger("ddim_lab")
 SEARCH_VERSION: Final = 1
 """Raised whenever the same settings would search otherwise."""
 
-FOUND: Final = "found"
-"""What the found list is called among the spacings."""
-
-HARMONICS: Final = 4
-"""Cosines of a warp, at most. With every gap on its own (S + 1 numbers) a search fits the noise of its samples: at
-S = 10 it found lists that were far better there and worse than the spacings on other noise."""
-
-RANDOM_WARPS: Final = 10
-"""Warps drawn at random before the Gaussian process proposes."""
-
 PRESET_FILE: Final = "preset.yaml"
-
-Timesteps = tuple[int, ...]
-
-
-@final
-@dataclass(frozen=True)
-class Trial:
-    """One list that was tried.
-
-    Attributes:
-        proposed_by: the spacings that give the list, or "search".
-        timesteps: ascending.
-        fd: its Fréchet distance at the search's noise; infinite where the samples are not finite.
-    """
-
-    proposed_by: str
-    timesteps: Timesteps
-    fd: float
 
 
 @final
@@ -119,77 +88,6 @@ class _Score:
     def above(self, other: _Score) -> tuple[float, float]:
         """FD of this list minus the other's, and the paired standard error of that difference."""
         return self.fd - other.fd, paired_se(other.replicates, self.replicates)
-
-
-def builtin_timesteps(nfe: int, num_timesteps: int) -> dict[str, Timesteps]:
-    """Every built-in spacing with exactly `nfe` distinct timesteps, ascending; spacings that agree under one name.
-
-    A spacing that drops repeats takes the smallest S that leaves `nfe` of them, and is left out where none does.
-
-    Args:
-        nfe: forwards a sample, from 1 to T.
-        num_timesteps: T.
-    """
-    names: dict[Timesteps, str] = {}
-    for spacing in SPACINGS:
-        for steps in range(nfe, num_timesteps + 1):
-            timesteps = tuple(spaced_timesteps(spacing, steps, num_timesteps).tolist())
-            if len(timesteps) == nfe:
-                names[timesteps] = f"{names[timesteps]}, {spacing}" if timesteps in names else spacing
-                break
-    return {name: timesteps for timesteps, name in names.items()}
-
-
-def search(
-    score: Callable[[Timesteps], float], starts: Mapping[str, Timesteps], num_timesteps: int, trials: int, seed: int
-) -> list[Trial]:
-    """Look for the list with the lowest score: every start, then warps of the best of them (see `gaps`).
-
-    The warps are proposed by a Gaussian process (Optuna) on the scores so far. The same arguments give the same trials,
-    so a search is repeated, or resumed, by remembering scores.
-
-    Args:
-        score: timesteps -> what is minimised; a deterministic function.
-        starts: the lists that are tried first, all of one length, by name.
-        num_timesteps: T.
-        trials: lists tried, `starts` included.
-        seed: of the optimiser, 0 <= seed < 2^32.
-
-    Returns:
-        The trials in their order, the starts first; the first of those with the lowest score is what was found.
-    """
-    import optuna
-
-    tried = [Trial(name, timesteps, score(timesteps)) for name, timesteps in starts.items()]
-    best = min(tried, key=lambda trial: trial.fd)
-    z = log_gaps(best.timesteps, num_timesteps)
-    ranges = _ranges(len(best.timesteps))
-    # The Gaussian process is fitted by gradients, also where the caller samples without.
-    with _quiet(optuna), torch.inference_mode(False), torch.enable_grad():
-        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_WARPS, deterministic_objective=True)
-        study = optuna.create_study(sampler=sampler)
-        study.add_trial(  # no warp at all: what is known already
-            optuna.trial.create_trial(
-                value=best.fd,
-                params=dict.fromkeys(ranges, 0.0),
-                distributions={
-                    name: optuna.distributions.FloatDistribution(low, high) for name, (low, high) in ranges.items()
-                },
-            )
-        )
-        while len(tried) < trials:
-            trial = study.ask()
-            bottom, top, *coefficients = (trial.suggest_float(name, low, high) for name, (low, high) in ranges.items())
-            timesteps = timesteps_of_log_gaps(warped(z, bottom, top, coefficients), num_timesteps)
-            tried.append(Trial("search", timesteps, score(timesteps)))
-            study.tell(trial, tried[-1].fd)
-    return tried
-
-
-def _ranges(steps: int) -> dict[str, tuple[float, float]]:
-    """The numbers of a warp, and how far each may go."""
-    harmonics = range(1, min(HARMONICS, steps - 2) + 1)
-    return {"bottom": (-2.0, 3.0), "top": (-2.0, 1.0), **{f"a{k}": (-1.5 / k, 1.5 / k) for k in harmonics}}
 
 
 @final
@@ -272,9 +170,9 @@ class SearchTimesteps(Task):
         )
         quality = f"{job.features.name} {own.fd:.4g} ± {own.se:.2g}"
         name = searched_by.features.name
-        _write_trials(folder / "trials.csv", tried)
-        _timesteps_chart(folder / "timesteps.png", walks, job.sampler.schedule.num_timesteps)
-        _search_chart(folder / "search.png", tried, name)
+        write_trials(folder / "trials.csv", tried)
+        timesteps_chart(folder / "timesteps.png", walks, job.sampler.schedule.num_timesteps)
+        search_chart(folder / "search.png", tried, name)
         _write_preset(folder / PRESET_FILE, job, found, f"{quality} at N = {job.config.num_samples}, {outcome}")
         return Outcome(
             nfe=len(found),
@@ -304,7 +202,7 @@ class SearchTimesteps(Task):
             phases=phases,
             tables=[
                 *(_score_table(job, yard, scores) for yard, scores in zip(yardsticks, by_yardstick, strict=True)),
-                _trials_table(f"Search: {name} at N = {self.search_samples}, seed {self.search_seed}", tried),
+                trials_table(f"Search: {name} at N = {self.search_samples}, seed {self.search_seed}", tried),
             ],
             pictures=[
                 Pictured(
@@ -388,7 +286,7 @@ def _obtain_search(
     key = content_key(wanted)
 
     def build(folder: Path) -> None:
-        known = _RememberedScores(job.store.work_folder("references", key) / "scores.jsonl")
+        known = RememberedScores(job.store.work_folder("references", key) / "scores.jsonl")
         with tqdm(total=task.trials, desc=f"{job.progress} search", unit="list", disable=None, leave=False) as bar:
 
             def score(timesteps: Timesteps) -> float:
@@ -406,7 +304,7 @@ def _obtain_search(
                 return fd
 
             tried = search(score, builtin, job.sampler.schedule.num_timesteps, task.trials, task.search_seed % 2**32)
-        records = [{"proposed_by": t.proposed_by, "timesteps": t.timesteps, "fd": _finite(t.fd)} for t in tried]
+        records = [{"proposed_by": t.proposed_by, "timesteps": t.timesteps, "fd": finite(t.fd)} for t in tried]
         write_json(folder / "search.json", {"schema": 1, "identity": wanted, "trials": records})
 
     folder, _ = job.store.obtain("references", key, build)
@@ -414,43 +312,6 @@ def _obtain_search(
         Trial(record["proposed_by"], tuple(record["timesteps"]), math.inf if record["fd"] is None else record["fd"])
         for record in read_json(folder / "search.json")["trials"]
     ]
-
-
-@final
-class _RememberedScores:
-    """Scores by list, on disk as they come: one JSON record a line."""
-
-    def __init__(self, path: Path) -> None:
-        self._path: Final = path
-        self._scores: Final[dict[Timesteps, float]] = {}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = unsealed_line(line)
-                except ValueError:  # as a kill leaves it
-                    log.warning("%s has a damaged line: that list is scored again", path)
-                else:
-                    self._scores[tuple(record["timesteps"])] = float(record["fd"])
-
-    def get(self, timesteps: Timesteps) -> float | None:
-        return self._scores.get(timesteps)
-
-    def add(self, timesteps: Timesteps, fd: float) -> None:
-        self._scores[timesteps] = fd
-        with self._path.open("ab+") as file:
-            if self._torn(file):  # what is appended to a torn line is lost with it
-                file.write(b"\n")
-            file.write(sealed_line({"timesteps": timesteps, "fd": fd}).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    @staticmethod
-    def _torn(file: BinaryIO) -> bool:
-        """Whether a file that is open at its end does not end in a newline, as a kill leaves it."""
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
 
 
 def _score_all(
@@ -495,19 +356,6 @@ def _distances(
     return distances
 
 
-@contextlib.contextmanager
-def _quiet(optuna: Any) -> Iterator[None]:
-    """Without Optuna's line a trial, and its warning that a sampler is experimental."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
 # -- what is written -------------------------------------------------------------------------------------
 
 
@@ -547,97 +395,3 @@ def _score_table(job: Job, yardstick: _Yardstick, scores: Sequence[_Score]) -> T
         columns=("spacing", "NFE", "FD", "±", "above the found list", "± (paired)", "timesteps"),
         rows=tuple(rows),
     )
-
-
-def _trials_table(title: str, tried: Sequence[Trial]) -> Tabled:
-    return Tabled(
-        title=title,
-        columns=("trial", "proposed by", "FD", "lowest so far"),
-        rows=tuple(
-            (number, trial.proposed_by, _finite(trial.fd), _finite(lowest))
-            for number, (trial, lowest) in enumerate(zip(tried, _lowest_so_far(tried), strict=True))
-        ),
-    )
-
-
-def _lowest_so_far(tried: Sequence[Trial]) -> list[float]:
-    lowest, found = math.inf, []
-    for trial in tried:
-        lowest = min(lowest, trial.fd)
-        found.append(lowest)
-    return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _write_trials(path: Path, tried: Sequence[Trial]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trial", "proposed_by", "fd", "timesteps"])
-        for number, trial in enumerate(tried):
-            writer.writerow([number, trial.proposed_by, repr(trial.fd), " ".join(map(str, trial.timesteps))])
-
-
-def _timesteps_chart(path: Path, walks: Mapping[str, Timesteps], num_timesteps: int) -> None:
-    points = [{"spacing": name, "t": t} for name, timesteps in walks.items() for t in timesteps]
-    _chart(
-        path,
-        {
-            "data": {"values": points},
-            "mark": {"type": "tick", "thickness": 2},
-            "height": {"step": 26},
-            "encoding": {
-                "x": {
-                    "field": "t",
-                    "type": "quantitative",
-                    "title": "timestep t (0: nearly clean)",
-                    "scale": {"domain": [0, num_timesteps - 1], "nice": False},
-                },
-                "y": {"field": "spacing", "type": "nominal", "title": None, "sort": list(walks)},
-                "color": {
-                    "condition": {"test": f"datum.spacing === '{FOUND}'", "value": "#c0392b"},
-                    "value": "#4c6a92",
-                },
-            },
-        },
-    )
-
-
-def _search_chart(path: Path, tried: Sequence[Trial], name: str) -> None:
-    points = [
-        {"trial": number, "fd": _finite(trial.fd), "lowest": _finite(lowest), "start": trial.proposed_by != "search"}
-        for number, (trial, lowest) in enumerate(zip(tried, _lowest_so_far(tried), strict=True))
-    ]
-    x = {"field": "trial", "type": "quantitative", "title": "trial (filled: a built-in spacing; line: lowest so far)"}
-    y = {"type": "quantitative", "title": name, "scale": {"type": "symlog"}}
-    _chart(
-        path,
-        {
-            "data": {"values": points},
-            "height": 260,
-            "encoding": {"x": x},
-            "layer": [
-                {
-                    "mark": {"type": "point", "color": "#4c6a92"},
-                    "encoding": {
-                        "y": {**y, "field": "fd"},
-                        "fillOpacity": {"condition": {"test": "datum.start", "value": 1.0}, "value": 0.0},
-                        "fill": {"value": "#4c6a92"},
-                    },
-                },
-                {
-                    "mark": {"type": "line", "interpolate": "step-after", "color": "#c0392b"},
-                    "encoding": {"y": {**y, "field": "lowest"}},
-                },
-            ],
-        },
-    )
-
-
-def _chart(path: Path, spec: Mapping[str, Any]) -> None:
-    """A Vega-Lite chart as a PNG, 2 pixels a point, on white."""
-    import vl_convert
-
-    path.write_bytes(vl_convert.vegalite_to_png({**spec, "width": 560, "background": "white", "padding": 12}, scale=2))
