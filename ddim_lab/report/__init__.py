@@ -15,7 +15,8 @@ of the ones before:
     read       the files, read and checked
     compare    several sweeps as one, or why not
     rows       one flat row a cell
-    charts     Vega-Lite specifications
+    vega       pieces of Vega-Lite specifications
+    charts     charts of values, times and trainings
     drawing    charts as PNG and SVG
     blocks     what a page is made of
     grids      values as grids of the page

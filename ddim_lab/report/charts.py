@@ -1,18 +1,10 @@
-"""The report's charts as Vega-Lite specifications; as pictures through vl-convert.
-
-A specification is the JSON that Vega-Lite reads. It is written as such: Altair, which writes it from calls, takes half
-a second to import, and what it checks is checked here by drawing every chart in tests.
-
-A series has the same colour and mark in every chart. Colours are those of Okabe and Ito (2008), which the
-colour-blind can tell apart, less the yellow and the black that vanish on one of the two backgrounds.
-"""
+"""The report's charts: of values, of times and of the training, as Vega-Lite specifications."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ddim_lab.report.cells import Cell, contended
 from ddim_lab.report.numbers import decimals, with_error
@@ -20,25 +12,26 @@ from ddim_lab.report.read import Sweep, training_curves
 from ddim_lab.report.series import Series
 from ddim_lab.report.tables import ValueTable
 from ddim_lab.report.timing import pareto_front, timed, timing_fits
+from ddim_lab.report.vega import (
+    GREY,
+    PALETTE,
+    Key,
+    Spec,
+    colour_of,
+    field_of,
+    key_of,
+    layer_of,
+    linear_axis,
+    log_axis,
+    points_of,
+    spec_of,
+    ticks,
+    tip,
+)
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
-SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")
-GREY = "#888888"
 ONCE = ("train", "feature_network")
 """Phases that are done once a sweep, beside which the others would vanish."""
 FORWARDS = "network forwards a sample (NFE)"
-HEIGHT = 300
-
-Spec = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of a chart's legend."""
-
-    label: str
-    colour: str
-    shape: str = "circle"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +47,6 @@ class Chart:
     keys: tuple[Key, ...]
     caption: str
     of: ValueTable | None = None
-
-
-def key_of(index: int, label: str) -> Key:
-    return Key(label, PALETTE[index % len(PALETTE)], SHAPES[index % len(SHAPES)])
 
 
 def sweep_charts(sweep: Sweep) -> list[Chart]:
@@ -110,32 +99,32 @@ def _steps_chart(of: ValueTable, name: str, *, forwards: bool = False) -> Chart 
     ]
     level = of.level if of.level_fits and of.level and (of.level.number or 0.0) > 0 else None
     extent = [value for r in records for value in (r["low"], r["high"])] + ([level.number] if level else [])
-    x = {**_log("steps", costs), "axis": {"values": costs, "format": "d", "grid": False}}
+    x = {**log_axis("steps", costs), "axis": {"values": costs, "format": "d", "grid": False}}
     x["title"] = FORWARDS if forwards else "steps S"
-    y, low = (_log(field, extent, of.value.heading) for field in ("value", "low"))
+    y, low = (log_axis(field, extent, of.value.heading) for field in ("value", "low"))
     keys = _keys(series for series, _, _, _ in found)
     tooltip = [
-        _tip("series", "series"),
-        _tip("steps", "forwards" if forwards else "steps", "quantitative"),
-        _tip("shown", of.value.heading),
+        tip("series", "series"),
+        tip("steps", "forwards" if forwards else "steps", "quantitative"),
+        tip("shown", of.value.heading),
     ]
-    layers = _points(x, y, keys, tooltip, bars=low)
+    layers = points_of(x, y, keys, tooltip, bars=low)
     caption = f"{of.facts[:1].upper()}{of.facts[1:]}."
     if any(se is not None for _, _, _, se in found):
         caption += " Bars: ±1 standard error."
     datasets = {"points": records}
     if level is not None and level.number is not None:
         datasets["level"] = [{"value": level.number, "text": level.label}]
-        layers.append(_layer("level", {"type": "rule", "color": GREY, "strokeDash": [6, 4]}, y=y))
+        layers.append(layer_of("level", {"type": "rule", "color": GREY, "strokeDash": [6, 4]}, y=y))
         text = {"type": "text", "align": "right", "baseline": "bottom", "dx": -4, "dy": -3}
-        layers.append(_layer("level", text, x={"value": "width"}, y=y, text=_field("text")))
+        layers.append(layer_of("level", text, x={"value": "width"}, y=y, text=field_of("text")))
         told = with_error(level.number, level.finite_se, of.places)
         caption += f" Dashed: {level.label}{level.facts and f', {level.facts}'} ({told})."
     elif of.level is not None and of.level.label:
         caption += f" {of.level.label[:1].upper()}{of.level.label[1:]}: measured at another N, not drawn here."
     caption += _not_on_a_log_axis(of)
     title = f"{of.heading} against {'network forwards' if forwards else 'steps'}"
-    return Chart(name, title, _spec(layers, datasets), keys, caption.strip(), of)
+    return Chart(name, title, spec_of(layers, datasets), keys, caption.strip(), of)
 
 
 def _not_on_a_log_axis(of: ValueTable) -> str:
@@ -167,13 +156,13 @@ def _eta_chart(of: ValueTable, name: str) -> Chart | None:
     ]
     keys = tuple(key_of(index, label) for index, label in enumerate(names.values()))
     etas, top = sorted({r["eta"] for r in records}), max(r["high"] for r in records)
-    x = _linear("eta", max(etas) * 1.03, "η") | {"axis": {"values": etas, "format": "~g", "grid": False}}
-    y, low = (_linear(field, top * 1.08, of.value.heading) for field in ("value", "low"))
-    tooltip = [_tip("series", "steps"), _tip("eta", "η", "quantitative"), _tip("shown", of.value.heading)]
+    x = linear_axis("eta", max(etas) * 1.03, "η") | {"axis": {"values": etas, "format": "~g", "grid": False}}
+    y, low = (linear_axis(field, top * 1.08, of.value.heading) for field in ("value", "low"))
+    tooltip = [tip("series", "steps"), tip("eta", "η", "quantitative"), tip("shown", of.value.heading)]
     caption = f"{of.facts[:1].upper()}{of.facts[1:]}."
     if any(se is not None for points in lines.values() for _, se in points.values()):
         caption += " Bars: ±1 standard error."
-    spec = _spec(_points(x, y, keys, tooltip, bars=low), {"points": records})
+    spec = spec_of(points_of(x, y, keys, tooltip, bars=low), {"points": records})
     return Chart(name, f"{of.heading} against η", spec, keys, caption.strip(), of)
 
 
@@ -195,27 +184,27 @@ def _front_chart(of: ValueTable, name: str) -> Chart | None:
         for index, (series, cell, seconds, value) in enumerate(found)
     ]
     times = [r["ms"] for r in records]
-    x = _log("ms", times, "milliseconds an image", room=1.25)
-    x["axis"] = {"values": _ticks(times), "format": "~g", "grid": False}
-    y = _log("value", [r["value"] for r in records], of.value.heading, room=1.35)
+    x = log_axis("ms", times, "milliseconds an image", room=1.25)
+    x["axis"] = {"values": ticks(times), "format": "~g", "grid": False}
+    y = log_axis("value", [r["value"] for r in records], of.value.heading, room=1.35)
     keys = _keys(series for series, _, _, _ in found)
     tooltip = [
-        *(_tip("series", "series"), _tip("steps", "steps"), _tip("shown", of.value.heading)),
-        *(_tip("ms", "ms an image", "quantitative", ".3~g"), _tip("front", "on the front")),
+        *(tip("series", "series"), tip("steps", "steps"), tip("shown", of.value.heading)),
+        *(tip("ms", "ms an image", "quantitative", ".3~g"), tip("front", "on the front")),
     ]
     line = {"type": "line", "color": GREY, "strokeDash": [6, 4], "interpolate": "step-after"}
     rings = {"type": "point", "filled": False, "size": 230, "color": GREY, "opacity": 1}
     layers = [
-        _layer("front", line, x=x, y=y),
-        _layer("front", rings, x=x, y=y),
-        _points(x, y, keys, tooltip)[-1],
-        _layer("front", {"type": "text", "dx": -14, "dy": 12}, x=x, y=y, text=_field("steps")),
+        layer_of("front", line, x=x, y=y),
+        layer_of("front", rings, x=x, y=y),
+        points_of(x, y, keys, tooltip)[-1],
+        layer_of("front", {"type": "text", "dx": -14, "dy": 12}, x=x, y=y, text=field_of("steps")),
     ]
     caption = (
         "Ringed and dashed: the Pareto front, which nothing beats in both, with its numbers of steps. Both axes are "
         f"logarithmic; {'low' if sign > 0 else 'high'} and left is better."
     )
-    spec = _spec(layers, {"points": records, "front": [records[index] for index in front]})
+    spec = spec_of(layers, {"points": records, "front": [records[index] for index in front]})
     return Chart(name, f"{of.heading} against time", spec, keys, caption + _left_out(of.table.cells), of)
 
 
@@ -242,21 +231,21 @@ def _time_chart(sweep: Sweep) -> Chart | None:
     ]
     keys = _keys(sweep.series[cell.number] for cell, _, _ in found)
     same = all(count == cell.steps for cell, count, _ in found)
-    x = _linear("forwards", max(r["forwards"] for r in records) * 1.05, "steps S" if same else FORWARDS)
+    x = linear_axis("forwards", max(r["forwards"] for r in records) * 1.05, "steps S" if same else FORWARDS)
     x["axis"] = {"grid": False, "tickCount": 6}
     top = max([r["high"] for r in records] + [r["ms"] for r in lines]) * 1.08
-    y, low_end = (_linear(field, top, "milliseconds an image") for field in ("ms", "low"))
+    y, low_end = (linear_axis(field, top, "milliseconds an image") for field in ("ms", "low"))
     tooltip = [
-        *(_tip("series", "series"), _tip("forwards", "forwards", "quantitative")),
-        _tip("ms", "ms an image", "quantitative", ".4~g"),
+        *(tip("series", "series"), tip("forwards", "forwards", "quantitative")),
+        tip("ms", "ms an image", "quantitative", ".4~g"),
     ]
-    colour = {"value": GREY} if common else _colour(keys)
-    line = _layer("lines", {"type": "line", "strokeWidth": 1.5, "clip": True}, x=x, y=y, color=colour)
-    bars, _, points = _points(x, y, keys, tooltip, bars=low_end)
+    colour = {"value": GREY} if common else colour_of(keys)
+    line = layer_of("lines", {"type": "line", "strokeWidth": 1.5, "clip": True}, x=x, y=y, color=colour)
+    bars, _, points = points_of(x, y, keys, tooltip, bars=low_end)
     caption = "Median of the repeats; bars: quartiles."
     if lines:
         caption += " Lines: least squares" + (", all series together." if common else ", series by series.")
-    spec = _spec([line, bars, points], {"points": records, "lines": lines})
+    spec = spec_of([line, bars, points], {"points": records, "lines": lines})
     return Chart("time_against_steps", "Time against steps", spec, keys, caption + _left_out(sweep.cells))
 
 
@@ -272,12 +261,12 @@ def _training_chart(sweep: Sweep) -> Chart | None:
         return None
     names = list(dict.fromkeys(str(r["series"]) for r in records))
     keys = tuple(Key(name, PALETTE[i % len(PALETTE)]) for i, name in enumerate(names))
-    x = _field("step", "quantitative", title="optimiser step", axis={"grid": False, "tickCount": 5})
-    y = _log("loss", [float(r["loss"]) for r in records], "loss")
-    tooltip = [_tip("step", "step", "quantitative", ",.0f"), _tip("loss", "loss", "quantitative", ".4~g")]
-    line = _layer("points", {"type": "line", "strokeWidth": 1.5}, x=x, y=y, color=_colour(keys), tooltip=tooltip)
+    x = field_of("step", "quantitative", title="optimiser step", axis={"grid": False, "tickCount": 5})
+    y = log_axis("loss", [float(r["loss"]) for r in records], "loss")
+    tooltip = [tip("step", "step", "quantitative", ",.0f"), tip("loss", "loss", "quantitative", ".4~g")]
+    line = layer_of("points", {"type": "line", "strokeWidth": 1.5}, x=x, y=y, color=colour_of(keys), tooltip=tooltip)
     caption = "Each point is the mean over its stretch of the recorded losses."
-    return Chart("training_curve", "Training loss", _spec([line], {"points": records}), keys, caption)
+    return Chart("training_curve", "Training loss", spec_of([line], {"points": records}), keys, caption)
 
 
 def phases(cell: Cell) -> dict[str, float]:
@@ -306,21 +295,21 @@ def _phases_chart(sweep: Sweep) -> Chart | None:
     names = list(dict.fromkeys(str(r["phase"]) for r in records))
     keys = tuple(Key(name, PALETTE[i % len(PALETTE)], "square") for i, name in enumerate(names))
     bars = list(dict.fromkeys(str(r["cell"]) for r in records))
-    layer = _layer(
+    layer = layer_of(
         "points",
         {"type": "bar"},
-        x=_field("seconds", "quantitative", title="seconds", axis={"tickCount": 5}),
-        y=_field("cell", sort=bars, axis={"grid": False, "labelLimit": 150}, title=None),
-        color=_colour(keys, field="phase"),
-        order=_field("order", "quantitative"),
-        tooltip=[_tip("cell", "cell"), _tip("phase", "phase"), _tip("seconds", "seconds", "quantitative", ".3~g")],
+        x=field_of("seconds", "quantitative", title="seconds", axis={"tickCount": 5}),
+        y=field_of("cell", sort=bars, axis={"grid": False, "labelLimit": 150}, title=None),
+        color=colour_of(keys, field="phase"),
+        order=field_of("order", "quantitative"),
+        tooltip=[tip("cell", "cell"), tip("phase", "phase"), tip("seconds", "seconds", "quantitative", ".3~g")],
     )
     once = [*sweep.plan.phases.items()]
     once += [(phase_name(name), sum(phases(cell).get(name, 0.0) for cell in sweep.cells)) for name in ONCE]
     caption = "A cell found in the store shows what it cost when it was computed."
     if told := ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in once if seconds >= 0.05):
         caption = f"Not drawn: {told}. {caption}"
-    spec = _spec([layer], {"points": records}, height=max(120, 20 * len(bars)))
+    spec = spec_of([layer], {"points": records}, height=max(120, 20 * len(bars)))
     return Chart("time_per_phase", "Time per phase", spec, keys, caption)
 
 
@@ -335,73 +324,3 @@ def _left_out(cells: Sequence[Cell]) -> str:
 
 def _keys(series: Iterable[Series]) -> tuple[Key, ...]:
     return tuple(key_of(one.index, one.label) for one in sorted(set(series), key=lambda one: one.index))
-
-
-def _field(name: str, kind: str = "nominal", **more: Any) -> Spec:
-    return {"field": name, "type": kind, **more}
-
-
-def _tip(name: str, title: str, kind: str = "nominal", format: str | None = None) -> Spec:
-    return _field(name, kind, title=title) | ({} if format is None else {"format": format})
-
-
-def _layer(data: str, mark: Spec, **encoding: Any) -> Spec:
-    return {"data": {"name": data}, "mark": mark, "encoding": encoding}
-
-
-def _points(x: Spec, y: Spec, keys: Sequence[Key], tooltip: list[Spec], bars: Spec | None = None) -> list[Spec]:
-    """Bars from `bars` to "high" if given, a line, and marks with a tooltip."""
-    colour, mark = _colour(keys), {"type": "point", "filled": True, "size": 70, "opacity": 1}
-    shape = _field("series", scale=_scale(keys, "shape"), title=None)
-    layers = [
-        _layer("points", {"type": "line", "strokeWidth": 2}, x=x, y=y, color=colour),
-        _layer("points", mark, x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
-    ]
-    if bars is None:
-        return layers
-    rule = {"type": "rule", "strokeWidth": 1.5}
-    return [_layer("points", rule, x=x, y=bars, y2={"field": "high"}, color=colour), *layers]
-
-
-def _scale(keys: Sequence[Key], attribute: str) -> Spec:
-    return {"domain": [key.label for key in keys], "range": [getattr(key, attribute) for key in keys]}
-
-
-def _colour(keys: Sequence[Key], field: str = "series") -> Spec:
-    return _field(field, scale=_scale(keys, "colour"), title=None)
-
-
-def _linear(field: str, top: float, title: str) -> Spec:
-    scale = {"domain": [0, top or 1.0], "nice": False}
-    return _field(field, "quantitative", scale=scale, axis={"tickCount": 6}, title=title)
-
-
-def _log(field: str, values: Sequence[float], title: str = "", room: float = 1.15) -> Spec:
-    scale = {"type": "log", "domain": _padded(values, room), "nice": False}
-    axis = {"values": _ticks(values), "format": "~g"}
-    return _field(field, "quantitative", scale=scale, axis=axis, title=title)
-
-
-def _padded(values: Sequence[float], factor: float) -> list[float]:
-    """The values' range on a log axis with room at both ends, and some width if all are equal."""
-    low, high = min(values), max(values)
-    if high <= low:
-        factor = max(factor, 1.5)
-    return [low / factor, high * factor]
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers across the values' range: 1, 2, 5 times powers of ten; finer if these are too few."""
-    low, high = _padded(values, 1.15)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), [d / 10 for d in range(10, 100, 2)]):
-        ticks = [float(f"{d}e{e}") for e in decades for d in digits]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) >= 4:
-            return inside
-    return inside
-
-
-def _spec(layers: Sequence[Spec], datasets: Mapping[str, list[Spec]], height: int = HEIGHT) -> Spec:
-    """The chart's specification; `$schema` is left out, for it names an address that nothing needs."""
-    return {"height": height, "datasets": dict(datasets), "layer": list(layers)}

@@ -11,7 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ddim_lab.report.charts import GREY, Chart
+from ddim_lab.report.charts import Chart
+from ddim_lab.report.vega import GREY
 from ddim_lab.store import sealed_text, text_fault, write_text
 from ddim_lab.store.files import HASH_LINE
 
