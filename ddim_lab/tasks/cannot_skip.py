@@ -28,7 +28,6 @@ from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import Formula, Sampler, Transition
 from ddim_lab.schedule import CLEAN, NoiseSchedule
 from ddim_lab.store.records import Value
-from ddim_lab.store.records import Value
 from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.measuring import measure_samples
 from ddim_lab.tasks.scored import compared_with, measuring_forwards

@@ -22,11 +22,9 @@ from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import content_key
 from ddim_lab.store.records import Pictured, Value
-from ddim_lab.store.records import Pictured, Value, plain
 from ddim_lab.tasks.base import Job, Outcome, Task, drawn, need_room
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.walks import (
-    OVER_IMAGES,
     extract,
     mean_and_se,
     network_in_place,
@@ -39,8 +37,6 @@ __all__ = ["Consistency"]
 
 REFERENCE_VERSION: Final = 1
 SHOWN: Final = 12
-
-UNRELATED: Final = "Two references from different x_T"
 UNRELATED: Final = "Two references from different x_T"
 
 
@@ -93,49 +89,54 @@ class Consistency(Task):
         preview(folder, images)
         sheet(folder / "against_reference.png", torch.stack([images[:SHOWN], reference[:SHOWN]]))
         steps = reference_sampler.steps
-        values = [
-            Value(
-                name="consistency_mse",
-                value=mse,
-                heading="MSE to the reference steps",
-                facts="the same x_T at S steps and at the reference's, a dimension, on the [0, 1] scale",
-                se=mse_se,
-                error=OVER_IMAGES,
-                count=count,
-                better="lower",
-                level="unrelated_mse",
-                level_says=UNRELATED,
-            ),
-            Value(
-                name="feature_distance",
-                value=distance,
-                heading="Feature distance to the reference steps",
-                facts="the same x_T at S steps and at the reference's, mean Euclidean distance in the feature network",
-                se=distance_se,
-                error=OVER_IMAGES,
-                count=count,
-                better="lower",
-                level="unrelated_feature_distance",
-                level_says=UNRELATED,
-            ),
-        ]
-        others = {
-            # what images of different x_T score: the scale of the two above
-            "unrelated_mse": float(squared_error(reference, reference.roll(1, 0)).mean()),
-            "unrelated_feature_distance": float((of_reference - of_reference.roll(1, 0)).norm(dim=1).mean()),
-            "reference_steps": steps,
-            "compared_images": count,
-        }
         return Outcome(
             nfe=own.nfe,
             headline=f"MSE {mse:.3g}, feature distance {distance:.3g} to S = {steps}",
-            values=[*values, *plain(others)],
+            values=[
+                Value(
+                    name="consistency_mse",
+                    value=mse,
+                    heading="MSE to the reference steps",
+                    facts="the same x_T at S steps and at the reference's, a dimension, on the [0, 1] scale",
+                    se=mse_se,
+                    error="over images",
+                    count=count,
+                    better="lower",
+                    level="unrelated_mse",
+                    level_says=UNRELATED,
+                ),
+                Value(
+                    name="feature_distance",
+                    value=distance,
+                    heading="Feature distance to the reference steps",
+                    facts="the same x_T at S steps and at the reference's, mean Euclidean distance in the feature"
+                    " network",
+                    se=distance_se,
+                    error="over images",
+                    count=count,
+                    better="lower",
+                    level="unrelated_feature_distance",
+                    level_says=UNRELATED,
+                ),
+                # what images of different x_T score: the scale of the two above
+                Value(name="unrelated_mse", value=float(squared_error(reference, reference.roll(1, 0)).mean())),
+                Value(
+                    name="unrelated_feature_distance",
+                    value=float((of_reference - of_reference.roll(1, 0)).norm(dim=1).mean()),
+                ),
+                Value(name="reference_steps", value=steps),
+                Value(name="compared_images", value=count),
+            ],
             phases={
                 "reference": referred - clock,
                 "sampling": sampled - referred,
                 "metrics": time.perf_counter() - sampled,
             },
-            pictures=[Pictured(title=f"Each cell over S = {steps} from the same x_T", file="against_reference.png")],
+            pictures=[
+                Pictured(
+                    title=f"Each cell over S = {steps} from the same x_T", file="against_reference.png", caption=""
+                )
+            ],
         )
 
 

@@ -22,7 +22,6 @@ from ddim_lab.errors import ConfigError
 from ddim_lab.interpolate import slerp_grid, slerp_line
 from ddim_lab.metrics.statistics import NEAREST_AT_MOST, median_nearest_distance
 from ddim_lab.store.records import Pictured, Tabled, Value
-from ddim_lab.store.records import Pictured, Tabled, Value, plain
 from ddim_lab.tasks.base import Job, Outcome, Task, need_determinism
 from ddim_lab.tasks.pictures import sheet
 from ddim_lab.tasks.walks import Batches, finite, network_in_place, start
@@ -86,10 +85,7 @@ class Interpolate(Task):
         return Outcome(
             nfe=sampler.nfe,
             headline=f"path {length:.3g} times the straight line, its largest step {largest:.2g} of it",
-            values=[
-                *_values(paths, nearest, ways["slerp"].count),
-                *plain({"ends_to_train": at_ends, "interpolation_points": points}),
-            ],
+            values=_values(paths, nearest, at_ends, ways["slerp"].count, points),
             phases={"sampling": seconds, "metrics": time.perf_counter() - clock - seconds},
             tables=[
                 Tabled(
@@ -108,45 +104,49 @@ class Interpolate(Task):
         )
 
 
-def _values(paths: dict[str, tuple[float, float]], nearest: dict[str, float], lines: int) -> list[Value]:
-    """What slerp's lines are like, each beside what the other ways give."""
-
-    def value(name: str, value: float, heading: str, facts: str, level: str, level_says: str) -> Value:
-        more: dict[str, Any] = {"level": level, "level_says": level_says, "count": lines, "counted": "lines"}
-        return Value(name=name, value=value, heading=heading, facts=facts, **more)
-
-    others = {
-        "lerp_path_length": paths["lerp"][0],
-        "lerp_largest_step": paths["lerp"][1],
-        "lerp_midpoint_to_train": nearest["lerp"],
-        "crossfade_midpoint_to_train": nearest["cross-fade"],
-        "interpolation_lines": lines,
-    }
+def _values(
+    paths: Mapping[str, tuple[float, float]], nearest: Mapping[str, float], at_ends: float, lines: int, points: int
+) -> list[Value]:
+    """Of slerp, with its neighbours' as levels."""
+    length, largest = paths["slerp"]
+    of: dict[str, Any] = {"count": lines, "counted": "lines"}
     return [
-        value(
-            "interpolation_path_length",
-            paths["slerp"][0],
-            "Path between images",
-            "length in pixels of the path that slerp of x_T takes, as a multiple of the straight line; median "
-            "over lines",
-            *("lerp_path_length", "By lerp of x_T"),
+        Value(
+            name="interpolation_path_length",
+            value=length,
+            heading="Path between images",
+            facts="length in pixels of the path that slerp of x_T takes, as a multiple of the straight line; median"
+            " over lines",
+            level="lerp_path_length",
+            level_says="By lerp of x_T",
+            **of,
         ),
-        value(
-            "interpolation_largest_step",
-            paths["slerp"][1],
-            "Largest step between neighbours",
-            "of the path that slerp of x_T takes, as a share of the straight line between its ends; median over "
-            "lines",
-            *("lerp_largest_step", "By lerp of x_T"),
+        Value(
+            name="interpolation_largest_step",
+            value=largest,
+            heading="Largest step between neighbours",
+            facts="of the path that slerp of x_T takes, as a share of the straight line between its ends; median over"
+            " lines",
+            level="lerp_largest_step",
+            level_says="By lerp of x_T",
+            **of,
         ),
-        value(
-            "midpoint_to_train",
-            nearest["slerp"],
-            "Distance of midpoints to the training images",
-            "median Euclidean distance of a slerp's midpoint to its nearest training image, pixels in [−1, 1]",
-            *("crossfade_midpoint_to_train", "Of the cross-fade of the two end images"),
+        Value(
+            name="midpoint_to_train",
+            value=nearest["slerp"],
+            heading="Distance of midpoints to the training images",
+            facts="median Euclidean distance of a slerp's midpoint to its nearest training image, pixels in [−1, 1]",
+            level="crossfade_midpoint_to_train",
+            level_says="Of the cross-fade of the two end images",
+            **of,
         ),
-        *plain(others),
+        Value(name="lerp_path_length", value=paths["lerp"][0]),
+        Value(name="lerp_largest_step", value=paths["lerp"][1]),
+        Value(name="lerp_midpoint_to_train", value=nearest["lerp"]),
+        Value(name="crossfade_midpoint_to_train", value=nearest["cross-fade"]),
+        Value(name="ends_to_train", value=at_ends),
+        Value(name="interpolation_lines", value=lines),
+        Value(name="interpolation_points", value=points),
     ]
 
 

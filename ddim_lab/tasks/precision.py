@@ -16,17 +16,14 @@ from torch import Tensor
 from ddim_lab.config.job import Config
 from ddim_lab.device.memory import Halving
 from ddim_lab.metrics.base import JACKKNIFE
-from ddim_lab.metrics.base import JACKKNIFE
 from ddim_lab.metrics.estimates import jackknife_se, paired_se
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.speed import timed, timed_libraries
 from ddim_lab.store import content_key
 from ddim_lab.store.records import Pictured, Value
-from ddim_lab.store.records import Pictured, Value, plain
 from ddim_lab.tasks.base import Job, Outcome, Task, drawn, need_error, need_room
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.walks import (
-    OVER_IMAGES,
     extract,
     mean_and_se,
     network_in_place,
@@ -44,8 +41,6 @@ MEASURED_VERSION: Final = 2
 """Raised whenever the same cell would be measured otherwise."""
 
 SHOWN: Final = 12
-
-WHAT: Final = "the same x_T under this runtime and in fp32 on deterministic kernels"
 RUNTIME: Final = "the same x_T under this runtime and in fp32 on deterministic kernels"
 
 
@@ -84,17 +79,17 @@ class Precision(Task):
         from ddim_lab.metrics.frechet import FrechetDistance
 
         clock = time.perf_counter()
-        in_fp32 = _of_yardstick(job)
+        plain = _of_yardstick(job)
         referred = time.perf_counter()
         same = job.runtime.recipe() == job.runtime.yardstick().recipe()
-        images = in_fp32 if same else _sampled(job)
+        images = plain if same else _sampled(job)
         sampled = time.perf_counter()
         speedup = 1.0 if same else _speedup(job)
         in_turns = time.perf_counter()
         device, split = job.runtime.torch_device, job.config.metrics.reference
         reference = obtain_reference(job.features, job.data, split, job.store, device=device).moments
         distances = []
-        for features in extract(job, in_fp32, images):
+        for features in extract(job, plain, images):
             distance = FrechetDistance(reference).to(device)
             with torch.inference_mode():
                 for indices in torch.split(torch.arange(len(features)), 512):
@@ -103,55 +98,54 @@ class Precision(Task):
         fp32, own = (float(distance.compute()) for distance in distances)
         left_out = [distance.leave_one_out() for distance in distances]
         change, change_se = own - fp32, paired_se(*left_out)
-        mse, mse_se = mean_and_se(squared_error(images, in_fp32))
+        mse, mse_se = mean_and_se(squared_error(images, plain))
         preview(folder, images)
-        sheet(folder / "against_fp32.png", torch.stack([images[:SHOWN], in_fp32[:SHOWN]]))
-        values = [
-            Value(
-                name="precision_fd_percent",
-                value=100.0 * change / fp32,
-                heading="Change of the Fréchet distance against fp32, in percent",
-                facts=f"{WHAT}; paired",
-                se=100.0 * change_se / fp32,
-                error=f"{JACKKNIFE}, paired",
-                count=len(images),
-            ),
-            Value(
-                name="precision_mse",
-                value=mse,
-                heading="MSE to fp32",
-                facts=f"{WHAT}, a dimension, on the [0, 1] scale",
-                se=mse_se,
-                error=OVER_IMAGES,
-                count=len(images),
-                better="lower",
-            ),
-            Value(
-                name="precision_speedup",
-                value=speedup,
-                heading="Times the speed of fp32",
-                facts="images a second under this runtime over those in fp32 on deterministic kernels",
-            ),
-            Value(name="precision_fd_change", value=change, se=change_se, error=f"{JACKKNIFE}, paired"),
-            Value(name="precision_fd_reference", value=fp32, se=jackknife_se(left_out[0]), error=JACKKNIFE),
-        ]
-        others = {
-            "precision_max_abs_diff": float((images - in_fp32).abs().max()),
-            "precision_mean_diff": float((images - in_fp32).double().mean()),
-            "compared_images": len(images),
-        }
+        sheet(folder / "against_fp32.png", torch.stack([images[:SHOWN], plain[:SHOWN]]))
         return Outcome(
             nfe=job.sampler.nfe,
             headline=f"FD {change / fp32:+.3%} ± {change_se / fp32:.3%} of fp32's {fp32:.4g}, MSE {mse:.2g},"
             + (" not timed: another process was on the device" if speedup is None else f" {speedup:.2f} × as fast"),
-            values=[*values, *plain(others)],
+            values=[
+                Value(
+                    name="precision_fd_percent",
+                    value=100.0 * change / fp32,
+                    heading="Change of the Fréchet distance against fp32, in percent",
+                    facts=f"{RUNTIME}; paired",
+                    se=100.0 * change_se / fp32,
+                    error=f"{JACKKNIFE}, paired",
+                    count=len(images),
+                ),
+                Value(
+                    name="precision_mse",
+                    value=mse,
+                    heading="MSE to fp32",
+                    facts=f"{RUNTIME}, a dimension, on the [0, 1] scale",
+                    se=mse_se,
+                    error="over images",
+                    count=len(images),
+                    better="lower",
+                ),
+                Value(
+                    name="precision_speedup",
+                    value=speedup,
+                    heading="Times the speed of fp32",
+                    facts="images a second under this runtime over those in fp32 on deterministic kernels",
+                ),
+                Value(name="precision_fd_change", value=change, se=change_se, error=f"{JACKKNIFE}, paired"),
+                Value(name="precision_fd_reference", value=fp32, se=jackknife_se(left_out[0]), error=JACKKNIFE),
+                Value(name="precision_max_abs_diff", value=float((images - plain).abs().max())),
+                Value(name="precision_mean_diff", value=float((images - plain).double().mean())),
+                Value(name="compared_images", value=len(images)),
+            ],
             phases={
                 "reference": referred - clock,
                 "sampling": sampled - referred,
                 "speed": in_turns - sampled,
                 "metrics": time.perf_counter() - in_turns,
             },
-            pictures=[Pictured(title="Each runtime over fp32 from the same x_T", file="against_fp32.png")],
+            pictures=[
+                Pictured(title="Each runtime over fp32 from the same x_T", file="against_fp32.png", caption=""),
+            ],
         )
 
 

@@ -20,7 +20,6 @@ from ddim_lab.data.images import from_uint8
 from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import EncodeAt
 from ddim_lab.store.records import Pictured, Value
-from ddim_lab.store.records import Pictured, Value, plain
 from ddim_lab.tasks.base import Job, Outcome, Task, need_determinism
 from ddim_lab.tasks.pictures import sheet
 from ddim_lab.tasks.walks import Batches, finite, mean_and_se, network_in_place, squared_error
@@ -71,31 +70,32 @@ class Reconstruct(Task):
         errors = squared_error(x_0, originals)
         mse, se = mean_and_se(errors)
         sheet(folder / "reconstructions.png", torch.stack([originals[:SHOWN], x_0[:SHOWN]]))
-        error = Value(
-            name="reconstruction_mse",
-            value=mse,
-            heading="Reconstruction MSE",
-            facts="held-out images encoded and decoded, a dimension, on the [0, 1] scale",
-            se=se,
-            error=OVER_IMAGES,
-            count=len(originals),
-            better="lower",
-            level="reconstruction_mse_median",
-            level_says="Median over images instead of mean",
-        )
-        others = {
-            "reconstruction_mse_median": float(errors.median()),
-            "reconstruction_images": len(originals),
-            # an encoding that worked looks like the noise the model starts from: mean 0, variance 1
-            "code_mean": float(x_T.double().mean()),
-            "code_variance": float(x_T.double().var()),
-        }
         return Outcome(
             nfe=sampler.nfe,
             headline=f"reconstruction MSE {mse:.3g}" + ("" if se is None else f" ± {se:.1g}"),
-            values=[error, *plain(others)],
+            values=[
+                Value(
+                    name="reconstruction_mse",
+                    value=mse,
+                    heading="Reconstruction MSE",
+                    facts="held-out images encoded and decoded, a dimension, on the [0, 1] scale",
+                    se=se,
+                    error="over images",
+                    count=len(originals),
+                    better="lower",
+                    level="reconstruction_mse_median",
+                    level_says="Median over images instead of mean",
+                ),
+                Value(name="reconstruction_mse_median", value=float(errors.median())),
+                Value(name="reconstruction_images", value=len(originals)),
+                # an encoding that worked looks like the noise the model starts from: mean 0, variance 1
+                Value(name="code_mean", value=float(x_T.double().mean())),
+                Value(name="code_variance", value=float(x_T.double().var())),
+            ],
             phases={"encode_and_decode": seconds},
-            pictures=[Pictured(title="Held-out images over their reconstructions", file="reconstructions.png")],
+            pictures=[
+                Pictured(title="Held-out images over their reconstructions", file="reconstructions.png", caption="")
+            ],
         )
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from ddim_lab.config.job import Config
 from ddim_lab.sampler import EpsModel, State
 from ddim_lab.store.records import Pictured, Tabled, Value
-from ddim_lab.store.records import Pictured, Tabled, Value, plain
 from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.pictures import PREVIEW, preview, sheet
 from ddim_lab.tasks.walks import Batches, finite, network_in_place, squared_error, start
@@ -68,24 +67,27 @@ class Trajectory(Task):
         preview(folder, torch.cat(images))
         strips = torch.cat(shown).transpose(1, 2).flatten(0, 1)  # [2 SHOWN, moments, C, H, W]: x_t over predicted x_0
         sheet(folder / "trajectory.png", strips)
-        first = Value(
-            name="first_prediction_mse",
-            value=errors[0],
-            heading="MSE of the first predicted x_0",
-            facts="to the image that the sample becomes, both clamped, a dimension, on the [0, 1] scale",
-            better="lower",
-        )
-        labels = ["image" if timesteps[moment] < 0 else timesteps[moment] for moment in moments]
         return Outcome(
             nfe=sampler.nfe,
             headline=f"first predicted x_0 is {errors[0]:.3g} (MSE) from the image",
-            values=[first, *plain({"halfway_prediction_mse": errors[len(errors) // 2]})],
+            values=[
+                Value(
+                    name="first_prediction_mse",
+                    value=errors[0],
+                    heading="MSE of the first predicted x_0",
+                    facts="to the image that the sample becomes, both clamped, a dimension, on the [0, 1] scale",
+                    better="lower",
+                ),
+                Value(name="halfway_prediction_mse", value=errors[len(errors) // 2]),
+            ],
             phases={"sampling": seconds},
             tables=[
                 Tabled(
                     title="Predicted x_0 along the way",
                     columns=("t", "MSE to the final image"),
-                    rows=tuple(zip(labels, errors, strict=True)),
+                    rows=tuple(
+                        ("image" if timesteps[m] < 0 else timesteps[m], e) for m, e in zip(moments, errors, strict=True)
+                    ),
                 )
             ],
             pictures=[

@@ -24,7 +24,6 @@ from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.tasks.base import Job
 
 __all__ = [
-    "OVER_IMAGES",
     "Batches",
     "check_finite",
     "evaluate",
@@ -38,9 +37,6 @@ __all__ = [
     "start",
     "states_identity",
 ]
-
-OVER_IMAGES: Final = "over images"
-"""How `mean_and_se` takes its error."""
 
 
 @final
