@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from ddim_lab.config.folders import config_folder
 from ddim_lab.data.images import NonFiniteError
-from ddim_lab.metrics import features
 from ddim_lab.metrics.extractor import Pixels
 from ddim_lab.schedule import SPACINGS, spaced_timesteps
 from ddim_lab.tasks import search_timesteps as task
@@ -56,6 +55,11 @@ def cell(outputs: Path) -> Path:
 # lists and gaps
 
 
+def timesteps_found(folder: Path) -> list[int]:
+    """The list that a cell found."""
+    return [int(t) for t in tiny.measured(json.loads((folder / "result.json").read_text()))["timesteps"].split()]
+
+
 @st.composite
 def lists(draw: st.DrawFn) -> tuple[list[int], int]:
     total = draw(st.integers(1, 1200))
@@ -64,11 +68,6 @@ def lists(draw: st.DrawFn) -> tuple[list[int], int]:
 
 
 @given(lists())
-def timesteps_found(folder: Path) -> list[int]:
-    """The list that a cell found."""
-    return [int(t) for t in tiny.measured(json.loads((folder / "result.json").read_text()))["timesteps"].split()]
-
-
 def test_gaps_stand_for_the_list_they_were_made_from(case: tuple[list[int], int]) -> None:
     timesteps, total = case
     assert timesteps_of_log_gaps(log_gaps(timesteps, total), total) == tuple(timesteps)
@@ -346,7 +345,7 @@ def test_the_feature_network_is_loaded_once_for_all_lists(tmp_path: Path, monkey
             super().__init__()
             loaded.append(self)
 
-    monkeypatch.setattr(features, "Pixels", Counted)
+    monkeypatch.setattr("ddim_lab.metrics.extractor.Pixels", Counted)
     started(tmp_path)
     assert len(loaded) == 2  # for the reference, and for the samples
 

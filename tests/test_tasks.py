@@ -229,8 +229,8 @@ def test_the_lesson_in_the_harness(tmp_path: Path) -> None:
     assert all_right["mse_to_sampler"] == pytest.approx(0.0, abs=1e-10)
     assert right["mse_to_sampler"] == pytest.approx(0.0, abs=1e-10)
     assert wrong["mse_to_sampler"] > 1e-3
-    assert wrong["quality"]["fd"] > 1.5 * right["quality"]["fd"]
-    assert all_wrong["quality"]["fd"] == pytest.approx(all_right["quality"]["fd"], rel=1e-3)
+    assert wrong["fd"] > 1.5 * right["fd"]
+    assert all_wrong["fd"] == pytest.approx(all_right["fd"], rel=1e-3)
 
 
 # all of them
