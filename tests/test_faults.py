@@ -28,7 +28,7 @@ from ddim_lab.errors import TERMINATED, Terminated, terminable, terminating
 from ddim_lab.models.obtain import Model
 from ddim_lab.models.training import DiffusionModule
 from ddim_lab.noise import NamedNoise
-from ddim_lab.sampler import Sampler
+from ddim_lab.sampler import Ddim, Sampler, Transition
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.tasks.walks import sample_uint8
 
@@ -182,13 +182,13 @@ class Function(nn.Module):
 
 
 def test_a_state_that_overflows_names_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Sampler._advance
+    original = Ddim.step
 
-    def overflow(self: Sampler, model: Any, transition: Any, *others: Any) -> Any:
-        x, second = original(self, model, transition, *others)
-        return (x * float("inf") if transition.t == 250 else x), second
+    def overflow(self: Ddim, transition: Transition, *others: Any) -> Tensor:
+        x = original(self, transition, *others)
+        return x * float("inf") if transition.t == 250 else x
 
-    monkeypatch.setattr(Sampler, "_advance", overflow)
+    monkeypatch.setattr(Ddim, "step", overflow)
     assert tiny.run(tmp_path, *EXACT, "steps=4", settings=tiny.SMALL) == 1
     assert "first after step 3 (t = 250)" in swept(tmp_path)[0]["error"]
 
