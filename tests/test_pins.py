@@ -417,7 +417,7 @@ def test_values_say_what_those_of_schema_1_are_read_as(name: str, more: tuple[st
         now = told(earlier, pointer["cell"])
         assert set(before[pointer["cell"]]) - set(now) <= {"timesteps"}
         for value, words in before[pointer["cell"]].items():
-            known = {word: text for word, text in words.items() if text is not None}
+            known = {word: text for word, text in words.items() if text not in (None, "")}
             assert {word: now[value][word] for word in known} == known, value
 
 

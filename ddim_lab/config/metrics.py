@@ -106,7 +106,7 @@ class MetricsConfig(Options):
         """The options of networks and metrics, each to its owner.
 
         Those of this package are all there. What an installed package brings is there where its name is given, so that
-        its installation changes no other cell's key.
+        its installation changes no other cell's key. Metrics stand as their options do, after those that have none.
         """
         if not isinstance(given, dict):
             return own(given)
@@ -121,7 +121,12 @@ class MetricsConfig(Options):
                 owners[name] = owner
         config = own({name: value for name, value in given.items() if owners.get(name, "") in ("", "conf/metrics")})
         config._networks = tuple(_part(kind, given) for kind in networks.values())
-        config._metrics = tuple(_part(kind, given) for kind in metrics.values())
+        place = {name: number for number, name in enumerate(given)}
+        first = {
+            name: min((place.get(option, -1) for option in kind.model_fields), default=-1)
+            for name, kind in metrics.items()
+        }
+        config._metrics = tuple(_part(metrics[name], given) for name in sorted(metrics, key=first.__getitem__))
         return config
 
     @model_serializer(mode="wrap")

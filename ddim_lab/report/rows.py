@@ -1,4 +1,4 @@
-"""One flat row a cell: results.csv, W&B tables, and whatever wants numbers without a page round them."""
+"""One flat row a cell, for results.csv and the tables of W&B."""
 
 from __future__ import annotations
 
