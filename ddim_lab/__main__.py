@@ -36,7 +36,7 @@ from ddim_lab.errors import (
     one_line,
 )
 from ddim_lab.jobs.entry import job
-from ddim_lab.jobs.plan import check_outputs, composer, plan_sweep
+from ddim_lab.jobs.plan import check_outputs, composed_already, composer, plan_sweep
 from ddim_lab.store.records import Plan
 
 __all__ = ["main"]
@@ -134,7 +134,8 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'", "hydra.output_subdir=null"]
     places += ["hydra.sweep.subdir='jobs/${hydra.job.num}'", "hydra.job.chdir=false"]
     try:
-        status = _hand_to_hydra(asked, arguments, places)
+        with composed_already():
+            status = _hand_to_hydra(asked, arguments, places)
     except KeyboardInterrupt:
         status = INTERRUPTED
         print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)

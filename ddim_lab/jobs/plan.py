@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
@@ -47,7 +48,7 @@ from ddim_lab.store.records import Plan, PlanCell, Published
 if TYPE_CHECKING:
     from ddim_lab.store import Store
 
-__all__ = ["check_outputs", "checked_config", "compose", "composer", "plan_sweep", "split_cells"]
+__all__ = ["check_outputs", "checked_config", "compose", "composed_already", "composer", "plan_sweep", "split_cells"]
 
 _composed: dict[tuple[str, ...], DictConfig] = {}
 """What this `composer` composed with Hydra's own part: a job needs the same four times, a tenth of a second each."""
@@ -129,6 +130,40 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
 
 
+def _compose_cell(overrides: Sequence[str]) -> DictConfig:
+    """As `compose`; cells that differ in plain values alone share what is composed of files, most of the time."""
+    if tuple(overrides) in _composed:
+        return compose(overrides)
+    loader = GlobalHydra.instance().config_loader()
+    try:
+        parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+        chosen = [each for each in parsed if not isinstance(each.value(), dict) and _is_group(each.key_or_group)]
+        cell = compose([str(each.input_line) for each in chosen], hydra_too=True)
+        cell = OmegaConf.masked_copy(cell, [str(key) for key in cell if key != "hydra"])
+        OmegaConf.set_struct(cell, True)  # or an unknown option would be added
+        ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in chosen], cell)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+    return cell
+
+
+def _is_group(name: str) -> bool:
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader.repository.group_exists(name)
+
+
+@contextlib.contextmanager
+def composed_already() -> Iterator[None]:
+    """Wraps the run of a sweep that `plan_sweep` has checked: Hydra's sweeper would compose every cell once more."""
+    checks = BasicSweeper.validate_batch_is_legal
+    BasicSweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        BasicSweeper.validate_batch_is_legal = checks  # type: ignore[method-assign]
+
+
 def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, Plan, list[Config]]:
     """The sweep's folder, its plan and its cells' configurations: every cell composed and checked."""
     started = time.perf_counter()
@@ -202,7 +237,7 @@ def split_cells(base: DictConfig, overrides: Sequence[Override], parser: Overrid
 
 def _checked(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known without torch."""
-    config = Config.from_hydra(compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
+    config = Config.from_hydra(_compose_cell([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())
     if config.task.extra is not None and importlib.util.find_spec(config.task.extra[1]) is None:
         extra, package = config.task.extra
