@@ -102,6 +102,24 @@ def test_options_of_a_data_set_are_checked_as_its_own() -> None:
         assert re.fullmatch(words, str(refused.value))
 
 
+def test_digits_are_what_scikit_learn_reads_and_splits() -> None:
+    """Read and split without importing it, as models in stores were trained on them."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    from ddim_lab.data.digits import _read, _stratified_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    ours, classes = _read()
+    assert ours.dtype == pixels.dtype
+    np.testing.assert_array_equal(ours, pixels)
+    np.testing.assert_array_equal(classes, labels)
+    for held_out in (360, 359, 100, 1000):
+        theirs = train_test_split(range(len(labels)), test_size=held_out, stratify=labels, random_state=0)
+        for numbers, expected in zip(_stratified_split(classes, held_out), theirs, strict=True):
+            assert numbers.tolist() == expected
+
+
 def test_data_sets_are_found_and_checked_without_torch() -> None:
     script = f"from ddim_lab.config.data import DATA; [DATA.find(name) for name in {list(SETS)}]"
     line = [sys.executable, "-c", f"{script}; import sys; print(*sys.modules)"]

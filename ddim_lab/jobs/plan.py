@@ -31,6 +31,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -156,12 +157,12 @@ def _is_group(name: str) -> bool:
 @contextlib.contextmanager
 def composed_already() -> Iterator[None]:
     """Wraps the run of a sweep that `plan_sweep` has checked: Hydra's sweeper would compose every cell once more."""
-    checks = BasicSweeper.validate_batch_is_legal
-    BasicSweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
+    checks = Sweeper.validate_batch_is_legal  # of the base class: Hydra imports its sweepers a second time
+    Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        BasicSweeper.validate_batch_is_legal = checks  # type: ignore[method-assign]
+        Sweeper.validate_batch_is_legal = checks  # type: ignore[method-assign]
 
 
 def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, Plan, list[Config]]:
