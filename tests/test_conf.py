@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ddim_lab.config.folders import config_folder
+from ddim_lab.errors import ConfigError
+from ddim_lab.jobs.plan import _compose_cell, compose, composer
 
 CHOICES = [
     (group.name, path.stem)
@@ -89,3 +93,38 @@ def test_a_recipe_says_only_what_is_not_the_defaults() -> None:
             own = OmegaConf.to_container(OmegaConf.load(file))
             assert own.pop("defaults") == ["default", "_self_"]
             assert all(default[name] != value for name, value in own.items()), file.name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["steps=10", "sampler.eta=0.3"],
+        ["sampler.eta=0.3", "sampler=ddpm"],
+        ["data=cifar10", "model.block_out_channels=[8,8]"],
+        ["+experiments=eta_effect", "steps=3"],
+        ["hydra/launcher=joblib", "steps=3"],
+        ["study.reference={source: x}", "study.reference.source=y"],
+        ["sampler={eta: 0.3}"],
+        ["sampler=ddpm", "~study.title", "++new=3"],
+        ["steps=5", "steps=6"],
+        ["model=${data}"],
+        ["~sampler"],
+        ["+steps=3"],
+        ["sampler.etta=1"],
+        ["steps@study=3"],
+        ["data=nothing", "steps=3"],
+    ],
+    ids=" ".join,
+)
+def test_a_cell_of_shared_files_is_what_hydra_composes(overrides: list[str]) -> None:
+    """Twice: no cell changes what the next one is made of."""
+
+    def outcome(composing: Callable[[list[str]], DictConfig]) -> object:
+        try:
+            return OmegaConf.to_container(composing(overrides), resolve=False)
+        except ConfigError as error:
+            return str(error)
+
+    with composer(argparse.Namespace(config_dir=None, overrides=[])):
+        expected = outcome(compose)
+        assert [outcome(_compose_cell) for _ in range(2)] == [expected] * 2
