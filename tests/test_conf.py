@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddim_lab.config.folders import config_folder
 from ddim_lab.errors import ConfigError
-from ddim_lab.jobs.plan import _compose_cell, compose, composer
+from ddim_lab.jobs.plan import compose_cell, compose, composer
 
 CHOICES = [
     (group.name, path.stem)
@@ -127,4 +127,4 @@ def test_a_cell_of_shared_files_is_what_hydra_composes(overrides: list[str]) -> 
 
     with composer(argparse.Namespace(config_dir=None, overrides=[])):
         expected = outcome(compose)
-        assert [outcome(_compose_cell) for _ in range(2)] == [expected] * 2
+        assert [outcome(compose_cell) for _ in range(2)] == [expected] * 2

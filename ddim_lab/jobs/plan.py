@@ -49,7 +49,16 @@ from ddim_lab.store.records import Plan, PlanCell, Published
 if TYPE_CHECKING:
     from ddim_lab.store import Store
 
-__all__ = ["check_outputs", "checked_config", "compose", "composed_already", "composer", "plan_sweep", "split_cells"]
+__all__ = [
+    "check_outputs",
+    "checked_config",
+    "compose",
+    "compose_cell",
+    "composed_already",
+    "composer",
+    "plan_sweep",
+    "split_cells",
+]
 
 _composed: dict[tuple[str, ...], DictConfig] = {}
 """What this `composer` composed with Hydra's own part: a job needs the same four times, a tenth of a second each."""
@@ -131,7 +140,7 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
 
 
-def _compose_cell(overrides: Sequence[str]) -> DictConfig:
+def compose_cell(overrides: Sequence[str]) -> DictConfig:
     """As `compose`; cells that differ in plain values alone share what is composed of files, most of the time."""
     if tuple(overrides) in _composed:
         return compose(overrides)
@@ -238,7 +247,7 @@ def split_cells(base: DictConfig, overrides: Sequence[Override], parser: Overrid
 
 def _checked(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known without torch."""
-    config = Config.from_hydra(_compose_cell([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
+    config = Config.from_hydra(compose_cell([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())
     if config.task.extra is not None and importlib.util.find_spec(config.task.extra[1]) is None:
         extra, package = config.task.extra
