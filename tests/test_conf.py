@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddim_lab.config.folders import config_folder
 from ddim_lab.errors import ConfigError
-from ddim_lab.jobs.plan import compose_cell, compose, composer
+from ddim_lab.jobs.plan import compose, compose_cell, composer
 
 CHOICES = [
     (group.name, path.stem)
@@ -63,6 +63,7 @@ def starting() -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "choices"), starting().items())
 def test_every_choice_starts(name: str, choices: list[str], tmp_path: Path) -> None:
     group = name.partition("=")[0]

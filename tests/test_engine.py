@@ -391,7 +391,6 @@ def test_16_bits_leave_an_exact_model_alone() -> None:
 # -- compiled --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_compiled_noise_is_the_same_noise() -> None:
     for seed in (0, 2**40 + 7):
         plain, compiled = NamedNoise(seed), NamedNoise(seed, compiled=True)
@@ -414,7 +413,6 @@ class Tiny(nn.Module):
         return output
 
 
-@pytest.mark.slow
 def test_a_compiled_network_is_compiled_once_and_near() -> None:
     from torch._dynamo.utils import counters
 

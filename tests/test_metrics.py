@@ -176,6 +176,7 @@ def test_the_digits_are_the_ones_we_know() -> None:
     assert data.digest == "2bbe16459b2fe2368cdc38bce3bca25778609c19e1cba4ca3fca89cb436e79ce"
 
 
+@pytest.mark.slow
 def test_the_classifier_is_trained_once_and_knows_digits(tmp_path: Path) -> None:
     from ddim_lab.store import read_json
 

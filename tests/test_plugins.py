@@ -268,7 +268,6 @@ def test_it_shows_in_help_and_is_checked_like_ours(site: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_finished_files_are_read_without_the_packages(outputs: Path, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
     nothing.mkdir()
@@ -332,7 +331,6 @@ def test_a_broken_package_is_one_line_that_names_it(case: str, tmp_path: Path) -
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.slow
 def test_two_packages_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("first", "second"):
         install(tmp_path, name, {"__init__.py": ""}, {"ddim_lab.tasks:mine": f"{name}:Mine"})

@@ -168,6 +168,7 @@ def test_it_finds_what_no_spacing_has() -> None:
         valid(trial.timesteps, 6, 1000)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trials_and_another_others() -> None:
     def run(seed: int) -> Any:
         return search(far_from([10, 60, 300]), builtin_timesteps(3, 1000), 1000, trials=20, seed=seed)
@@ -193,6 +194,7 @@ def test_lists_whose_samples_are_not_finite_do_not_stop_it() -> None:
 # the task
 
 
+@pytest.mark.slow
 def test_no_spacing_is_better_where_it_searched(outputs: Path) -> None:
     with (cell(outputs) / "trials.csv").open(newline="") as file:
         trials = list(csv.DictReader(file))

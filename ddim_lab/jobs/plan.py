@@ -74,7 +74,7 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
     add_plugins()
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
         _composed.clear()
-        ours = compose(for_hydra, hydra_too=True)
+        ours = _of_hydra_alone(tuple(for_hydra))
         if asked.config_dir is not None:
             folder = Path(asked.config_dir).absolute()
             if not folder.is_dir():
@@ -88,6 +88,12 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
             _composed.clear()
         check_hydra(compose(plain, hydra_too=True), ours)
         yield
+
+
+@functools.cache
+def _of_hydra_alone(overrides: tuple[str, ...]) -> DictConfig:
+    """What our conf/ and the command line's options for Hydra give: the same in every command of a process."""
+    return compose(overrides, hydra_too=True)
 
 
 @final
