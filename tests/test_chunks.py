@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from ddim_lab.store.chunks import Batch, SampleChunks
+from ddim_lab.store.chunks import Batch, SampleChunks, kept
 
 
 def batch(indices: range, **changes: Any) -> Batch:
@@ -44,6 +44,20 @@ def test_what_was_added_comes_back_in_order(tmp_path: Path) -> None:
     assert torch.cat([one.images for one in found])[:, 0, 0, 0].tolist() == list(range(10))
     assert torch.cat([one.tensors["features"] for one in found]).flatten().tolist() == list(range(10))
     assert found[1].seconds == {"sampling": 0.5, "features": 0.25}
+
+
+def test_a_kept_tensor_is_made_once_and_again_where_it_is_damaged(tmp_path: Path) -> None:
+    made: list[float] = []
+
+    def make() -> torch.Tensor:
+        made.append(1.5)
+        return torch.tensor(made)
+
+    assert [kept(tmp_path, "walk", make).tolist() for _ in range(2)] == [[1.5], [1.5]]
+    assert kept(tmp_path, "walk_again", make).tolist() == [1.5, 1.5]
+    (file,) = tmp_path.glob("walk-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert kept(tmp_path, "walk", make).tolist() == [1.5] * 3
 
 
 def test_two_makers_share_a_cell(tmp_path: Path) -> None:

@@ -84,6 +84,38 @@ def test_cells_spend_what_was_said(
     assert sum(spent) == samples + measuring
 
 
+@pytest.mark.parametrize("num_samples", [120, 500, 1437, 5000])
+@pytest.mark.parametrize("steps", [2, 10, 50])
+def test_measuring_costs_a_fifth_of_the_samples_at_most(num_samples: int, steps: int) -> None:
+    config = tiny.configure(f"num_samples={num_samples}", f"steps={steps}")
+    assert 0 < config.task.measuring_forwards(config) <= config.task.forwards(config) / 5
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the last walk that measures, a cell takes that walk alone when it is started again."""
+    arguments = [*EXACT, "steps=3", "logger=csv"]
+    spent = count_forwards(monkeypatch)
+    assert tiny.run(tmp_path / "whole", *arguments, settings=()) == 0
+    whole = list(spent)
+    forward = _Function.forward
+
+    def stop(self: _Function, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if len(spent) == len(whole) - 1:
+            spent.clear()
+            raise RuntimeError("stopped")
+        return forward(self, x_t, t)
+
+    spent.clear()
+    monkeypatch.setattr(_Function, "forward", stop)
+    assert tiny.run(tmp_path / "stopped", *arguments, settings=()) == 1
+    monkeypatch.setattr(_Function, "forward", forward)
+    spent.clear()
+    assert tiny.run(tmp_path / "stopped", *arguments, settings=()) == 0
+    assert spent == whole[-3:]
+    numbers = [tiny.numbers(tiny.sweeps(tmp_path / name)[-1]) for name in ("whole", "stopped")]
+    assert numbers[0] == numbers[1]
+
+
 def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The images of every forward from now on."""
     spent: list[int] = []

@@ -28,6 +28,8 @@ import pytest
 import tiny
 import torch
 
+from ddim_lab.metrics.speed import OF_STEPS
+
 PINS = Path(__file__).parent / "pins"
 KEYS = json.loads((PINS / "keys.json").read_text())
 SWEEPS = ("quality", "tasks", "holes", "speed", "search")
@@ -398,9 +400,12 @@ def test_a_cell_that_is_computed_again_has_the_same_objects_and_numbers(earlier:
     assert not pointer["cached"]
     assert (pointer["cell"], pointer["objects"]) == (before["cell"], before["objects"])
     (row,), pinned = tiny.results(sweep), table((PINS / "results_quality.csv").read_text())[1][3]
-    for column in ("fd", "fd_se", "kid", "noise_variance", "fd_at_equal_n", "fd_held_out_at_equal_n"):
+    for column in ("fd", "fd_se", "kid", "fd_at_equal_n", "fd_held_out_at_equal_n"):
         assert float(row[column]) == pytest.approx(float(pinned[column]), rel=1e-2), column
 
+
+OF_FEWER = {"repeat_max_abs_diff", "repeat_identical", "batch_max_abs_diff", "noise_variance", "noise_mse"}
+"""Values of determinism: of 16 images then, of 8 now, a fifth of what is sampled."""
 
 WORDS = (
     *("heading", "facts", "section", "table", "column", "label", "against", "unit", "better", "count", "counted"),
@@ -418,6 +423,12 @@ def test_values_say_what_those_of_schema_1_are_read_as(name: str, more: tuple[st
         assert set(before[pointer["cell"]]) - set(now) <= {"timesteps"}
         for value, words in before[pointer["cell"]].items():
             known = {word: text for word, text in words.items() if text not in (None, "")}
+            known["notes"] = [*words["notes"], *([OF_STEPS] if OF_STEPS in now[value]["notes"] else [])]
+            now[value]["notes"] = list(now[value]["notes"])
+            if value in OF_FEWER:
+                known.pop("count", None)
+            if value in {*OF_FEWER, "forward_share"}:  # which is taken in the walk now, beside it then
+                known.pop("notes")
             assert {word: now[value][word] for word in known} == known, value
 
 

@@ -26,6 +26,7 @@ from ddim_lab.metrics.extractor import Pixels
 from ddim_lab.metrics.speed import (
     Contention,
     PeakMemory,
+    StepClock,
     device_seconds,
     forward_flops,
     product_ceiling,
@@ -345,3 +346,13 @@ def test_16_bits_differ_and_the_difference_is_paired(tmp_path: Path) -> None:
     assert found["precision_fd_percent"] == pytest.approx(
         100 * found["precision_fd_change"] / found["precision_fd_reference"]
     )
+
+
+def test_the_clock_of_a_walk_sees_each_step_and_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks on a made-up clock: two steps of 5 and 3 seconds, with forwards of 4 and 1 in them."""
+    marks = iter([10.0, 14.0, 15.0, 16.0, 18.0])
+    monkeypatch.setattr("ddim_lab.metrics.speed.time", SimpleNamespace(perf_counter=lambda: next(marks)))
+    clock = StepClock(lambda x_t, t: x_t + t, torch.device("cpu"))
+    assert [clock(torch.tensor(1), torch.tensor(t)).item() for t in (2, 3)] == [3, 4]
+    clock.mark()
+    assert clock.steps().tolist() == [[5.0, 4.0], [3.0, 1.0]]

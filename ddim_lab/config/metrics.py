@@ -79,7 +79,7 @@ class MetricsConfig(Options):
         features: the feature network.
         reference: split of the real images that samples are compared with.
         reference_statistics: a file of mean and covariance to compare with instead.
-        speed_repeats: full batches timed, at least.
+        speed_repeats: full batches, after a process's first, that a speed is taken of; of fewer, it is of their steps.
         noise_seeds: seeds of the variance across runs from the same x_T.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,8 +17,10 @@ from ddim_lab.device.cores import allowed_cores
 from ddim_lab.store.records import Value
 
 __all__ = [
+    "OF_STEPS",
     "Contention",
     "PeakMemory",
+    "StepClock",
     "device_seconds",
     "forward_flops",
     "larger",
@@ -129,6 +131,51 @@ def device_seconds(run: Callable[[], object], device: torch.device) -> float:
     return float(start.elapsed_time(stop)) / 1000.0
 
 
+@final
+class StepClock:
+    """A network that marks where each forward of a walk begins and ends, by the device's own clock where it has one.
+
+    On a GPU the marks are events in the stream that computes: nothing waits for them before they are read.
+
+    Args:
+        network: (x_t, t) -> output.
+        device: of its forwards.
+    """
+
+    def __init__(self, network: Callable[[Tensor, Tensor], Any], device: torch.device) -> None:
+        self._network, self._device = network, device
+        self._marks: list[Any] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Any:
+        self.mark()
+        output = self._network(x_t, t)
+        self.mark()
+        return output
+
+    def mark(self) -> None:
+        """Mark this moment; once more where the walk ends."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def steps(self) -> Tensor:
+        """Seconds from each forward's begin to the next one's (or the walk's end), and those of the forward itself.
+
+        Returns:
+            float64 [forwards, 2]; to be read once the device has done its work.
+        """
+        begins, ends, after = self._marks[:-1:2], self._marks[1::2], self._marks[2::2]
+        steps = [self._between(begin, end) for begin, end in zip(begins, after, strict=True)]
+        forwards = [self._between(begin, end) for begin, end in zip(begins, ends, strict=True)]
+        return torch.tensor([steps, forwards], dtype=torch.float64).T
+
+    def _between(self, begin: Any, end: Any) -> float:
+        return float(begin.elapsed_time(end)) / 1000.0 if self._device.type == "cuda" else end - begin
+
+
 def forward_flops(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
     """Floating-point operations of one image's forward, by torch's counter: 2 a multiply-add, nothing for the rest."""
     x, t = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
@@ -178,6 +225,12 @@ class PeakMemory:
 
 # -- what is told of a speed -----------------------------------------------------------------------------
 
+WHOLE: Final = "Median of the repeats over one batch; quartiles in brackets."
+
+OF_STEPS: Final = (
+    "A cell with too few full batches has S times the median of its steps there, warm ones, with their quartiles."
+)
+
 TIMING: Final = (
     ("images_per_second", "images_per_second", "images/s", "images a second", ""),
     (
@@ -185,7 +238,7 @@ TIMING: Final = (
         "forward_share",
         "share",
         "forward's share",
-        "Forward's share: the network's forwards alone over the whole walk; median of the ratios, timed in pairs.",
+        "Forward's share: the time inside the network's forwards over that of the whole walk, median over batches.",
     ),
     (
         "peak_memory_bytes",
@@ -204,7 +257,8 @@ def speed_values(found: Mapping[str, Any]) -> list[Value]:
     Args:
         found: `images` of the batch; `seconds_median`, `seconds_q1` and `seconds_q3` of it over `repeats`;
             `images_per_second`, `seconds_per_image`; whether it was `contended`; and what else was taken of it:
-            `forward_share`, `peak_memory_bytes`, `forward_images`, `warmup_seconds`.
+            `forward_share`, `peak_memory_bytes`, `forward_images`, `warmup_seconds`; whether it is put together
+            `of_steps`.
     """
     images, fair = found["images"], not found["contended"]
     timing: dict[str, Any] = {"section": "Speed", "table": "Timing", "fair": fair}
@@ -215,7 +269,7 @@ def speed_values(found: Mapping[str, Any]) -> list[Value]:
         column="an image",
         quartiles=(found["seconds_q1"] / images, found["seconds_q3"] / images),
         count=images,
-        notes=("Median of the repeats over one batch; quartiles in brackets.",),
+        notes=(WHOLE, *([OF_STEPS] if found.get("of_steps") else [])),
         **timing,
     )
     beside = [

@@ -1,6 +1,7 @@
 """The samples of an unfinished cell, durable chunk by chunk: a cell that was killed goes on from its last chunk.
 
     outputs/cells/<key>.partial/000000000-000001024-<digest>.safetensors      samples 0 ... 1023, whole batches
+    outputs/cells/<key>.partial/<name>-<digest>.tensor                        what was measured beside them
 
 A chunk is a few batches in a row with all that the measurements need of them, so that they are taken from the chunks
 alone, batch by batch in the order of the indices: where a cell was cut, and by how many processes it was made, changes
@@ -13,7 +14,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ddim_lab.store import write_bytes
 
-__all__ = ["Batch", "SampleChunks"]
+__all__ = ["Batch", "SampleChunks", "kept"]
 
 log = logging.getLogger("ddim_lab")
 
@@ -143,6 +144,20 @@ def _named(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         yield f"{batch.start}.tensors.{name}", tensor
     for name, value in batch.seconds.items():
         yield f"{batch.start}.seconds.{name}", torch.tensor(value, dtype=torch.float64)
+
+
+def kept(folder: Path, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` gives, made once: the file <name>-<digest>.tensor of the folder has it from then on."""
+    for path in folder.glob(f"{name}-*.tensor"):
+        content = path.read_bytes()
+        if path.stem == f"{name}-{_digest(content)}":
+            return load(content)["kept"]
+        log.warning("%s is damaged: it is made again", path)
+        path.unlink()
+    tensor = make().contiguous()
+    content = save({"kept": tensor})
+    write_bytes(folder / f"{name}-{_digest(content)}.tensor", content)
+    return tensor
 
 
 def _digest(content: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 import torch
@@ -18,17 +18,20 @@ from ddim_lab.metrics.references import Level, Reference, obtain_level, obtain_r
 from ddim_lab.metrics.speed import speed_values
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
-from ddim_lab.store.chunks import SampleChunks
+from ddim_lab.store.chunks import SampleChunks, kept
 from ddim_lab.tasks.base import Job, Outcome
 from ddim_lab.tasks.pictures import PREVIEW, preview
 from ddim_lab.tasks.samples_file import write_samples
-from ddim_lab.tasks.sampling import Maker, Seconds, chunks_of, maker_in_place, sample_on_ranks
+from ddim_lab.tasks.sampling import Maker, chunks_of, maker_in_place, sample_on_ranks
 from ddim_lab.tasks.walks import mean_and_se
 
 if TYPE_CHECKING:
     from ddim_lab.metrics.quality import Quality
 
 __all__ = ["measure_samples"]
+
+COLD: Final = 3
+"""First steps of a process's first walk, which choose algorithms, compile and record: they tell no speed."""
 
 
 def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None = None) -> Outcome:
@@ -62,7 +65,7 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
         clock = time.perf_counter()
         with torch.inference_mode():
             speed = _speed(config, maker, samples)
-            determinism = _determinism(config, maker, samples)
+            determinism = _determinism(config, maker, samples, work)
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
     quality = measured.values()
@@ -109,11 +112,22 @@ class _Samples:
     Args:
         chunks: all of the cell.
         quality: is given the features and images.
+
+    Attributes:
+        size: images of a full batch.
+        first: x_0 of the samples that determinism is measured on.
+        walks: seconds of each full batch whose process had made another before.
+        shares: of each of these, what its forwards took.
+        steps: seconds of warm steps and of their forwards, of all full batches.
+        warmup_seconds: of the first batch.
+        contended: whether other processes were busy meanwhile.
     """
 
     def __init__(self, chunks: SampleChunks, quality: Quality) -> None:
-        self.full_batches: list[Seconds] = []
+        self.walks: list[float] = []
+        self.shares: list[float] = []
         self.contended = False
+        steps: list[Tensor] = []
         sha256 = ImagesHash()
         images = []
         count = 0
@@ -125,69 +139,75 @@ class _Samples:
             sha256.update(batch.images)
             if count < PREVIEW:
                 images.append(batch.images[: PREVIEW - count])
-            if batch.warm and len(batch) == self.size:
-                self.full_batches.append(Seconds(batch.seconds["sampling"], batch.seconds["forwards"]))
+            if len(batch) == self.size and (taken := batch.tensors.get("steps")) is not None:
+                steps.append(taken if batch.warm else taken[min(COLD, max(1, len(taken) - 1)) :])
+                if batch.warm:
+                    self.walks.append(batch.seconds["sampling"])
+                    self.shares.append(float(taken[:, 1].sum()) / batch.seconds["sampling"])
             self.contended |= batch.contended
             count += len(batch)
+        self.steps = torch.cat(steps) if steps else torch.empty(0, 2)
         self.sha256 = sha256.hexdigest()
         self.images = torch.cat(images)
 
 
 def _speed(config: Config, maker: Maker, samples: _Samples) -> dict[str, Any]:
-    """Wall-clock time of a full batch: the cell's own batches after a warm-up, and more of them if they are too few.
+    """Wall-clock time of a full batch, from the cell's own after a warm-up; from their steps, if they are too few.
 
-    The forwards' share is the median over batches of their own time by the walk's, taken one after the other.
+    The forwards' share is what they took of the walks, or of the steps.
     """
-    count = samples.size
-    walk, x_T = maker.walk(torch.arange(count, device=maker.device), maker.noise)
-    contended = samples.contended
-
-    # One forward first: a network that was recorded has been moved since, and is recorded again.
-    with maker.memory_seen():
-        maker.network(x_T, torch.zeros(count, dtype=torch.int64, device=maker.device))
-    batches = list(samples.full_batches)
-    if len(batches) < config.metrics.speed_repeats and not maker.warm:
-        maker.time_walk(walk, x_T)
-    while len(batches) < config.metrics.speed_repeats:
-        maker.contention.begin()
-        batches.append(maker.time_walk(walk, x_T)[1])
-        contended |= maker.contention.look()
-    seconds = [batch.walk for batch in batches]
+    count, nfe, contended = samples.size, maker.sampler.nfe, samples.contended
+    if maker.device.type == "cuda" and maker.peak_memory is None:  # every batch is another process's
+        with maker.memory_seen():
+            x_T = torch.zeros(count, *maker.job.data.shape, device=maker.device)
+            maker.network(x_T, torch.zeros(count, dtype=torch.int64, device=maker.device))
+    seconds, shares = samples.walks, samples.shares
+    if of_steps := len(seconds) < config.metrics.speed_repeats:
+        steps = samples.steps
+        if len(steps) == 0:
+            walk = maker.walk(torch.arange(count, device=maker.device), maker.noise)
+            if not maker.warm:
+                maker.time_walk(walk)
+            maker.contention.begin()
+            _, _, steps = maker.time_walk(walk)
+            contended |= maker.contention.look()
+        seconds = (nfe * steps[:, 0]).tolist()
+        shares = [float(steps[:, 1].sum() / steps[:, 0].sum())]
     first, median, third = (float(np.quantile(seconds, q)) for q in (0.25, 0.5, 0.75))
     return {
         "images": count,
         "forward_images": maker.network.at_once(count),
         "repeats": len(seconds),
-        "seconds": seconds,
+        "of_steps": of_steps,
         "seconds_median": median,
         "seconds_q1": first,
         "seconds_q3": third,
         "images_per_second": count / median,
         "seconds_per_image": median / count,
-        "forward_share": float(np.median([batch.forwards / batch.walk for batch in batches])),
+        "forward_share": float(np.median(shares)),
         "warmup_seconds": samples.warmup_seconds,
         "peak_memory_bytes": maker.peak_memory,
         "contended": contended,
     }
 
 
-def _determinism(config: Config, maker: Maker, samples: _Samples) -> dict[str, Any]:
+def _determinism(config: Config, maker: Maker, samples: _Samples, work: Path) -> dict[str, Any]:
     """The first samples again, in a batch of their own: twice the same, once more with each other seed of the noise.
 
     Where the cell's batches are no larger than that, two batch sizes are compared on half of them; None of one image.
+    Each walk is kept in `work` as soon as it is done.
     """
     count = len(samples.first)
 
-    def run(seed: int, count: int = count) -> Tensor:
+    def run(name: str, seed: int, count: int = count) -> Tensor:
         indices = torch.arange(count, device=maker.device)
-        noise = NamedNoise(seed, compiled=maker.noise.compiled)
-        walk, _ = maker.walk(indices, noise)
-        return walk(maker.network).cpu()
+        walk = maker.walk(indices, NamedNoise(seed, compiled=maker.noise.compiled))
+        return kept(work, name, lambda: walk(maker.network).cpu())
 
-    one, same = run(config.seed), run(config.seed)
+    one, same = run("walk", config.seed), run("walk_again", config.seed)
     split = count if count < samples.size else count // 2
-    part = one if split == count else run(config.seed, split) if split else None
-    others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]
+    part = one if split == count else run("walk_of_half", config.seed, split) if split else None
+    others = [run(f"walk_seed_{config.seed + k}", config.seed + k) for k in range(1, config.metrics.noise_seeds)]
     variance, variance_se = mean_and_se(noise_variance([one, *others]))
     return {
         "images": count,

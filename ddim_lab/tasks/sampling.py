@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
@@ -18,24 +18,17 @@ from ddim_lab.data.images import to_uint8
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.ranks import on_ranks
 from ddim_lab.device.runtime import Runtime
-from ddim_lab.metrics.speed import Contention, PeakMemory, larger, timed
+from ddim_lab.metrics.speed import Contention, PeakMemory, StepClock, larger, timed
 from ddim_lab.models.obtain import obtain_model
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import EpsModel, Sampler
 from ddim_lab.store import Store
 from ddim_lab.store.chunks import Batch, SampleChunks
 from ddim_lab.tasks.base import Job
-from ddim_lab.tasks.scored import COMPARED, FORWARDS_ALONE
+from ddim_lab.tasks.scored import compared_samples
 from ddim_lab.tasks.walks import Batches, check_finite, evaluate
 
-__all__ = ["Maker", "Seconds", "chunks_of", "maker_in_place", "sample_on_ranks"]
-
-
-class Seconds(NamedTuple):
-    """Seconds of one batch's walk, and of its forwards alone, timed right after it."""
-
-    walk: float
-    forwards: float
+__all__ = ["Maker", "chunks_of", "maker_in_place", "sample_on_ranks"]
 
 
 @final
@@ -90,9 +83,9 @@ class Maker:
             NonFiniteError: as `check_finite`.
         """
         first = int(indices[0])
-        walk, x_T = self.walk(indices, self.noise)
+        walk = self.walk(indices, self.noise)
         self.contention.begin()
-        x_0, taken = self.time_walk(walk, x_T)
+        x_0, seconds, steps = self.time_walk(walk)
 
         def extract() -> tuple[Tensor, Tensor]:
             check_finite(x_0, walk, self.network, self.sampler)
@@ -100,26 +93,35 @@ class Maker:
             return images, self.features(images)
 
         (images, features), extracting = timed(extract, self.device)
-        tensors = {"features": features.cpu()} | ({"x_0": x_0[:COMPARED].cpu()} if first == 0 else {})
-        seconds = {"sampling": taken.walk, "features": extracting, "forwards": taken.forwards}
-        self._chunks.add(Batch(first, images.cpu(), tensors, seconds, self.warm, self.contention.look()))
+        tensors = {"features": features.cpu(), "steps": steps}
+        if first == 0:
+            tensors["x_0"] = x_0[: compared_samples(self.job.config)].cpu()
+        taken = {"sampling": seconds, "features": extracting}
+        self._chunks.add(Batch(first, images.cpu(), tensors, taken, self.warm, self.contention.look()))
         self.warm = True
-        self.phases["sampling"] += taken.walk
+        self.phases["sampling"] += seconds
         self.phases["features"] += extracting
 
-    def walk(self, indices: Tensor, noise: NamedNoise) -> tuple[Callable[[EpsModel], Tensor], Tensor]:
-        """The walk of these samples, (model) -> x_0, and the x_T that it starts from; the noise of its steps is given.
+    def walk(self, indices: Tensor, noise: NamedNoise) -> Callable[[EpsModel], Tensor]:
+        """The walk of these samples, (model) -> x_0, with the noise of its steps.
 
-        x_T is that of the cell's seed, whatever the noise.
+        It starts from the x_T of the cell's seed, whatever the noise.
         """
         x_T = self.noise.initial(indices, torch.empty(len(indices), *self.job.data.shape, device=self.device))
-        return partial(self.sampler.sample, x_T=x_T, indices=indices, noise=noise), x_T
+        return partial(self.sampler.sample, x_T=x_T, indices=indices, noise=noise)
 
-    def time_walk(self, walk: Callable[[EpsModel], Tensor], x_T: Tensor) -> tuple[Tensor, Seconds]:
-        """x_0 of a walk from x_T, and how long it took; `peak_memory` sees it."""
+    def time_walk(self, walk: Callable[[EpsModel], Tensor]) -> tuple[Tensor, float, Tensor]:
+        """x_0 of a walk, its seconds, and its `StepClock.steps`; `peak_memory` sees it."""
+        clock = StepClock(self.network, self.device)
+
+        def run() -> Tensor:
+            x_0 = walk(clock)
+            clock.mark()
+            return x_0
+
         with self.memory_seen():
-            x_0, seconds = timed(partial(walk, self.network), self.device)
-        return x_0, Seconds(seconds, self._forwards(x_T))
+            x_0, seconds = timed(run, self.device)
+        return x_0, seconds, clock.steps()
 
     @contextlib.contextmanager
     def memory_seen(self) -> Iterator[None]:
@@ -127,17 +129,6 @@ class Maker:
         with PeakMemory(self.device) as peak:
             yield
         self.peak_memory = larger(self.peak_memory, peak.nbytes)
-
-    def _forwards(self, x_T: Tensor) -> float:
-        """Seconds of the walk's forwards without the walk, from a few of them timed in a row."""
-        some = self.sampler.transitions[:: min(FORWARDS_ALONE, self.sampler.nfe)]
-
-        def run() -> None:
-            for transition in some:
-                t = torch.full((len(x_T),), transition.t, dtype=torch.int64, device=self.device)
-                self.network(x_T, t)
-
-        return timed(run, self.device)[1] / len(some) * self.sampler.nfe
 
 
 def chunks_of(job: Job, work: Path) -> SampleChunks:

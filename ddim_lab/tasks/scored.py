@@ -7,13 +7,14 @@ from typing import Any, Final
 from ddim_lab.config.job import Config
 from ddim_lab.tasks.base import Job
 
-__all__ = ["COMPARED", "FORWARDS_ALONE", "compared_with", "measuring_forwards"]
+__all__ = ["compared_samples", "compared_with", "measuring_forwards", "timed_again"]
 
-COMPARED: Final = 32
-"""First samples, at most, on which determinism is measured, in a batch of their own."""
+AT_LEAST: Final = 8
+AT_MOST: Final = 32
+"""First samples, at least and at most, on which determinism is measured, in a batch of their own."""
 
-FORWARDS_ALONE: Final = 20
-"""One in so many of a walk's forwards is timed alone, right after each batch's walk."""
+COMPARED_OF: Final = 15
+"""One sample in so many is compared: walked three times at two seeds of the noise, a fifth of the sampling."""
 
 
 def compared_with(job: Job) -> dict[str, Any]:
@@ -33,10 +34,17 @@ def compared_with(job: Job) -> dict[str, Any]:
 
 def measuring_forwards(config: Config) -> int:
     """Image-forwards of the speed and determinism of `config.num_samples` samples."""
-    count, nfe, batch, metrics = config.num_samples, config.nfe, config.first_batch, config.metrics
-    alone = len(range(0, nfe, min(FORWARDS_ALONE, nfe)))
-    repeats = max(0, metrics.speed_repeats - max(0, count // batch - 1))
-    compared = min(COMPARED, batch)
+    nfe, batch, compared = config.nfe, config.first_batch, compared_samples(config)
     halves = compared // 2 if compared == batch else 0
-    determinism = ((1 + metrics.noise_seeds) * compared + halves) * nfe
-    return count * alone + batch + repeats * batch * (nfe + alone) + determinism
+    determinism = ((1 + config.metrics.noise_seeds) * compared + halves) * nfe
+    return determinism + (batch if timed_again(config) else 0)
+
+
+def compared_samples(config: Config) -> int:
+    """How many of the first samples determinism is measured on."""
+    return min(AT_MOST, max(AT_LEAST, config.num_samples // COMPARED_OF), config.first_batch)
+
+
+def timed_again(config: Config) -> bool:
+    """Whether a batch's walk is timed once more: where its own are too few, of one step each, to have a warm one."""
+    return config.nfe == 1 and config.num_samples < 2 * config.first_batch
