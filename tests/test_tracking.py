@@ -343,6 +343,7 @@ def test_parameters_that_are_gone_cost_nothing_else(under_an_agent: None, config
     assert (read.id, read.values("fd")) == ("r42", [1.0])
 
 
+@pytest.mark.slow
 def test_of_several_cells_the_report_is_the_agents_run(under_an_agent: None, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     line = ("model=gaussian", "metrics.features=pixels", "steps=2,3", "-m")
