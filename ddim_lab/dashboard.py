@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from ddim_lab.errors import ConfigError, exit_status, one_line
-from ddim_lab.jobs.tracking import logged_in
+from ddim_lab.jobs.tracking import check_mode, logged_in
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -174,6 +174,7 @@ def _main(asked: str) -> int:
         import wandb_workspaces  # noqa: F401  # an extra
     except ImportError:
         raise ConfigError("wandb-workspaces is not installed: pip install 'ddim-lab[dashboard]'") from None
+    check_mode("auto")
     if not logged_in():
         raise ConfigError("nobody is logged in to W&B: run `wandb login` first; a sweep's report.html needs no account")
     try:

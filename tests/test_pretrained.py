@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
 import os
+import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.obtain import Model, _say_once, check_model, obtain_model
+from ddim_lab.models.scheduler import OTHERS, VARIANCE_PRESERVING, read_process
 from ddim_lab.models.unet import load_unet, weights_digest
 from ddim_lab.noise import NamedNoise
 
@@ -86,9 +92,7 @@ def test_it_is_identified_by_its_weights_wherever_it_lies(folder: Path, tmp_path
     assert first.recipe() == second.recipe()
     assert first.digest == weights_digest(network())
     assert first.parameters == sum(parameter.numel() for parameter in network().parameters())
-    loaded, expected = first.load().state_dict(), network().state_dict()
-    assert loaded.keys() == expected.keys()
-    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert torch.equal(output(first.load()), output(network().requires_grad_(False)))
     state = load_file(folder / WEIGHTS)
     state["conv_in.bias"][0] += 1e-6
     save_file(state, folder / WEIGHTS)
@@ -207,6 +211,105 @@ def test_a_schedule_that_disagrees_is_refused_with_both_values(
         check_model(pretrained(folder, *overrides))
 
 
+def schedulers_of_diffusers() -> dict[str, Any]:
+    """By name, as many as can be imported here; names for their users alone would leave some out."""
+    found = {}
+    for module in pkgutil.walk_packages(diffusers.schedulers.__path__, "diffusers.schedulers."):
+        with contextlib.suppress(ImportError):
+            members = vars(importlib.import_module(module.name)).items()
+            found |= {
+                name: kind for name, kind in members if isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+            }
+    return {name: kind for name, kind in found.items() if kind is not SchedulerMixin}
+
+
+SCHEDULERS = schedulers_of_diffusers()
+
+
+def test_there_are_schedulers_of_every_kind() -> None:
+    few = {"DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler"}
+    assert few <= set(SCHEDULERS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_is_taken_with_diffusers_own_betas_or_refused_for_its_process(name: str, tmp_path: Path) -> None:
+    """Whatever diffusers has: one that it adds is refused until it is known here what it is of."""
+    if name not in VARIANCE_PRESERVING:
+        known = any(name in kinds for kinds in OTHERS.values())
+        said = f"{name} is of " if known else f"{name} is not known here"
+        with pytest.raises(ValueError, match=rf"^{said}.*; a discrete variance-preserving process is needed"):
+            read_process({"_class_name": name, "beta_schedule": "linear"})
+        return
+    scheduler = SCHEDULERS[name]()
+    scheduler.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "scheduler_config.json").read_text())
+    theirs = scheduler.alphas_cumprod.double().numpy()
+    for config in (stored, {"_class_name": name}):  # its class alone says which betas it has
+        np.testing.assert_allclose(read_process(config).schedule.alpha_bars, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "message"),
+    [
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, r"use_flow_sigmas=true is flow matching"),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, r"flow matching"),
+        ("DDIMScheduler", {"prediction_type": "flow_prediction"}, r"prediction_type=flow_prediction is not known"),
+        ("DDPMScheduler", {"prediction_type": ["epsilon"]}, r"prediction_type=\['epsilon'\] is not known"),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, r"its noise is a continuous sigma"),
+        ("DDIMScheduler", {"snr_shift_scale": 3.0}, r"snr_shift_scale=3.0 is not known here"),
+        ("DDPMScheduler", {"predict_epsilon": False}, r"predict_epsilon=False and prediction_type=epsilon contradict"),
+        ("SomeoneElsesScheduler", {}, r"SomeoneElsesScheduler is not known here"),
+        (["DDPMScheduler"], {}, r"\['DDPMScheduler'\] is not known here"),
+    ],
+)
+def test_a_process_that_is_not_ours_is_refused_whatever_its_betas(
+    kind: Any, entries: dict[str, Any], message: str, folder: Path
+) -> None:
+    edit(folder / "scheduler_config.json", _class_name=kind, **entries)
+    with pytest.raises(ConfigError, match=rf"^model.path=.*, scheduler_config.json: .*{message}[^\n]*$"):
+        check_model(pretrained(folder))
+
+
+def test_a_scheduler_of_no_class_needs_betas(folder: Path) -> None:
+    (folder / "scheduler_config.json").write_text('{"sigma_min": 0.002, "num_train_timesteps": 1000}')
+    with pytest.raises(ConfigError, match="it names neither its class nor betas; a discrete variance-preserving"):
+        check_model(pretrained(folder))
+
+
+def test_files_of_old_say_by_predict_epsilon_what_is_predicted(folder: Path) -> None:
+    (folder / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler", "predict_epsilon": false}')
+    assert model_of(pretrained(folder)).prediction == "x0"
+
+
+@pytest.mark.parametrize("part", ["", "unet", "raw", "link"])
+def test_a_part_of_a_pipeline_has_the_pipelines_scheduler(part: str, tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipeline"
+    scheduler = DDPMScheduler(50, beta_schedule="squaredcos_cap_v2", prediction_type="sample")
+    DDPMPipeline(network(), scheduler).save_pretrained(pipeline)
+    network().save_pretrained(pipeline / "raw")
+    (tmp_path / "link").symlink_to(pipeline / "unet")
+    path = tmp_path / "link" if part == "link" else pipeline / part
+    with pytest.raises(ConfigError, match=r"was trained with schedule=cosine \(linear is set\)"):
+        check_model(pretrained(path))
+    cosine = pretrained(path, "schedule=cosine", "schedule.num_timesteps=50")
+    assert model_of(cosine).prediction == "x0"
+    (pipeline / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(ConfigError, match=r"model_index.json names a DDPMScheduler, and .* fetch it, too"):
+        check_model(cosine)
+    edit(pipeline / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+    with pytest.raises(ConfigError, match=r"model_index.json: FlowMatchEulerDiscreteScheduler is of flow matching"):
+        check_model(cosine)
+
+
+def test_a_learned_time_embedding_is_as_long_as_it_needs_to_be(tmp_path: Path) -> None:
+    network(time_embedding_type="learned", num_train_timesteps=50).save_pretrained(tmp_path)
+    check_model(pretrained(tmp_path, "schedule.num_timesteps=50"))
+    edit(tmp_path / "config.json", num_train_timesteps=None)
+    with pytest.raises(ConfigError, match="num_train_timesteps=None: a learned time embedding needs the number"):
+        check_model(pretrained(tmp_path))
+
+
 def test_without_a_scheduler_the_configured_schedule_is_taken_and_that_is_said(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -235,6 +338,51 @@ def _poison(state: dict[str, Tensor]) -> None:
     state["conv_out.bias"][0] = float("nan")
 
 
+def _quantise(state: dict[str, Tensor]) -> None:
+    state["conv_in.weight"] = torch.zeros(8, 1, 3, 3, dtype=torch.int8)
+
+
+def _to_eight_bits(state: dict[str, Tensor]) -> None:
+    state["conv_in.weight"] = torch.zeros(8, 1, 3, 3, dtype=torch.float8_e4m3fn)
+
+
+FORMS = ("safetensors", "bin")
+
+
+def store(folder: Path, state: dict[str, Tensor], form: str, *, sharded: bool) -> list[Path]:
+    """Weights in a folder in one of diffusers' forms; the files that hold tensors."""
+    for file in folder.glob("diffusion_pytorch_model*"):
+        file.unlink()
+    names = sorted(state)
+    parts = [names[:20], names[20:]] if sharded else [names]
+    files = [
+        folder
+        / (f"diffusion_pytorch_model-{n + 1:05d}-of-00002.{form}" if sharded else f"diffusion_pytorch_model.{form}")
+        for n in range(len(parts))
+    ]
+    for file, part in zip(files, parts, strict=True):
+        tensors = {name: state[name].contiguous() for name in part}
+        save_file(tensors, file) if form == "safetensors" else torch.save(tensors, file)
+    if sharded:
+        places = {name: file.name for file, part in zip(files, parts, strict=True) for name in part}
+        index = folder / f"diffusion_pytorch_model.{form}.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return files
+
+
+in_every_form = pytest.mark.parametrize(
+    ("form", "sharded"), [(form, sharded) for form in FORMS for sharded in (False, True)]
+)
+
+
+@in_every_form
+def test_every_form_of_weights_is_the_same_network(form: str, sharded: bool, folder: Path) -> None:
+    digest = weights_digest(load_unet(folder))
+    store(folder, old_names(load_file(folder / WEIGHTS)), form, sharded=sharded)
+    assert weights_digest(load_unet(folder)) == digest
+
+
+@in_every_form
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -242,23 +390,51 @@ def _poison(state: dict[str, Tensor]) -> None:
         (_add, r"holds, beside what is needed, 1 of the tensors, more first"),
         (_reshape, r"does not fit .*config.json: size mismatch for conv_in.weight"),
         (_poison, r"holds NaN or infinite weights: conv_out.bias"),
+        (_quantise, r": conv_in.weight is not of floating point: quantised weights are not supported"),
+        (_to_eight_bits, r": conv_in.weight is not of floating point: quantised weights are not supported"),
     ],
 )
-def test_weights_that_are_not_the_networks_are_one_line(
-    change: Callable[[dict[str, Tensor]], None], message: str, folder: Path
+def test_weights_that_are_not_the_networks_are_one_line_in_every_form(
+    change: Callable[[dict[str, Tensor]], None], message: str, form: str, sharded: bool, folder: Path
 ) -> None:
     state = load_file(folder / WEIGHTS)
     change(state)
-    save_file(state, folder / WEIGHTS)
-    with pytest.raises(ConfigError, match=rf"^model.path: .*{WEIGHTS} {message}[^\n]*$"):
-        check_model(pretrained(folder))
+    store(folder, state, form, sharded=sharded)
+    name = r"diffusion_pytorch_model[-.0-9a-z]*"
+    with pytest.raises(ValueError, match=rf"^\S*{name} ?{message}[^\n]*$"):
+        load_unet(folder)
 
 
-def test_a_file_cut_short_is_named(folder: Path) -> None:
-    file = folder / WEIGHTS
+@in_every_form
+def test_a_file_cut_short_is_named(form: str, sharded: bool, folder: Path) -> None:
+    file = store(folder, load_file(folder / WEIGHTS), form, sharded=sharded)[-1]
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ConfigError, match=rf"{WEIGHTS} can't be read: it is damaged, cut short"):
-        check_model(pretrained(folder))
+    with pytest.raises(ValueError, match=rf"{file.name} can't be read: it is damaged, cut short"):
+        load_unet(folder)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_shard_that_is_not_what_the_index_says_is_named(form: str, folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    first, second = store(folder, state, form, sharded=True)
+    kept = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=rf"{second.name} lacks {len(state) - 20} of the tensors that .*index.json"):
+        load_unet(folder)
+    second.unlink()
+    with pytest.raises(ValueError, match=rf"{second.name} is missing: .*index.json says that weights are in it"):
+        load_unet(folder)
+    second.write_bytes(kept)
+    load_unet(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../a.bin"}}']
+)
+def test_an_index_that_is_none_is_one_line(content: str, folder: Path) -> None:
+    (folder / f"{WEIGHTS}.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"index.json is no index of weights[^\n]*$"):
+        load_unet(folder)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +444,20 @@ def test_a_file_cut_short_is_named(folder: Path) -> None:
         ({"channels": 3}, r"is for images of 3x8x8, data=digits has 1x8x8"),
         ({"out_channels": 2}, r"gives 2 channels for 1: learned variances are not supported"),
         ({"num_class_embeds": 10}, r"is conditioned on classes"),
+        (
+            {
+                "sample_size": None,
+                "block_out_channels": (8,) * 5,
+                "down_block_types": ("DownBlock2D",) * 5,
+                "up_block_types": ("UpBlock2D",) * 5,
+            },
+            r"halves images 4 times, which 8x8 of data=digits can't be",
+        ),
+        ({"time_embedding_type": "fourier"}, r"time_embedding_type=fourier is of a variance-exploding process"),
+        (
+            {"time_embedding_type": "learned", "num_train_timesteps": 999},
+            r"has a learned time embedding of 999 timesteps, and schedule.num_timesteps=1000: give the schedule",
+        ),
     ],
 )
 def test_a_network_for_other_images_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

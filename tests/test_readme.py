@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import re
 import shlex
 import sys
@@ -23,6 +24,7 @@ import ddim_lab
 from ddim_lab.config.folders import config_folder
 from ddim_lab.config.job import Config
 from ddim_lab.jobs.plan import compose, composer, split_cells
+from ddim_lab.report.rows import CONTRACT
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -77,7 +79,7 @@ def test_there_are_commands_and_no_others() -> None:
     assert {words[0] for words in OTHERS} == {f"ddim_lab.{name}" for name in ("report", "score", "store", "dashboard")}
     known = ("python -m ddim_lab", "python -m pytest", "python3 -m venv", ". .venv/bin/activate", "pip install -e")
     strange = [" ".join(words) for words in COMMANDS if not " ".join(words).startswith(known)]
-    assert [text for text in strange if not text.startswith("wandb sync")] == []
+    assert [text for text in strange if not text.startswith(("wandb sync", "wandb sweep", "wandb agent"))] == []
 
 
 def cells_of(words: Sequence[str], *, every: bool = False) -> list[Config]:
@@ -252,6 +254,26 @@ def test_the_test_command_stands_where_it_is_looked_for() -> None:
         r"<!-- test command -->\n```bash\n(.*?)\n```\n<!-- end -->", README.read_text(encoding="utf-8"), re.DOTALL
     )
     assert marked.endswith("python -m pytest")
+
+
+def test_what_a_sweep_of_wandb_runs_composes() -> None:
+    """Each value that its YAML lists, and both ends of a range, in a command as W&B's agent writes it."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    (text,) = blocks(ROOT / "conf" / "README.md", "yaml")
+    sweep = OmegaConf.to_container(OmegaConf.create(text.replace("${", "$-{")))
+    assert isinstance(sweep, dict)
+    assert sweep["metric"]["name"] in CONTRACT
+    assert [sweep["program"], *sweep["command"][2:]] == ["ddim_lab", "-m", "$-{program}", "$-{args_no_hyphens}"]
+    listed = [
+        [(name, value) for value in options.get("values") or [options.get(end) for end in ("value", "min", "max")]]
+        for name, options in sweep["parameters"].items()
+    ]
+    chosen = [[pair for pair in pairs if pair[1] is not None] for pairs in listed]
+    for pairs in itertools.product(*chosen):
+        arguments = create_sweep_command_args({"args": {name: {"value": value} for name, value in pairs}})
+        (config,) = cells_of(arguments["args_no_hyphens"])
+        assert config.steps == 20
 
 
 # the rest of the pages

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,13 +17,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import tiny
+import yaml
 from wandb_offline import read_run
 
+from ddim_lab import dashboard
+from ddim_lab.config.folders import config_folder
 from ddim_lab.jobs import tracking
-from ddim_lab.jobs.tracking import TrackingConfig, offline_sync_hint, track
+from ddim_lab.jobs.tracking import MODES, TrackingConfig, check_mode, offline_sync_hint, track
 
 KEY = "5e1f" * 10  # the form of an API key; it opens nothing
 NOBODY_LISTENS = "http://127.0.0.1:9"
@@ -234,6 +239,149 @@ assert not any(name.partition(".")[0] == "wandb" for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_modes_are_those_of_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    assert set(MODES) == set(get_args(wandb.Settings.model_fields["mode"].annotation))
+    for mode in ("", *MODES):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        check_mode("auto")
+
+
+def test_a_mode_that_is_none_is_one_line_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    assert tiny.run(tmp_path / "outputs", "model=gaussian", settings=tiny.SMALL) == 2
+    said = r"ddim_lab: WANDB_MODE=ofline in the environment is no mode of W&B; online, offline, disabled, .*\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+    assert not (tmp_path / "outputs").exists()
+    assert dashboard.main(["somebody/ddim_lab"]) == 2
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("mode", ["", "ofline", "online"])
+def test_what_the_command_line_says_of_the_mode_holds(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with track_cell(TrackingConfig(logger="wandb", directory=tmp_path, mode="offline")) as run:
+        run.log({"fd": 1.0}, step=10)
+    assert run.mode == "offline"
+    assert read_run(run.directory).values("fd") == [1.0]
+    assert os.environ["WANDB_MODE"] == mode
+
+
+def test_a_setting_that_wandb_refuses_is_named(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLE_GIT", "perhaps")
+    with track_cell(config) as run:
+        assert run.mode == "off"
+    (warning,) = tracking_warnings(caplog)
+    assert "not tracked" in warning
+    assert "setting disable_git=perhaps: Input should be a valid boolean" in warning
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "expected"),
+    [(None, None, "ddim_lab"), (None, "theirs", "theirs"), ("ours", "theirs", "ours"), ("ours", None, "ours")],
+)
+def test_the_environment_names_the_project_where_the_command_line_does_not(
+    asked: str | None, environment: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("WANDB_PROJECT", environment)
+    with track_cell(TrackingConfig(logger="wandb", directory=tmp_path, project=asked)) as run:
+        pass
+    assert read_run(run.directory).project == expected
+
+
+# --- Under `wandb agent`
+
+
+@pytest.fixture
+def under_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment in which `wandb agent` starts a command."""
+    parameters = tmp_path / "wandb" / "sweep-s7" / "config-r42.yaml"
+    parameters.parent.mkdir(parents=True)
+    parameters.write_text("wandb_version: 1\n\nsampler.eta:\n  value: 0.5\n")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s7")
+    monkeypatch.setenv("WANDB_RUN_ID", "r42")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(parameters))
+    monkeypatch.setenv("WANDB_PROJECT", "the-sweeps")
+
+
+def runs_of(outputs: Path) -> list[Any]:
+    return [read_run(folder) for folder in sorted(outputs.glob("sweeps/*/wandb/offline-run-*"))]
+
+
+def test_the_agents_run_is_one_and_the_others_are_outside_its_sweep(
+    under_an_agent: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrackingConfig(logger="wandb", directory=tmp_path, project="ours")
+    with track_cell(config, agents=True, run_config={"steps": 10}) as cell:
+        with track(config, job_type="train", name="t", group="sweep", run_config={}) as train:
+            train.log({"loss": 2.0}, step=0)
+        cell.log({"fd": 3.0}, step=10)
+    a, b = read_run(cell.directory), read_run(train.directory)
+    assert (a.id, a.sweep, a.project) == ("r42", "s7", "the-sweeps")
+    assert a.config == {"steps": 10, "sampler.eta": 0.5}
+    assert (b.sweep, b.project, b.config) == ("", "ours", {})
+    assert b.id not in ("", "r42")
+    assert os.environ["WANDB_RUN_ID"] == "r42"  # for the processes of a launcher
+    assert tracking_warnings(caplog) == []
+
+
+def test_parameters_that_are_gone_cost_nothing_else(under_an_agent: None, config: TrackingConfig) -> None:
+    Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).unlink()
+    with track_cell(config, agents=True) as run:
+        run.log({"fd": 1.0}, step=10)
+    read = read_run(run.directory)
+    assert (read.id, read.values("fd")) == ("r42", [1.0])
+
+
+@pytest.mark.slow
+def test_of_several_cells_the_report_is_the_agents_run(under_an_agent: None, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    line = ("model=gaussian", "metrics.features=pixels", "steps=2,3", "-m")
+    assert tiny.run(outputs, *line, settings=tiny.SMALL) == 0
+    runs = runs_of(outputs)
+    assert {run.job_type: run.id for run in runs if run.sweep == "s7"} == {"report": "r42"}
+    assert len({run.id for run in runs}) == len(runs) == 3
+
+
+@pytest.mark.slow
+def test_the_agent_runs_one_job_and_finds_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's own agent, on the command of conf/README.md's sweep: what it does once the server has chosen the values."""
+    from wandb.wandb_agent import Agent
+
+    page = (config_folder() / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    sweep = yaml.safe_load(text)
+    small = dict(word.split("=") for word in (*tiny.SMALL, "model=gaussian", "metrics.features=pixels"))
+    values = {"sampler.eta": 0.5, "sampler.spacing": "trailing", "steps": 3, **small, "outputs_dir": "outputs"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parents[2]))
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # the agent sets them in its own process, too
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s7")
+    agent = Agent(api=None, queue=None, sweep_id="s7")
+    agent._sweep_command = sweep["command"]
+    arguments = {name: {"value": value} for name, value in values.items()}
+    agent._command_run({"run_id": "r42", "program": sweep["program"], "args": arguments})
+    assert agent._run_processes["r42"].wait() == 0
+    (row,) = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
+    (run,) = [run for run in runs_of(tmp_path / "outputs") if run.sweep == "s7"]
+    assert (run.id, run.job_type, run.exit_code) == ("r42", "cell", 0)
+    assert {name: run.config[name] for name in values} == values
+    for metric in (sweep["metric"]["name"], "seconds_per_image"):
+        assert run.summary[metric] == run.values(metric)[0] == float(row[metric])
+    assert run.summary["sha256"] == row["sha256"]
 
 
 # --- When W&B fails

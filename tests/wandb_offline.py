@@ -39,6 +39,9 @@ class OfflineRun:
     """What was logged, as plain values. Nested keys are joined by a dot."""
 
     config: dict[str, Any] = field(default_factory=dict)
+    id: str = ""
+    sweep: str = ""
+    """Of W&B's agents."""
     project: str = ""
     group: str = ""
     job_type: str = ""
@@ -82,6 +85,7 @@ def _read(path: Path) -> OfflineRun:
         if kind == "run":
             run.config.update(_items(record.run.config.update))
             run.config.pop("_wandb", None)
+            run.id, run.sweep = record.run.run_id, record.run.sweep_id
             run.project, run.group = record.run.project, record.run.run_group
             run.job_type, run.name = record.run.job_type, record.run.display_name
             run.host, run.tags = record.run.host, tuple(record.run.tags)

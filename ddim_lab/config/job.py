@@ -64,7 +64,7 @@ class LoggerConfig(Options):
     """conf/logger: what mirrors the files."""
 
     name: Literal["wandb", "csv"]
-    project: Words = "ddim_lab"
+    project: Words | None = None
     entity: Words | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
 

@@ -44,6 +44,7 @@ from ddim_lab.config.metrics import METRICS
 from ddim_lab.config.sampler import SAMPLERS
 from ddim_lab.config.trust import check_hydra, check_secrets
 from ddim_lab.errors import ConfigError, one_line
+from ddim_lab.jobs.tracking import check_mode
 from ddim_lab.store.records import Plan, PlanCell, Published
 
 if TYPE_CHECKING:
@@ -255,6 +256,8 @@ def _checked(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known without torch."""
     config = Config.from_hydra(compose_cell([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())
+    if config.logger.name == "wandb":
+        check_mode(config.logger.mode)
     if config.task.extra is not None and importlib.util.find_spec(config.task.extra[1]) is None:
         extra, package = config.task.extra
         raise ConfigError(f"task={config.task.name} needs {package}: pip install 'ddim-lab[{extra}]'")

@@ -124,7 +124,8 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
     values = {**config.model_dump(mode="json"), "row": noise_label(config.labels())}  # what dashboards group by
     tags = [config.data.name, config.sampler.name, f"S={config.steps}"]
 
-    with track(tracking, job_type="cell", name=name, group=group, run_config=values, tags=tags) as run:
+    alone = len(_planned(place)) == 1  # else an agent's run is the sweep's own: `mirror_report`
+    with track(tracking, job_type="cell", name=name, group=group, run_config=values, tags=tags, agents=alone) as run:
         data = load_data(config.data) if config.needs_images else without_images(config.data)
         with _phase(phases, "train"), contextlib.ExitStack() as training:
 
@@ -289,8 +290,10 @@ def mirror_report(sweep: Sweep, config: Config) -> str | None:
         for found in (cell.pointer.wandb if cell.pointer else None) or ()
         if found.mode == "offline"
     ]
-    run_config = sweep.plan.content()
-    with track(tracking, job_type="report", name="report", group=sweep.folder.name, run_config=run_config) as run:
+    run_config, many = sweep.plan.content(), len(sweep.plan.cells) > 1
+    with track(
+        tracking, job_type="report", name="report", group=sweep.folder.name, run_config=run_config, agents=many
+    ) as run:
         table = rows(sweep)
         run.table("results", list(table[0]), [list(row.values()) for row in table])
         for heading, names, lines in text_tables(sweep):

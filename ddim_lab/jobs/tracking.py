@@ -5,7 +5,8 @@ The files under `outputs/` are the truth; a W&B run repeats them. Hence three ru
 - Nothing here raises. The first error of wandb in a run becomes one warning, and the job goes on untracked.
 - Nothing here waits long. Starting and finishing are bounded, and a server that did not answer is not asked
   again in the same process: what was logged stays on disk, for `wandb sync`.
-- Jobs never share a run, and every run is finished, as failed if its block raised.
+- Jobs never share a run, and every run is finished, as failed if its block raised. Under `wandb agent` the run that it
+  started the command for is one of them, and the others are outside its sweep.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
+
+from pydantic import ValidationError
+
+from ddim_lab.errors import ConfigError
 
 JobType = Literal["train", "cell", "report"]
 Mode = Literal["online", "offline", "off"]
@@ -28,6 +33,12 @@ UPLOAD_AT_MOST = 64 * 2**20
 """Bytes of an artifact's folder beyond which its large files stay here: a sweep must not wait for an upload."""
 
 SMALL_FILE = 2**20
+
+PROJECT: Final = "ddim_lab"
+"""Where neither the command line nor the environment names one."""
+
+MODES: Final = ("online", "offline", "disabled", "dryrun", "run", "shared")
+"""What WANDB_MODE may be."""
 
 # What a job's curves are drawn over. Lightning names the first; the second is the number of sampling steps.
 _AXES: Mapping[JobType, str] = {"train": "trainer/global_step", "cell": "steps", "report": "steps"}
@@ -45,8 +56,8 @@ class TrackingConfig:
     Attributes:
         logger: "wandb", or "csv" for files alone (wandb is then not even imported).
         directory: folder of the runs' files; a run lies in `directory/wandb/`.
-        project: W&B project.
-        entity: W&B user or team; None is the account's default.
+        project: W&B project; None follows `WANDB_PROJECT` and `wandb init`, and without them is "ddim_lab".
+        entity: W&B user or team; None follows `WANDB_ENTITY`, and without it is the account's default.
         mode: "auto" follows `WANDB_MODE` and `wandb offline`, and without them is online when somebody is
             logged in and offline when nobody is. "online" and "offline" win over the environment.
         init_timeout_seconds: how long to wait for the server before going offline.
@@ -55,7 +66,7 @@ class TrackingConfig:
 
     logger: Literal["wandb", "csv"]
     directory: Path
-    project: str = "ddim_lab"
+    project: str | None = None
     entity: str | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
     init_timeout_seconds: float = 10.0
@@ -187,6 +198,7 @@ def track(
     group: str,
     run_config: Mapping[str, Any],
     tags: Sequence[str] = (),
+    agents: bool = False,
 ) -> Iterator[Run]:
     """Track one job: a run of its own, finished when the block ends and marked failed when it raises.
 
@@ -197,14 +209,26 @@ def track(
         group: the sweep it belongs to.
         run_config: the job's resolved configuration, plain nested values.
         tags: labels, cut to the 64 characters that W&B allows.
+        agents: whether it is the run that `wandb agent` started this command for, if one did: its id, sweep and
+            project are then the agent's.
     """
-    run = _start(config, job_type, name, group, run_config, tags)
+    run = _start(config, job_type, name, group, run_config, tags, agents)
     try:
         yield run
     except BaseException:
         run._finish(failed=True)
         raise
     run._finish(failed=False)
+
+
+def check_mode(mode: str) -> None:
+    """Raise ConfigError where `mode` is auto and WANDB_MODE, which it follows, is no mode of W&B's."""
+    given = os.environ.get("WANDB_MODE")
+    if mode == "auto" and given and given not in MODES:
+        raise ConfigError(
+            f"WANDB_MODE={given} in the environment is no mode of W&B; {', '.join(MODES)} are: set it to one of them,"
+            " or give logger.mode=offline, or logger=csv"
+        )
 
 
 def offline_sync_hint(directories: Iterable[Path]) -> str | None:
@@ -231,30 +255,50 @@ def _start(
     group: str,
     run_config: Mapping[str, Any],
     tags: Sequence[str],
+    agents: bool,
 ) -> Run:
     """A live run, or one that is off."""
     if config.logger == "csv":
         return Run()
+    with _hidden_from_wandb(config) as agent:
+        return _started(config, job_type, name, group, run_config, tags, agent if agents else None)
+
+
+def _started(
+    config: TrackingConfig,
+    job_type: JobType,
+    name: str,
+    group: str,
+    run_config: Mapping[str, Any],
+    tags: Sequence[str],
+    agent: _Agent | None,
+) -> Run:
     try:
         # wandb's own error reports hold up the end of a process by 20 s where the server doesn't answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         library = wandb.setup(wandb.Settings(silent=True, x_service_wait=config.init_timeout_seconds)).settings
+        project, entity = config.project or library.project or PROJECT, config.entity
+        settings = _settings(config, job_type)
+        if agent is not None:  # a sweep is in a project, and its runs are nowhere else
+            project, entity = library.project or project, library.entity or entity
+            settings.sweep_id = agent.sweep
+            run_config = {**run_config, **agent.parameters()}
 
         def init(mode: Literal["online", "offline"]) -> Any:
             return wandb.init(
                 mode=mode,
-                id=uuid.uuid4().hex[:12],  # of our own: WANDB_RUN_ID would make one run of all jobs
-                project=config.project,
-                entity=config.entity,
+                id=uuid.uuid4().hex[:12] if agent is None else agent.run,
+                project=project,
+                entity=entity,
                 dir=str(config.directory.absolute()),
                 job_type=job_type,
                 name=name,
                 group=group,
                 tags=[tag[:64] for tag in dict.fromkeys(tags)],  # longer or repeated ones it refuses
                 config=dict(run_config),
-                settings=_settings(config, job_type),
+                settings=settings,
             )
 
         mode = _mode(config, library)
@@ -279,6 +323,38 @@ def _start(
     run._send(lambda backend: backend.define_metric(axis))
     run._send(lambda backend: backend.define_metric("*", step_metric=axis))
     return run
+
+
+@final
+@dataclass(frozen=True)
+class _Agent:
+    """What `wandb agent` started this command for: a run of its sweep, and the file of the run's parameters."""
+
+    sweep: str
+    run: str
+    file: str | None
+
+    def parameters(self) -> dict[str, Any]:
+        """What the sweep chose, by the names that it has for it; empty where the agent's file can't be read."""
+        from wandb.sdk.lib import config_util
+
+        with suppress(Exception):
+            return dict(config_util.dict_from_config_file(self.file, must_exist=True) or {})
+        return {}
+
+
+@contextmanager
+def _hidden_from_wandb(config: TrackingConfig) -> Iterator[_Agent | None]:
+    """Hides the agent's variables, which wandb would take for every run of the process, and a WANDB_MODE overruled."""
+    names = ["WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"]
+    if config.mode != "auto" or not os.environ.get("WANDB_MODE"):
+        names.append("WANDB_MODE")
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    sweep, run = hidden.get("WANDB_SWEEP_ID"), hidden.get("WANDB_RUN_ID")
+    try:
+        yield _Agent(sweep, run, hidden.get("WANDB_SWEEP_PARAM_PATH")) if sweep and run else None
+    finally:
+        os.environ.update(hidden)
 
 
 def _settings(config: TrackingConfig, job_type: JobType) -> Any:
@@ -355,5 +431,9 @@ def _drop_service() -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    _log.warning("%s (%s).", what, lines[0].rstrip("."))
+    if isinstance(error, ValidationError):  # of wandb's settings, which the environment or a file has; by name
+        fault = error.errors()[0]
+        text = f"setting {'.'.join(map(str, fault['loc']))}={fault['input']}: {fault['msg']}"
+    else:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    _log.warning("%s (%s).", what, text.rstrip("."))

@@ -14,17 +14,11 @@ import numpy as np
 from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError, one_line
-from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.models.scheduler import NEEDED, check_class, read_process
 
 __all__ = ["Pretrained", "inspect_pretrained"]
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SCHEDULES: Final = {
-    "linear": NoiseSchedule.linear,
-    "scaled_linear": NoiseSchedule.scaled_linear,
-    "sigmoid": NoiseSchedule.sigmoid,
-}
-"""diffusers' schedules that have two ends; ours have the same names."""
 
 
 @final
@@ -61,15 +55,17 @@ def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tu
     """
     root = _locate(path)
     network = root / "unet" if (root / "unet" / "config.json").is_file() else root
-    _check_shape(path, _read_json(network / "config.json"), data, shape)
-    file = next((f for f in (root / "scheduler", root) if (f / "scheduler_config.json").is_file()), None)
+    config = _read_json(network / "config.json")
+    _check_shape(path, config, data, shape)
+    file = _scheduler_file(path, root, network)
     if file is None:
         prediction: Prediction = "eps"
         taken = f"schedule={schedule.name} with T = {schedule.build().num_timesteps}, eps-prediction, are taken"
         note = f"model.path={path} has no scheduler_config.json: {taken}"
     else:
-        prediction = _check_schedule(path, _read_json(file / "scheduler_config.json"), schedule)
+        prediction = _check_schedule(path, _read_json(file), schedule)
         note = None
+    _check_time(path, config, schedule.build().num_timesteps)
     states = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(network.iterdir()) if f.is_file())
     digest, parameters = _read_weights(network, states)
     return Pretrained(network, digest, parameters, prediction, note)
@@ -161,31 +157,78 @@ def _check_shape(path: str, network: dict[str, Any], data: str, shape: tuple[int
             f"model.path={path} gives {network.get('out_channels')} channels for {shape[0]}: learned variances are"
             " not supported"
         )
+    levels = network.get("block_out_channels")
+    if isinstance(levels, list) and any(side % 2 ** (len(levels) - 1) for side in shape[1:]):
+        raise ConfigError(
+            f"model.path={path} halves images {len(levels) - 1} times, which {shape[1]}x{shape[2]} of data={data} can't"
+            " be: give images of another size"
+        )
 
 
 def _times(shape: tuple[Any, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConfig) -> Prediction:
-    """What the checkpoint predicts; its betas must be those of `schedule`."""
-    from ddim_lab.models.unet import pipeline_prediction
+def _check_time(path: str, network: dict[str, Any], steps: int) -> None:
+    """The network must take every timestep of the schedule."""
+    kind = network.get("time_embedding_type", "positional")
+    if kind == "fourier":
+        raise ConfigError(
+            f"model.path={path}, config.json: time_embedding_type=fourier is of a variance-exploding process, whose"
+            f" network is told a sigma; {NEEDED}"
+        )
+    if kind == "learned":
+        taken = network.get("num_train_timesteps")
+        if type(taken) is not int or taken < 1:
+            raise ConfigError(
+                f"model.path={path}, config.json: num_train_timesteps={taken}: a learned time embedding needs the"
+                " number of its timesteps"
+            )
+        if taken < steps:
+            raise ConfigError(
+                f"model.path={path} has a learned time embedding of {taken} timesteps, and"
+                f" schedule.num_timesteps={steps}: give the schedule that it was trained with, of {taken} timesteps"
+            )
+    elif kind != "positional":
+        raise ConfigError(
+            f"model.path={path}, config.json: time_embedding_type={kind} is not known; positional and learned are"
+        )
 
-    if scheduler.get("rescale_betas_zero_snr"):
-        raise ConfigError(f"model.path={path}: rescale_betas_zero_snr=true is not supported: its last alpha_bar is 0")
+
+def _scheduler_file(path: str, root: Path, network: Path) -> Path | None:
+    """The scheduler_config.json of a checkpoint: in its folder, or in the pipeline's that it is a part of."""
+    around = (network.absolute().parent, network.resolve().parent)
+    places = (root / "scheduler", root, network, *(folder / "scheduler" for folder in around))
+    if (found := next((place for place in places if (place / "scheduler_config.json").is_file()), None)) is not None:
+        return found / "scheduler_config.json"
+    for index in (folder / "model_index.json" for folder in (root, *around)):
+        scheduler = _read_json(index).get("scheduler") if index.is_file() else None
+        if isinstance(scheduler, list) and len(scheduler) == 2 and scheduler[1] is not None:
+            try:
+                check_class(scheduler[1])
+            except ValueError as error:
+                raise ConfigError(f"model.path={path}, model_index.json: {error}") from None
+            raise ConfigError(
+                f"model.path={path}: {index} names a {scheduler[1]}, and {index.parent / 'scheduler'} has no"
+                " scheduler_config.json: fetch it, too"
+            )
+    return None
+
+
+def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConfig) -> Prediction:
+    """What the checkpoint predicts; its process must be ours, with the betas of `schedule`."""
     try:
-        theirs, described = _their_schedule(scheduler)
-        prediction = pipeline_prediction(scheduler)
+        process = read_process(scheduler)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model.path={path}, scheduler_config.json: {error}") from None
-    given, betas = theirs.betas, schedule.build().betas
+    given, betas = process.schedule.betas, schedule.build().betas
     if len(given) == len(betas) and np.allclose(given, betas, rtol=1e-5, atol=0.0):
-        return prediction
+        return process.prediction
     ours = {"schedule": schedule.name} | {
         f"schedule.{name}": value for name, value in schedule.model_dump().items() if name != "name"
     }
-    different = {name: value for name, value in described.items() if ours.get(name) != value}
-    if different and scheduler.get("trained_betas") is None:
+    different = {name: value for name, value in process.described.items() if ours.get(name) != value}
+    if different and not process.listed:
         said = ", ".join(f"{name}={value} ({ours.get(name, 'none')} is set)" for name, value in different.items())
         options = " ".join(f"{name}={value}" for name, value in different.items())
         raise ConfigError(f"model.path={path} was trained with {said}: give {options}")
@@ -198,28 +241,3 @@ def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConf
         f"model.path={path} was trained with its own list of betas: {beside}; write trained_betas of its"
         " scheduler_config.json to a file, one a line, and give schedule=file schedule.path=FILE"
     )
-
-
-def _their_schedule(scheduler: dict[str, Any]) -> tuple[NoiseSchedule, dict[str, Any]]:
-    """A diffusers scheduler's schedule, and the options of ours that give it (its length alone, for a list)."""
-    total = scheduler.get("num_train_timesteps", 1000)
-    if (listed := scheduler.get("trained_betas")) is not None:
-        if not isinstance(listed, list) or not all(_is_number(beta) for beta in listed):
-            raise ValueError("trained_betas is no list of numbers")
-        return NoiseSchedule(listed), {"schedule.num_timesteps": len(listed)}
-    kind = scheduler.get("beta_schedule", "linear")
-    if kind == "squaredcos_cap_v2":
-        described = {"schedule": "cosine", "schedule.num_timesteps": total}
-        return NoiseSchedule.cosine(total), {**described, "schedule.offset": 0.008, "schedule.max_beta": 0.999}
-    if not isinstance(kind, str) or kind not in SCHEDULES:
-        raise ValueError(f"beta_schedule={kind} is not known; {', '.join(SCHEDULES)} and squaredcos_cap_v2 are")
-    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    for name, value in (("beta_start", start), ("beta_end", end)):
-        if not _is_number(value):
-            raise ValueError(f"{name}={value!r} is not a number")
-    described = {"schedule": kind, "schedule.num_timesteps": total}
-    return SCHEDULES[kind](total, start, end), {**described, "schedule.beta_start": start, "schedule.beta_end": end}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

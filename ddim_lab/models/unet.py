@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +15,15 @@ from diffusers import __version__ as diffusers_version
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ddim_lab.config.model import UNetConfig
-from ddim_lab.diffusion import Prediction
 from ddim_lab.schedule import NoiseSchedule
 
 __all__ = [
     "WEIGHT_FILES",
     "build_unet",
     "load_unet",
-    "pipeline_prediction",
     "scheduler_config",
     "weights_digest",
     "write_pipeline",
@@ -34,14 +33,19 @@ __all__ = [
 diffusers_logging.set_verbosity_error()
 
 WEIGHT_FILES: Final = (
-    "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin.index.json",
     "diffusion_pytorch_model.bin",
 )
-"""Names under which a folder may keep its weights; the first one there is read."""
+"""Names under which a folder may keep its weights, an index where they are in several files; the first one there is
+read, as by diffusers."""
 
-PREDICTIONS: Final[dict[str, Prediction]] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-"""diffusers' names of what a network predicts, and ours."""
+WEIGHT_KINDS: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What a weight may be, by safetensors' names."""
+
+_OLD_NAMES: Final = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""What attention's parts were called when Google's checkpoints were stored."""
 
 
 def build_unet(config: UNetConfig, shape: tuple[int, int, int]) -> UNet2DModel:
@@ -70,7 +74,7 @@ def build_unet(config: UNetConfig, shape: tuple[int, int, int]) -> UNet2DModel:
 def load_unet(folder: Path) -> nn.Module:
     """The U-Net in a folder, on the CPU, in evaluation mode, without gradients.
 
-    Weights come from safetensors, or from a .bin file that may hold tensors and nothing else: nothing is unpickled.
+    Weights come from safetensors, or from .bin files that may hold tensors and nothing else: nothing is unpickled.
 
     Raises:
         ValueError: there are no weights, or they can't be read, or they are not those of config.json, or not finite;
@@ -78,57 +82,87 @@ def load_unet(folder: Path) -> nn.Module:
     """
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
-        raise ValueError(f"{folder} holds no weights: {WEIGHT_FILES[0]} (or .bin) is missing")
-    _check_tensors(file)
+        raise ValueError(f"{folder} holds no weights: diffusion_pytorch_model.safetensors (or .bin) is missing")
+    state, kept_in = _read_weights(file)
     try:
-        network, found = UNet2DModel.from_pretrained(
-            folder,
-            use_safetensors=file.suffix != ".bin",
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except OSError:
-        raise ValueError(f"{file} can't be read: it is damaged, cut short, or holds more than tensors") from None
+        network = UNet2DModel.from_config(UNet2DModel.load_config(folder, local_files_only=True))
+        found = network.load_state_dict(state, strict=False)
     except Exception as error:  # a configuration of the user's may lead diffusers to any
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         fault = lines[1] if len(lines) > 1 else str(error)
         raise ValueError(f"{file} does not fit {folder / 'config.json'}: {fault}") from None
-    for keys, words in ((found["missing_keys"], "lacks"), (found["unexpected_keys"], "holds, beside what is needed,")):
+    for keys, words in ((found.missing_keys, "lacks"), (found.unexpected_keys, "holds, beside what is needed,")):
         if keys:
             raise ValueError(f"{file} {words} {len(keys)} of the tensors, {sorted(keys)[0]} first")
     for name, tensor in network.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{file} holds NaN or infinite weights: {name}")
+            raise ValueError(f"{kept_in[name]} holds NaN or infinite weights: {name}")
     module: nn.Module = network
     return module.eval().requires_grad_(False)
 
 
-def _check_tensors(file: Path) -> None:
-    """Raise ValueError unless a file of weights holds tensors of floating point by name, and nothing else."""
-    damaged = f"{file} can't be read: it is damaged, cut short, or holds more than tensors"
+def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Path]]:
+    """The tensors by today's names, of one file or of all that an index names; and the file that each is in."""
+    listed = _read_index(file) if file.suffix == ".json" else {file: None}
+    state: dict[str, Tensor] = {}
+    kept_in: dict[str, Path] = {}
+    for part, names in listed.items():
+        tensors = _read_tensors(part)
+        if names is not None and (lost := sorted(names - set(tensors))):
+            raise ValueError(
+                f"{part} lacks {len(lost)} of the tensors that {file.name} says are in it: {lost[0]} first"
+            )
+        for old, tensor in tensors.items():
+            name = re.sub(
+                r"(\.attentions\.\d+\.)(query|key|value|proj_attn)\.",
+                lambda found: f"{found[1]}{_OLD_NAMES[found[2]]}.",
+                old,
+            )
+            if name in state:
+                raise ValueError(f"{part} holds {name}, which {kept_in[name].name} holds, too")
+            state[name], kept_in[name] = tensor, part
+    return state, kept_in
+
+
+def _read_index(index: Path) -> dict[Path, set[str] | None]:
+    """The files that an index names, each with the tensors that are in it."""
     try:
-        if file.suffix == ".bin":
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {Path(name).name == name and Path(name).suffix in (".safetensors", ".bin") for name in places.values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        files = set()
+    if files != {True}:
+        raise ValueError(f"{index} is no index of weights: it names no file of this folder for each tensor")
+    listed: dict[Path, set[str] | None] = {}
+    for name in sorted(set(places.values())):
+        if not (index.parent / name).is_file():
+            raise ValueError(f"{index.parent / name} is missing: {index.name} says that weights are in it")
+        listed[index.parent / name] = {tensor for tensor, place in places.items() if place == name}
+    return listed
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file; ValueError unless it holds those of floating point by name, and nothing else."""
+    state: Any
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as stored:
+                names = stored.keys()
+                kinds = {name: WEIGHT_KINDS.get(stored.get_slice(name).get_dtype()) for name in names}
+                # what is quantised may be of a kind that torch does not have
+                state = {name: stored.get_tensor(name) for name in kinds} if None not in kinds.values() else {}
+        else:
             with warnings.catch_warnings():  # torch's, of a pickle that it then refuses
                 warnings.simplefilter("ignore")
                 state = torch.load(file, map_location="cpu", weights_only=True)
-            kinds = {name: value.dtype for name, value in state.items()} if isinstance(state, Mapping) else None
-        elif file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as tensors:
-                names = tensors.keys()
-                kinds = {name: _SAFE_KINDS.get(tensors.get_slice(name).get_dtype()) for name in names}
-        else:  # an index: diffusers reads what it names
-            return
-    except Exception:  # torch's reader raises whatever a damaged file leads it to
-        raise ValueError(damaged) from None
-    if kinds is None:
+            kinds = {name: tensor.dtype for name, tensor in state.items()} if isinstance(state, Mapping) else {}
+    except Exception:  # the readers raise whatever a damaged file leads them to
+        raise ValueError(f"{file} can't be read: it is damaged, cut short, or holds more than tensors") from None
+    if not isinstance(state, Mapping):
         raise ValueError(f"{file} holds a {type(state).__name__}: tensors by name are needed")
-    if bad := sorted(name for name, kind in kinds.items() if kind is None or not kind.is_floating_point):
+    if bad := sorted(name for name, kind in kinds.items() if kind not in WEIGHT_KINDS.values()):
         raise ValueError(f"{file}: {bad[0]} is not of floating point: quantised weights are not supported")
-
-
-_SAFE_KINDS: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""safetensors' names of what a weight may be."""
+    return dict(state)
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -180,15 +214,3 @@ def scheduler_config(schedule: NoiseSchedule, named: dict[str, Any]) -> dict[str
         "steps_offset": 0,
         "timestep_spacing": "leading",
     }
-
-
-def pipeline_prediction(scheduler: dict[str, Any]) -> Prediction:
-    """What the network of a diffusers scheduler configuration predicts.
-
-    Raises:
-        ValueError: a prediction_type that is not known.
-    """
-    given = scheduler.get("prediction_type", "epsilon")
-    if given not in PREDICTIONS:
-        raise ValueError(f"prediction_type={given} is not known; epsilon, sample and v_prediction are")
-    return PREDICTIONS[given]
