@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final, final
 
+from ddim_lab.console import forgiving_output
+
 __all__ = [
     "BAD_INPUT",
     "FAILED",
@@ -72,7 +74,11 @@ def exit_status(body: Callable[[], int], *, resumes: bool = False) -> int:
         body: does what was asked for; gives the exit status.
         resumes: whether the same command, typed again, goes on from what is done.
     """
-    further = "; the same command goes on from what is done" if resumes else ""
+    with forgiving_output():
+        return _status(body, "; the same command goes on from what is done" if resumes else "")
+
+
+def _status(body: Callable[[], int], further: str) -> int:
     try:
         with terminable():
             return body()

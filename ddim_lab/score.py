@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import torch
-from tqdm import tqdm
 
 from ddim_lab.config.metrics import MetricsConfig
+from ddim_lab.console import Progress, show_progress
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData
 from ddim_lab.data.samples import Samples, read_samples, shape_in_words
@@ -93,12 +93,12 @@ def score(
     with tempfile.TemporaryDirectory(dir=store.root) as scratch:
         count = len(samples.images)
         quality = Quality(metrics, features, network, reference, count, Path(scratch), store, held_out, device)
-        with torch.inference_mode(), tqdm(total=count, unit="image", disable=None, leave=False) as bar:
+        with torch.inference_mode(), Progress(samples.name, count, "image") as progress:
             start = 0
             for part in samples.images.batches(BATCH):
                 quality.update(network(part.to(device)), start)
                 start += len(part)
-                bar.update(len(part))
+                progress.update(len(part))
         return _finite(quality.values())
 
 
@@ -192,6 +192,7 @@ def _main(arguments: Sequence[str]) -> int:
     if more := [text for text in asked.overrides if "=" not in text and not text.startswith("~")]:
         raise ConfigError(f"{more[0]} is no OPTION=VALUE: to compare with it, give --reference {more[0]}")
     config = checked_config(asked.overrides)
+    show_progress(config.progress)
     samples = read_samples(asked.path)
     against = asked.reference
     if against is not None and not _is_statistics(against):

@@ -28,7 +28,7 @@ MATHEMATICS = {
 
 # From the mathematics to the commands: a room imports from itself and from those before it.
 LAYERS = (
-    "schedule transitions diffusion noise sampler analytic interpolate errors",
+    "schedule transitions diffusion noise sampler analytic interpolate errors console",
     "store config",
     "device data",
     "models metrics",

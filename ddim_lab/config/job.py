@@ -39,6 +39,7 @@ from ddim_lab.config.sampler import SamplerConfig
 from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.config.study import StudyConfig
 from ddim_lab.config.training import TrainingConfig
+from ddim_lab.console import ProgressMode
 from ddim_lab.errors import ConfigError
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.transitions import Prediction, Transition, transitions
@@ -93,6 +94,7 @@ class Config(Options):
     save_samples: StrictBool
     force: StrictBool
     outputs_dir: Words
+    progress: ProgressMode
 
     @classmethod
     def from_hydra(cls, composed: DictConfig) -> Config:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from ddim_lab.config.data import DataOptions
+from ddim_lab.console import Progress
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.store import read_record, write_record
 
@@ -129,15 +129,17 @@ def _read_content(root: Path, found: Signature) -> str:
         if kept["signature"] == signature:
             return str(kept["digest"])
     digest = hashlib.sha256()
-    for file in tqdm(files, desc=f"reading {root.name} once", unit="file", disable=None, leave=False):
-        if file.suffix.lower() in ENDS:
-            _check_end(file)
-        with file.open("rb") as content:
-            read = hashlib.file_digest(content, "sha256").hexdigest()
-            if file.suffix.lower() in ENDS:  # what a decoder stumbles over is told before the training, not after it
-                content.seek(0)
-                decode(content, file)
-        digest.update(f"{file.relative_to(root)} {read}\n".encode())
+    with Progress(f"reading {root.name} once", len(files), "file") as progress:
+        for file in files:
+            if file.suffix.lower() in ENDS:
+                _check_end(file)
+            with file.open("rb") as content:
+                read = hashlib.file_digest(content, "sha256").hexdigest()
+                if file.suffix.lower() in ENDS:  # a decoder stumbles here, before the training
+                    content.seek(0)
+                    decode(content, file)
+            digest.update(f"{file.relative_to(root)} {read}\n".encode())
+            progress.update()
     try:
         write_record(place, {"signature": signature, "digest": digest.hexdigest()})
     except OSError as error:

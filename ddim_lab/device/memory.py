@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddim_lab.console import tick
 from ddim_lab.errors import one_line
 
 __all__ = ["Halving", "forward_bytes"]
@@ -50,6 +51,7 @@ class Halving(nn.Module):
                 if size == 1:
                     raise RuntimeError(f"out of memory with a single image a forward: {one_line(error)}") from None
             else:
+                tick()
                 if len(outputs) == 1:
                     return outputs[0]
                 return torch.cat([output if isinstance(output, Tensor) else output.sample for output in outputs])

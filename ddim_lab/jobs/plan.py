@@ -43,6 +43,7 @@ from ddim_lab.config.kinds import TASKS
 from ddim_lab.config.metrics import METRICS
 from ddim_lab.config.sampler import SAMPLERS
 from ddim_lab.config.trust import check_hydra, check_secrets
+from ddim_lab.console import show_progress
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.jobs.tracking import check_mode
 from ddim_lab.store.records import Plan, PlanCell, Published
@@ -203,6 +204,7 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
             raise ConfigError(
                 f"{option} must be the same in all cells of a sweep, which share one report: run the command for each"
             )
+    show_progress(first.progress)
     imports = _import_what_checks()
     from ddim_lab.jobs.cost import forwards_by_cell
 

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ddim_lab.config.job import AUTO, Config
+from ddim_lab.console import forgiving_output, show_progress
 from ddim_lab.data.base import load_data, without_images
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import TRACEBACKS, Terminated, one_line, terminating
@@ -67,9 +68,10 @@ def job(composed: DictConfig) -> None:
     started = time.perf_counter()
     left: dict[str, Any] = {"number": place.number, "cell": None, "cached": False, "error": None}
     name = f"job {place.number}"
-    with contextlib.ExitStack() as until_the_pointer_is_left:
+    with forgiving_output(), contextlib.ExitStack() as until_the_pointer_is_left:
         try:
             config = Config.from_hydra(composed)
+            show_progress(config.progress)
             name = describe(config)
             store = Store(Path(config.outputs_dir))
             until_the_pointer_is_left.enter_context(working(store))

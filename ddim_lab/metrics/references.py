@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ddim_lab.config.metrics import MetricsConfig
+from ddim_lab.console import Progress
 from ddim_lab.data.images import ImageData, ImageSet, Split
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.metrics.estimates import jackknife_se
@@ -135,11 +136,13 @@ def obtain_statistics(
         vectors = VectorFile(folder / VECTORS, (kept, features.num_features)) if kept else None
 
         def extracted() -> Iterator[Tensor]:
-            for part in images.batches(512, count):
-                found = network(part.to(device))
-                if vectors is not None:
-                    vectors.add(found)
-                yield found
+            with Progress(f"features of {name}", count, "image") as progress:
+                for part in images.batches(512, count):
+                    found = network(part.to(device))
+                    if vectors is not None:
+                        vectors.add(found)
+                    progress.update(len(part))
+                    yield found
 
         with torch.inference_mode():
             FeatureSums.of(extracted()).save(folder / "statistics.npz")
@@ -174,10 +177,11 @@ def obtain_level(
 
         network, distance = features.load().to(device), FrechetDistance(reference.moments).to(device)
         start = 0
-        with torch.inference_mode():
+        with torch.inference_mode(), Progress("features of held-out images", count, "image") as progress:
             for part in data.held_out.batches(512, count):
                 distance.update(network(part.to(device)), torch.arange(start, start + len(part)))
                 start += len(part)
+                progress.update(len(part))
         found = {"fd": float(distance.compute()), "leave_one_out": distance.leave_one_out()}
         write_json(folder / "level.json", found)
 

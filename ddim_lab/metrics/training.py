@@ -7,8 +7,10 @@ from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor, nn
 
+from ddim_lab.console import Progress
 from ddim_lab.data.images import ImageData
 from ddim_lab.data.loaders import TrainingBatches
 from ddim_lab.device.lightning import interruptible
@@ -57,8 +59,10 @@ def train_classifier(network: Classifier, data: ImageData, recipe: Mapping[str, 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    progress = Progress("training the classifier", recipe["steps"], "step")
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=lambda *_: progress.update()))  # type: ignore[attr-defined]
     batches = TrainingBatches(data.train, recipe["batch_size"], recipe["seed"])
-    with interruptible():
+    with interruptible(), progress:
         trainer.fit(_ClassifierTraining(network, recipe), datamodule=batches)
     network.eval()
     with torch.no_grad():

@@ -19,10 +19,10 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveragi
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from ddim_lab.config.model import UNetConfig
 from ddim_lab.config.training import TrainingConfig
+from ddim_lab.console import Progress
 from ddim_lab.data.images import ImageData, from_uint8
 from ddim_lab.data.loaders import TrainingBatches, rank_part
 from ddim_lab.device.engine import compile_whole, too_many_compilations
@@ -141,21 +141,15 @@ class _Curve(Callback):
         self.rows: list[tuple[int, float, float, float]] = []
         self._unread: list[tuple[int, Tensor, float, float]] = []
         self._total, self._mirror = total, mirror
-        self._bar: tqdm[Any] | None = None
+        self._progress: Progress | None = None
         self._started = 0.0
         self._spent = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
         self._spent = self.rows[-1][3] if self.rows else 0.0
-        self._bar = tqdm(
-            total=self._total,
-            initial=trainer.global_step,
-            desc="training",
-            unit="step",
-            disable=True if trainer.global_rank > 0 else None,
-            leave=False,
-        )
+        shown = trainer.global_rank == 0
+        self._progress = Progress("training", self._total, "step", done=trainer.global_step, shown=shown).__enter__()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -163,14 +157,14 @@ class _Curve(Callback):
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         seconds = self._spent + time.perf_counter() - self._started
         self._unread.append((trainer.global_step, outputs["loss"].detach(), rate, round(seconds, 3)))
-        if self._bar is not None:
-            self._bar.update(1)
+        if self._progress is not None:
+            self._progress.update()
         if trainer.global_step % READ_EVERY == 0 or trainer.global_step == self._total:
             self._read()
             step, loss, rate, _ = self.rows[-1]
             self._mirror({"loss": loss, "learning_rate": rate}, step)
-            if self._bar is not None:
-                self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if self._progress is not None:
+                self._progress.note(f"loss {loss:.4f}")
 
     def _read(self) -> None:
         """Bring the losses of the last steps to the host.
@@ -191,8 +185,8 @@ class _Curve(Callback):
         self._unread.clear()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._progress is not None:
+            self._progress.__exit__()
 
     def state_dict(self) -> dict[str, Any]:
         self._read()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddim_lab.config.job import Config
+from ddim_lab.console import Progress
 from ddim_lab.data.images import from_uint8
 from ddim_lab.metrics.base import in_short
 from ddim_lab.metrics.determinism import ImagesHash, determinism_values, max_abs_diff, noise_variance
@@ -198,16 +199,20 @@ def _determinism(config: Config, maker: Maker, samples: _Samples, work: Path) ->
     Each walk is kept in `work` as soon as it is done.
     """
     count = len(samples.first)
+    walks = 1 + config.metrics.noise_seeds + (count == samples.size > 1)
 
     def run(name: str, seed: int, count: int = count) -> Tensor:
         indices = torch.arange(count, device=maker.device)
         walk = maker.walk(indices, NamedNoise(seed, compiled=maker.noise.compiled))
-        return kept(work, name, lambda: walk(maker.network).cpu())
+        x_0 = kept(work, name, lambda: walk(maker.network).cpu())
+        progress.update()
+        return x_0
 
-    one, same = run("walk", config.seed), run("walk_again", config.seed)
-    split = count if count < samples.size else count // 2
-    part = one if split == count else run("walk_of_half", config.seed, split) if split else None
-    others = [run(f"walk_seed_{config.seed + k}", config.seed + k) for k in range(1, config.metrics.noise_seeds)]
+    with Progress(f"{maker.job.progress} determinism", walks, "walk") as progress:
+        one, same = run("walk", config.seed), run("walk_again", config.seed)
+        split = count if count < samples.size else count // 2
+        part = one if split == count else run("walk_of_half", config.seed, split) if split else None
+        others = [run(f"walk_seed_{config.seed + k}", config.seed + k) for k in range(1, config.metrics.noise_seeds)]
     variance, variance_se = mean_and_se(noise_variance([one, *others]))
     return {
         "images": count,

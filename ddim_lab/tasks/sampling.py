@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddim_lab.config.job import Config
+from ddim_lab.console import show_progress
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import to_uint8
 from ddim_lab.device.memory import Halving
@@ -168,6 +169,7 @@ def _sample_share(
 ) -> None:
     """One of several processes that sample together."""
     config = Config.model_validate(values)
+    show_progress(config.progress)
     runtime = Runtime.resolve(config.runtime.model_copy(update={"device": devices[rank]}))
     data, store = load_data(config.data), Store(Path(config.outputs_dir))
     model = obtain_model(config, data, runtime, store, contextlib.nullcontext)  # it is there: the first process has it

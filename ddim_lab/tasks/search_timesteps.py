@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, fina
 import torch
 from pydantic import Field, StrictInt, StrictStr
 from torch import nn
-from tqdm import tqdm
 
 from ddim_lab.config.folders import config_folder
 from ddim_lab.config.job import Config
 from ddim_lab.config.options import PositiveInt, Seed
+from ddim_lab.console import Progress
 from ddim_lab.data.images import NonFiniteError
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.base import JACKKNIFE
@@ -287,7 +287,7 @@ def _obtain_search(
 
     def build(folder: Path) -> None:
         known = RememberedScores(job.store.work_folder("references", key) / "scores.jsonl")
-        with tqdm(total=task.trials, desc=f"{job.progress} search", unit="list", disable=None, leave=False) as bar:
+        with Progress(f"{job.progress} search", task.trials, "list") as progress:
 
             def score(timesteps: Timesteps) -> float:
                 fd = known.get(timesteps)
@@ -300,7 +300,7 @@ def _obtain_search(
                     except NonFiniteError:  # no list to look near; anything else ends the search
                         fd = math.inf
                     known.add(timesteps, fd)
-                bar.update(1)
+                progress.update()
                 return fd
 
             tried = search(score, builtin, job.sampler.schedule.num_timesteps, task.trials, task.search_seed % 2**32)
@@ -319,12 +319,12 @@ def _score_all(
 ) -> list[list[_Score]]:
     """Every list at the final noise: scores in the order of `walks`, one list a yardstick."""
     scores: list[list[_Score]] = [[] for _ in yardsticks]
-    with tqdm(total=len(walks), desc=f"{job.progress} score", unit="list", disable=None, leave=False) as bar:
+    with Progress(f"{job.progress} score", len(walks), "list") as progress:
         for name, timesteps in walks.items():
             found = _distances(job, network, yardsticks, timesteps, job.config.num_samples, job.config.seed)
             for kept, distance in zip(scores, found, strict=True):
                 kept.append(_Score(name, timesteps, float(distance.compute()), distance.leave_one_out()))
-            bar.update(1)
+            progress.update()
     return scores
 
 

@@ -14,8 +14,8 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ddim_lab.console import Progress
 from ddim_lab.data.images import NonFiniteError, to_uint8
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.runtime import Runtime
@@ -41,13 +41,13 @@ __all__ = [
 
 @final
 class Batches:
-    """Indices of samples, batch by batch, int64 [B] on the job's device; under a progress bar while they are iterated.
+    """Indices of samples, batch by batch, int64 [B] on the job's device; their progress is shown meanwhile.
 
     Args:
         job: names the device, the size of a batch and what the bar says in front.
         samples: the batches as ranges of indices; or a number, for the samples 0 ... number - 1.
-        total: of how many samples these are the last, for the bar; None where they are all.
-        bar: without one where False.
+        total: of how many samples these are the last, for the progress; None where they are all.
+        bar: whether progress is shown.
     """
 
     def __init__(self, job: Job, samples: Sequence[range] | int, *, total: int | None = None, bar: bool = True) -> None:
@@ -58,24 +58,18 @@ class Batches:
         self._named: Final = samples
         self._count: Final = sum(map(len, samples))
         self._total: Final = self._count if total is None else total
-        self._disable: Final = None if bar else True  # None: where nobody looks at a terminal
+        self._bar: Final = bar
 
     def __len__(self) -> int:
         """Number of batches; without it, Lightning would take one batch more than it has sampled."""
         return len(self._named)
 
     def __iter__(self) -> Iterator[Tensor]:
-        with tqdm(
-            total=self._total,
-            initial=self._total - self._count,
-            desc=self._job.progress,
-            unit="image",
-            disable=self._disable,
-            leave=False,
-        ) as bar:
+        done = self._total - self._count
+        with Progress(self._job.progress, self._total, "image", done=done, shown=self._bar) as progress:
             for named in self._named:
                 yield torch.arange(named.start, named.stop, device=self._job.runtime.torch_device)
-                bar.update(len(named))
+                progress.update(len(named))
 
 
 def evaluate(batches: Batches, each: Callable[[Tensor], None], network: nn.Module, job: Job) -> None:
