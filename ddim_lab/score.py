@@ -203,7 +203,7 @@ def _main(arguments: Sequence[str]) -> int:
         features = obtain_features(metrics.network, data, store)
         with runtime.applied():
             values = score(samples, against, metrics, data, features, store, runtime.torch_device)
-    print(_table(samples, values))
+    print(_table(samples, values), flush=True)  # before what --json=/dev/stdout writes
     if asked.json is not None:
         told = [value.model_dump(mode="json", exclude_defaults=True) for value in values]
         described = {"path": str(asked.path), "num_samples": len(samples.images), "sha256": samples.digest}
