@@ -87,7 +87,9 @@ def test_a_place_that_can_not_be_written_is_one_clear_line(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    assert re.fullmatch(r"ddim_lab: --json=.*score\.json can't be written: .*\n", capsys.readouterr().err)
+    told, error = capsys.readouterr().err.splitlines()
+    assert told == f"ddim_lab: {tmp_path}/images: 30 images"
+    assert re.fullmatch(r"ddim_lab: --json=.*score\.json can't be written: .*", error)
 
 
 def test_nothing_is_pruned_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +226,9 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "colour": (save("r.npz", arr_0=images(9, 0, (8, 8, 3))), "of 8x8 with 3 channels, data=digits of 8x8 with 1"),
     "cut": (cut, r"is damaged or no \.npz file"),
     "flipped": (flipped, r"is damaged or no \.npz file .*CRC"),
-    "empty folder": (empty_folder, "holds no images"),
+    "empty folder": (empty_folder, r"none holds 0 images; some are needed \(\.jpg, "),
     "mixed sizes": (mixed, r"of several kinds: 9999\.png is 9x8 with 1 channel, the first is 8x8"),
-    "corrupt image": (corrupt, r"the image \S+0002\.png can't be read"),
+    "corrupt image": (corrupt, r"\S+0002\.png is cut short: it has no end-of-image mark"),
     "transparent": (transparent, "is of mode RGBA: 8-bit grey or RGB"),
 }
 

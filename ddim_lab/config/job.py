@@ -28,6 +28,7 @@ from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.config.model import ModelConfig, PretrainedConfig, UNetConfig
 from ddim_lab.config.options import (
     Options,
+    PathOption,
     Positive,
     PositiveInt,
     Seed,
@@ -92,7 +93,7 @@ class Config(Options):
     sampling_devices: PositiveInt
     save_samples: StrictBool
     force: StrictBool
-    outputs_dir: Words
+    outputs_dir: PathOption
 
     @classmethod
     def from_hydra(cls, composed: DictConfig) -> Config:

@@ -41,6 +41,7 @@ from ddim_lab.config.folders import config_folder, plugin_folders
 from ddim_lab.config.job import Config
 from ddim_lab.config.kinds import TASKS
 from ddim_lab.config.metrics import METRICS
+from ddim_lab.config.options import user_path
 from ddim_lab.config.sampler import SAMPLERS
 from ddim_lab.config.trust import check_hydra, check_secrets
 from ddim_lab.errors import ConfigError, one_line
@@ -67,7 +68,7 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
         _composed.clear()
         ours = compose(for_hydra, hydra_too=True)
         if asked.config_dir is not None:
-            folder = Path(asked.config_dir).absolute()
+            folder = user_path(asked.config_dir).absolute()
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir: there is no folder {folder}")
             _check_presets(folder)
@@ -295,7 +296,7 @@ def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path
     """One new folder a command, named by the time to the microsecond; or the one that the user named."""
     named = {override.key_or_group for override in overrides}
     if many and "hydra.sweep.dir" in named:
-        return Path(base.hydra.sweep.dir).absolute()
+        return user_path(base.hydra.sweep.dir).absolute()
     if "hydra.run.dir" in named:
         raise ConfigError("hydra.run.dir is fixed: a job's folder is part of its sweep's; set outputs_dir instead")
     return outputs / "sweeps" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
