@@ -29,7 +29,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CelebA
+from torchvision.datasets import CIFAR10, CelebA, FashionMNIST
 from torchvision.transforms import functional
 
 from ddim_lab.config.data import DATA
@@ -192,13 +192,14 @@ def idx(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture
-def fashion(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
-    """A folder in the format of Fashion-MNIST, with few images."""
+def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[np.ndarray]]:
+    """A folder in the format of Fashion-MNIST, with few images, whose digests stand for the published ones."""
     root = tmp_path / "fashion"
     root.mkdir()
     arrays = [pixels(40, 28, 28), pixels(40) % 10, pixels(8, 28, 28), pixels(8) % 10]
     for name, array in zip(fashion_mnist.FILES, arrays, strict=True):
         (root / name).write_bytes(gzip.compress(idx(array)))
+        monkeypatch.setitem(fashion_mnist.CONTENT, name, hashlib.sha256(idx(array)).hexdigest())
     return root, arrays
 
 
@@ -213,7 +214,9 @@ def test_fashion_mnist_is_padded_with_zeros_and_nothing_else(fashion: tuple[Path
     assert torch.equal(data.split("all").first(100), torch.cat([data.train.first(100), data.held_out.first(100)]))
 
 
-def test_the_digest_is_of_content_not_of_place(fashion: tuple[Path, list[np.ndarray]], tmp_path: Path) -> None:
+def test_the_digest_is_of_content_not_of_place(
+    fashion: tuple[Path, list[np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, arrays = fashion
     before = load("fashion_mnist", root).digest
     other = tmp_path / "elsewhere" / "FashionMNIST" / "raw"  # torchvision's layout
@@ -224,6 +227,7 @@ def test_the_digest_is_of_content_not_of_place(fashion: tuple[Path, list[np.ndar
         changed = arrays[position].copy()
         changed.flat[5] = (changed.flat[5] + 1) % 10
         (other / name).write_bytes(gzip.compress(idx(changed)))
+        monkeypatch.setitem(fashion_mnist.CONTENT, name, hashlib.sha256(idx(changed)).hexdigest())
         digests.add(load("fashion_mnist", tmp_path / "elsewhere").digest)
     assert len(digests) == 5
 
@@ -249,17 +253,24 @@ def test_a_damaged_idx_file_is_named(
         check("fashion_mnist", root)
 
 
-def test_what_is_no_fashion_mnist_is_refused(fashion: tuple[Path, list[np.ndarray]]) -> None:
+@pytest.mark.parametrize("name", fashion_mnist.FILES)
+def test_another_sets_file_of_the_same_name_is_refused(name: str, fashion: tuple[Path, list[np.ndarray]]) -> None:
+    """As MNIST's, which has as many images of the same size."""
+    root, arrays = fashion
+    other = arrays[fashion_mnist.FILES.index(name)][::-1]
+    (root / name).write_bytes(gzip.compress(idx(other)))
+    with pytest.raises(ConfigError, match=rf"{root / name} is whole, but not Fashion-MNIST's: .*; set data\.root to "):
+        check("fashion_mnist", root)
+
+
+def test_fashion_mnist_may_be_compressed_in_any_way(fashion: tuple[Path, list[np.ndarray]]) -> None:
     root, _ = fashion
-    images = root / fashion_mnist.FILES[0]
-    images.write_bytes(gzip.compress(b"not an array"))
-    with pytest.raises(ConfigError, match=rf"{images} is not an IDX file of uint8"):
-        load("fashion_mnist", root)
-    images.write_bytes(gzip.compress(idx(pixels(40, 32, 32))))
-    with pytest.raises(ConfigError, match=r"images of 28x28 with a label each are needed, got \(40, 32, 32\)"):
-        load("fashion_mnist", root)
-    images.unlink()
-    with pytest.raises(ConfigError, match=rf"{images} is missing beside {fashion_mnist.FILES[1]}"):
+    for name in fashion_mnist.FILES:
+        content = gzip.decompress((root / name).read_bytes())
+        (root / name).write_bytes(gzip.compress(content, compresslevel=1, mtime=0))
+    check("fashion_mnist", root)
+    (root / fashion_mnist.FILES[0]).unlink()
+    with pytest.raises(ConfigError, match=rf"{fashion_mnist.FILES[0]} is missing beside {fashion_mnist.FILES[1]}"):
         check("fashion_mnist", root)
 
 
@@ -354,6 +365,18 @@ def test_the_real_fashion_mnist() -> None:
     assert data.train.labels.bincount().tolist() == [6000] * 10
     mean = torch.stack([part[:, :, 2:30, 2:30].double().mean() for part in data.train.batches(6000)]).mean() / 255
     assert float(mean) == pytest.approx(0.2860, abs=1e-4)  # published with the data set
+
+
+@pytest.mark.skipif(not fashion_mnist.DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_content_we_compare_with_is_that_of_the_files_whose_md5_is_published() -> None:
+    """Debian's .gz files lack name and time in their headers; with them they are the published ones, byte for byte."""
+    written = {"train": 1504176606, "t10k": 1504176627}
+    for name, md5 in FashionMNIST.resources:
+        content = (fashion_mnist.DEBIAN_FOLDER / name).read_bytes()
+        header = struct.pack("<4BI2B", 0x1F, 0x8B, 8, 8, written[name[:5].rstrip("-")], 0, 3)
+        whole = header + name.removesuffix(".gz").encode() + b"\0" + content[10:]
+        assert hashlib.md5(whole).hexdigest() == md5
+        assert hashlib.sha256(gzip.decompress(whole)).hexdigest() == fashion_mnist.CONTENT[name]
 
 
 # -- CIFAR-10 -------------------------------------------------------------------------------------------
