@@ -166,15 +166,18 @@ def _table(samples: Samples, values: Sequence[Value]) -> str:
     ]
     told = [value for value in values if value.heading or value.column or value.label]
     width = max(len(_named(value)) for value in told)
-    shown = []
-    for value in told:
-        if value.number is not None:
-            error = value.se if value.se is not None else value.spread
-            how = value.error.partition(". ")[0]
-            said = "" if error is None else f" ± {error:.2g}" + (f"  ({how})" if how else "")
-            shown.append(f"{_named(value):<{width}} {value.number:>10.5g}{said}")
+    shown = [_row(value, width) for value in told if value.number is not None]
     reasons = [f"no {_named(value)}: {value.why_not}" for value in told if value.why_not is not None]
     return "\n".join([*head, "", *shown, *reasons])
+
+
+def _row(value: Value, width: int) -> str:
+    row, error = f"{_named(value):<{width}} {value.number:>10.5g}", value.se if value.se is not None else value.spread
+    if error is not None:
+        row += f" ± {error:.2g}"
+        if how := value.error.partition(". ")[0]:
+            row += f"  ({how})"
+    return row
 
 
 def _named(value: Value) -> str:

@@ -80,7 +80,8 @@ class FrechetDistance(Metric):
         Not below 0, where rounding alone would bring it.
         """
         first, second = (x.moments() if isinstance(x, FeatureSums) else x for x in (reference, other))
-        return max(0.0, float(_compute_fid(first.mean, first.covariance, second.mean, second.covariance)))
+        distance = float(_compute_fid(first.mean, first.covariance, second.mean, second.covariance))
+        return 0.0 if distance < 0.0 else distance  # NaN stays
 
     def leave_one_out(self) -> list[float]:
         """FD without group g, for each g that holds samples: the jackknife's replicates."""
