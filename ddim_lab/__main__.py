@@ -37,7 +37,7 @@ from ddim_lab.errors import (
     one_line,
 )
 from ddim_lab.jobs.entry import job
-from ddim_lab.jobs.plan import check_outputs, composed_already, composer, plan_sweep
+from ddim_lab.jobs.plan import check_outputs, composed_already, composer, plan_sweep, quoted
 from ddim_lab.store.records import Plan
 
 __all__ = ["main"]
@@ -53,6 +53,7 @@ def main() -> None:
 def _main(arguments: list[str]) -> int:
     parser = get_args_parser()
     parser.error = _refuse_arguments  # type: ignore[method-assign]
+    arguments = [quoted(text) for text in arguments]
     asked = parser.parse_intermixed_args(arguments)
     for flag in ("config_name", "config_path", "experimental_rerun"):
         if getattr(asked, flag) is not None:

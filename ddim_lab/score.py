@@ -25,7 +25,7 @@ from ddim_lab.data.images import ImageData
 from ddim_lab.data.samples import Samples, read_samples, shape_in_words
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError, exit_status
-from ddim_lab.jobs.plan import check_outputs, checked_config
+from ddim_lab.jobs.plan import check_outputs, checked_config, quoted
 from ddim_lab.metrics.features import Features, feature_network, obtain_features
 from ddim_lab.metrics.references import (
     Level,
@@ -209,7 +209,7 @@ def _main(arguments: Sequence[str]) -> int:
         raise ConfigError("what is to be scored? give a samples.npz or a folder of images before the options")
     if more := [text for text in asked.overrides if "=" not in text and not text.startswith("~")]:
         raise ConfigError(f"{more[0]} is no OPTION=VALUE: to compare with it, give --reference {more[0]}")
-    config = checked_config(asked.overrides)
+    config = checked_config([quoted(text) for text in asked.overrides])
     samples = read_samples(asked.path)
     against, statistics = (None, None) if asked.reference is None else _reference_in(asked.reference)
     store, runtime = Store(Path(config.outputs_dir)), Runtime.resolve(config.runtime)

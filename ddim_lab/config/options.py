@@ -52,8 +52,8 @@ def user_path(text: str) -> Path:
         ConfigError: there is no such home folder; one line.
     """
     path = os.path.expanduser(text)  # noqa: PTH111 (Path.expanduser raises an error that says less)
-    if path.startswith("~") and not os.path.lexists(path):
-        home = path.partition("/")[0]
+    home = path.partition("/")[0]
+    if home.startswith("~") and not Path(home).exists():
         raise ConfigError(f"{text}: there is no home folder {home}; a folder of that name here is ./{home}")
     return Path(path)
 
@@ -118,7 +118,8 @@ def checked(kind: type[Given], values: Any, place: str = "") -> Given:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, place)) from None
+        words = _explain(error, place)  # pydantic, which may check this within another group, takes UTF-8 alone
+        raise ConfigError(words.encode("utf-8", "backslashreplace").decode()) from None
 
 
 _UNIONS: Final = ("model", "schedule")

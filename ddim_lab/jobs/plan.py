@@ -50,7 +50,16 @@ from ddim_lab.store.records import Plan, PlanCell, Published
 if TYPE_CHECKING:
     from ddim_lab.store import Store
 
-__all__ = ["check_outputs", "checked_config", "compose", "composed_already", "composer", "plan_sweep", "split_cells"]
+__all__ = [
+    "check_outputs",
+    "checked_config",
+    "compose",
+    "composed_already",
+    "composer",
+    "plan_sweep",
+    "quoted",
+    "split_cells",
+]
 
 _composed: dict[tuple[str, ...], DictConfig] = {}
 """What this `composer` composed with Hydra's own part: a job needs the same four times, a tenth of a second each."""
@@ -102,6 +111,13 @@ def add_plugins() -> None:
         kind.brought()
     if plugin_folders():
         Plugins.instance().register(_Plugins)
+
+
+def quoted(argument: str) -> str:
+    """An override as Hydra's grammar needs it: values that begin with `~`, or are not ASCII, in quotes."""
+    if argument.startswith("-") or "'" in argument or '"' in argument:
+        return argument
+    return re.sub(r"(?<=[=,\[])(?:~|[^,\]]*[^\x00-\x7f])[^,\]]*", lambda value: f"'{value[0]}'", argument)
 
 
 def _check_presets(folder: Path) -> None:
