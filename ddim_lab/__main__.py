@@ -23,6 +23,7 @@ from hydra._internal.utils import get_args_parser
 
 from ddim_lab.config.folders import config_folder
 from ddim_lab.config.job import Config
+from ddim_lab.config.options import user_path
 from ddim_lab.config.trust import no_schema_warnings
 from ddim_lab.errors import (
     FAILED,
@@ -36,7 +37,7 @@ from ddim_lab.errors import (
     one_line,
 )
 from ddim_lab.jobs.entry import job
-from ddim_lab.jobs.plan import check_outputs, composed_already, composer, plan_sweep
+from ddim_lab.jobs.plan import check_outputs, composed_already, composer, plan_sweep, quoted
 from ddim_lab.store.records import Plan
 
 __all__ = ["main"]
@@ -52,6 +53,7 @@ def main() -> None:
 def _main(arguments: list[str]) -> int:
     parser = get_args_parser()
     parser.error = _refuse_arguments  # type: ignore[method-assign]
+    arguments = [quoted(text) for text in arguments]
     asked = parser.parse_intermixed_args(arguments)
     for flag in ("config_name", "config_path", "experimental_rerun"):
         if getattr(asked, flag) is not None:
@@ -86,6 +88,8 @@ def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Se
     # Hydra's parser takes overrides in one piece only.
     flags = [text for text in arguments if text not in asked.overrides]
     given, traced = sys.argv, os.environ.get(FULL_ERROR)
+    if asked.config_dir is not None:  # the last one counts
+        flags += ["--config-dir", str(user_path(asked.config_dir).absolute())]
     sys.argv = [given[0], *flags, *asked.overrides, *more]
     os.environ[FULL_ERROR] = "1"  # Hydra then raises what it would print at length, jobs' errors aside
     os.environ[TRACEBACKS] = traced or "0"
@@ -110,6 +114,7 @@ def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Se
 
 
 def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from ddim_lab.data.base import data_set
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.jobs.cost import describe_cost
     from ddim_lab.jobs.run import environment
@@ -129,6 +134,9 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
         option = "outputs_dir" if sweep.is_relative_to(outputs) else "hydra.sweep.dir"
         where = outputs if option == "outputs_dir" else sweep
         raise ConfigError(f"{option}={where} can't be written: {error.strerror or error}; set {option}") from None
+    for data in dict.fromkeys(cell.data for cell in cells if cell.needs_images):
+        if (line := data_set(data).told()) is not None:
+            print(f"ddim_lab: {line}", file=sys.stderr)
     print(f"ddim_lab: {describe_cost(cells, Runtime.resolve(cells[0].runtime))}", file=sys.stderr)
     folder = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
     places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'", "hydra.output_subdir=null"]

@@ -17,17 +17,20 @@ from typing import Final, NoReturn
 import torch
 
 from ddim_lab.config.metrics import MetricsConfig
+from ddim_lab.config.options import path_argument
 from ddim_lab.console import Progress, show_progress
 from ddim_lab.data.base import load_data
+from ddim_lab.data.files import readable
 from ddim_lab.data.images import ImageData
 from ddim_lab.data.samples import Samples, read_samples, shape_in_words
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError, exit_status
-from ddim_lab.jobs.plan import check_outputs, checked_config
+from ddim_lab.jobs.plan import check_outputs, checked_config, quoted
 from ddim_lab.metrics.features import Features, feature_network, obtain_features
 from ddim_lab.metrics.references import (
     Level,
     Reference,
+    fits,
     obtain_level,
     obtain_reference,
     obtain_statistics,
@@ -48,7 +51,8 @@ BATCH: Final = 256
 
 def score(
     samples: Samples,
-    against: Samples | Path | None,
+    against: Samples | None,
+    statistics: Path | None,
     metrics: MetricsConfig,
     data: ImageData,
     features: Features,
@@ -59,7 +63,7 @@ def score(
 
     Args:
         samples: what is scored.
-        against: other images, or a file of statistics; None for what conf/metrics names.
+        against, statistics: other images, a file of statistics, or both of one set; None for what conf/metrics names.
         metrics, data, features, store, device: as configured, resolved.
 
     Raises:
@@ -68,9 +72,12 @@ def score(
     from ddim_lab.metrics.quality import Quality  # torchmetrics: seconds to import
 
     keep = metrics.needs_vectors
-    of_data = not feature_network(metrics.network).takes_any_images or against is None
+    fitting = statistics is not None and (against is None or fits(statistics, features))
+    if fitting and not keep:
+        against = None  # no features of images are needed
+    of_data = not feature_network(metrics.network).takes_any_images or (against is None and not fitting)
     wanted = data.shape if of_data else samples.images.shape
-    for images in (samples, *([against] if isinstance(against, Samples) else [])):
+    for images in (samples, *([] if against is None else [against])):
         if images.images.shape != wanted:
             what = f"data={data.name}" if of_data else samples.name
             raise ConfigError(
@@ -78,17 +85,23 @@ def score(
                 f" {shape_in_words(wanted)}: they can't be compared"
             )
     held_out = None
-    if isinstance(against, Samples):
+    if against is None and statistics is None:
+        reference, held_out = _configured(metrics, data, features, store, keep, device, len(samples.images))
+    elif against is None:
+        assert statistics is not None
+        reference = read_moments(statistics, features, "--reference")
+    else:
         key = content_key({"features": features.digest, "samples": against.digest})
         count = len(against.images)
+        unfit = "" if statistics is None or fitting else " (its mu and sigma are of another number of features)"
         reference = obtain_statistics(
-            *(features, against.images, f"{against.name}, n={count}", key, store),
+            *(features, against.images, f"{against.name}, n={count}{unfit}", key, store),
             count=count,
             keep_features=keep,
             device=device,
         )
-    else:
-        reference, held_out = _configured(against, metrics, data, features, store, keep, device, len(samples.images))
+        if fitting and statistics is not None:
+            reference = read_moments(statistics, features, "--reference").with_features_of(reference, count)
     network = features.load().to(device)
     with tempfile.TemporaryDirectory(dir=store.root) as scratch:
         count = len(samples.images)
@@ -123,7 +136,6 @@ def _finite(values: Sequence[Value]) -> list[Value]:
 
 
 def _configured(
-    statistics: Path | None,
     metrics: MetricsConfig,
     data: ImageData,
     features: Features,
@@ -132,9 +144,7 @@ def _configured(
     device: torch.device,
     count: int,
 ) -> tuple[Reference, Level | None]:
-    """The reference that was named, and what as many held-out images score, as far as there are."""
-    if statistics is not None:
-        return read_moments(statistics, features, "--reference"), None
+    """The reference that conf/metrics names, and what as many held-out images score, as far as there are."""
     if metrics.reference_statistics is not None:
         reference = read_moments(Path(metrics.reference_statistics), features)
     else:
@@ -156,14 +166,18 @@ def _table(samples: Samples, values: Sequence[Value]) -> str:
     ]
     told = [value for value in values if value.heading or value.column or value.label]
     width = max(len(_named(value)) for value in told)
-    shown = []
-    for value in told:
-        if value.number is not None:
-            error = value.se if value.se is not None else value.spread
-            said = "" if error is None else f" ± {error:.2g}  ({value.error.partition('. ')[0]})"
-            shown.append(f"{_named(value):<{width}} {value.number:>10.5g}{said}")
+    shown = [_row(value, width) for value in told if value.number is not None]
     reasons = [f"no {_named(value)}: {value.why_not}" for value in told if value.why_not is not None]
     return "\n".join([*head, "", *shown, *reasons])
+
+
+def _row(value: Value, width: int) -> str:
+    row, error = f"{_named(value):<{width}} {value.number:>10.5g}", value.se if value.se is not None else value.spread
+    if error is not None:
+        row += f" ± {error:.2g}"
+        if how := value.error.partition(". ")[0]:
+            row += f"  ({how})"
+    return row
 
 
 def _named(value: Value) -> str:
@@ -178,11 +192,15 @@ class _Parser(argparse.ArgumentParser):
 
 def _main(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="python -m ddim_lab.score", description=__doc__.splitlines()[0].split(": ")[1])
-    parser.add_argument("path", type=Path, nargs="?", help="samples.npz (arr_0, uint8, NHWC) or a folder of images")
     parser.add_argument(
-        "--reference", type=Path, help="compare with these images, or statistics (mu, sigma), instead of the data set"
+        "path", type=path_argument, nargs="?", help="samples.npz (arr_0, uint8, NHWC) or a folder of images"
     )
-    parser.add_argument("--json", type=Path, help="write all values to this file")
+    parser.add_argument(
+        "--reference",
+        type=path_argument,
+        help="compare with these images, statistics (mu, sigma), or an .npz of both, instead of the data set",
+    )
+    parser.add_argument("--json", type=path_argument, help="write all values to this file")
     parser.add_argument(
         "overrides", nargs="*", metavar="OPTION=VALUE", help="as python -m ddim_lab: data, metrics.*, runtime.*, ..."
     )
@@ -191,23 +209,29 @@ def _main(arguments: Sequence[str]) -> int:
         raise ConfigError("what is to be scored? give a samples.npz or a folder of images before the options")
     if more := [text for text in asked.overrides if "=" not in text and not text.startswith("~")]:
         raise ConfigError(f"{more[0]} is no OPTION=VALUE: to compare with it, give --reference {more[0]}")
-    config = checked_config(asked.overrides)
+    config = checked_config([quoted(text) for text in asked.overrides])
     show_progress(config.progress)
     samples = read_samples(asked.path)
-    against = asked.reference
-    if against is not None and not _is_statistics(against):
-        against = read_samples(against)
+    against, statistics = (None, None) if asked.reference is None else _reference_in(asked.reference)
     store, runtime = Store(Path(config.outputs_dir)), Runtime.resolve(config.runtime)
     check_outputs(store)
     data, metrics = load_data(config.data), config.metrics
+    for name, files in (
+        (readable(asked.path), samples.files),
+        (readable(asked.reference), None if against is None else against.files),
+        (f"data={data.name}", data.files),
+    ):
+        if files is not None:
+            print(f"ddim_lab: {name}: {files}", file=sys.stderr)
     with working(store):
         features = obtain_features(metrics.network, data, store)
         with runtime.applied():
-            values = score(samples, against, metrics, data, features, store, runtime.torch_device)
-    print(_table(samples, values))
+            values = score(samples, against, statistics, metrics, data, features, store, runtime.torch_device)
+    print(_table(samples, values), flush=True)  # before what --json=/dev/stdout writes
     if asked.json is not None:
         told = [value.model_dump(mode="json", exclude_defaults=True) for value in values]
         described = {"path": str(asked.path), "num_samples": len(samples.images), "sha256": samples.digest}
+        described |= {} if samples.files is None else {"files": samples.files}
         try:
             write_json(asked.json, {"samples": described, "metrics": metrics.model_dump(), "values": told})
         except OSError as error:
@@ -215,13 +239,15 @@ def _main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _is_statistics(path: Path) -> bool:
-    """Whether a file holds mu and sigma rather than images."""
+def _reference_in(path: Path) -> tuple[Samples | None, Path | None]:
+    """The images to compare with, and the file of their statistics: one of them, or both."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return "mu.npy" in archive.namelist()
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile):
-        return False
+        names = set()
+    images = read_samples(path) if "arr_0" in names or "mu" not in names else None
+    return images, path if "mu" in names and (images is None or "sigma" in names) else None
 
 
 def main() -> None:

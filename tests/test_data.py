@@ -29,7 +29,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CelebA
+from torchvision.datasets import CIFAR10, CelebA, FashionMNIST
 from torchvision.transforms import functional
 
 from ddim_lab.config.data import DATA
@@ -38,11 +38,16 @@ from ddim_lab.config.job import Config
 from ddim_lab.config.model import UNetConfig
 from ddim_lab.data import base, disk, fashion_mnist
 from ddim_lab.data.base import DataSet, check_data, load_data
+from ddim_lab.data.decoding import decode
+from ddim_lab.data.files import image_files
+from ddim_lab.data.image_folder import ImageFolder
 from ddim_lab.data.images import DiskImages, ImageData, JoinedImages, MemoryImages, from_uint8, to_uint8
+from ddim_lab.data.loaders import TrainingBatches
+from ddim_lab.data.samples import read_samples
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.obtain import _moments, obtain_model
-from ddim_lab.store import Store
+from ddim_lab.store import Store, read_json
 
 RANDOM = np.random.default_rng(0)
 
@@ -192,13 +197,14 @@ def idx(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture
-def fashion(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
-    """A folder in the format of Fashion-MNIST, with few images."""
+def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[np.ndarray]]:
+    """A folder in the format of Fashion-MNIST, with few images, whose digests stand for the published ones."""
     root = tmp_path / "fashion"
     root.mkdir()
     arrays = [pixels(40, 28, 28), pixels(40) % 10, pixels(8, 28, 28), pixels(8) % 10]
     for name, array in zip(fashion_mnist.FILES, arrays, strict=True):
         (root / name).write_bytes(gzip.compress(idx(array)))
+        monkeypatch.setitem(fashion_mnist.CONTENT, name, hashlib.sha256(idx(array)).hexdigest())
     return root, arrays
 
 
@@ -213,7 +219,9 @@ def test_fashion_mnist_is_padded_with_zeros_and_nothing_else(fashion: tuple[Path
     assert torch.equal(data.split("all").first(100), torch.cat([data.train.first(100), data.held_out.first(100)]))
 
 
-def test_the_digest_is_of_content_not_of_place(fashion: tuple[Path, list[np.ndarray]], tmp_path: Path) -> None:
+def test_the_digest_is_of_content_not_of_place(
+    fashion: tuple[Path, list[np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, arrays = fashion
     before = load("fashion_mnist", root).digest
     other = tmp_path / "elsewhere" / "FashionMNIST" / "raw"  # torchvision's layout
@@ -224,6 +232,7 @@ def test_the_digest_is_of_content_not_of_place(fashion: tuple[Path, list[np.ndar
         changed = arrays[position].copy()
         changed.flat[5] = (changed.flat[5] + 1) % 10
         (other / name).write_bytes(gzip.compress(idx(changed)))
+        monkeypatch.setitem(fashion_mnist.CONTENT, name, hashlib.sha256(idx(changed)).hexdigest())
         digests.add(load("fashion_mnist", tmp_path / "elsewhere").digest)
     assert len(digests) == 5
 
@@ -249,17 +258,24 @@ def test_a_damaged_idx_file_is_named(
         check("fashion_mnist", root)
 
 
-def test_what_is_no_fashion_mnist_is_refused(fashion: tuple[Path, list[np.ndarray]]) -> None:
+@pytest.mark.parametrize("name", fashion_mnist.FILES)
+def test_another_sets_file_of_the_same_name_is_refused(name: str, fashion: tuple[Path, list[np.ndarray]]) -> None:
+    """As MNIST's, which has as many images of the same size."""
+    root, arrays = fashion
+    other = arrays[fashion_mnist.FILES.index(name)][::-1]
+    (root / name).write_bytes(gzip.compress(idx(other)))
+    with pytest.raises(ConfigError, match=rf"{root / name} is whole, but not Fashion-MNIST's: .*; set data\.root to "):
+        check("fashion_mnist", root)
+
+
+def test_fashion_mnist_may_be_compressed_in_any_way(fashion: tuple[Path, list[np.ndarray]]) -> None:
     root, _ = fashion
-    images = root / fashion_mnist.FILES[0]
-    images.write_bytes(gzip.compress(b"not an array"))
-    with pytest.raises(ConfigError, match=rf"{images} is not an IDX file of uint8"):
-        load("fashion_mnist", root)
-    images.write_bytes(gzip.compress(idx(pixels(40, 32, 32))))
-    with pytest.raises(ConfigError, match=r"images of 28x28 with a label each are needed, got \(40, 32, 32\)"):
-        load("fashion_mnist", root)
-    images.unlink()
-    with pytest.raises(ConfigError, match=rf"{images} is missing beside {fashion_mnist.FILES[1]}"):
+    for name in fashion_mnist.FILES:
+        content = gzip.decompress((root / name).read_bytes())
+        (root / name).write_bytes(gzip.compress(content, compresslevel=1, mtime=0))
+    check("fashion_mnist", root)
+    (root / fashion_mnist.FILES[0]).unlink()
+    with pytest.raises(ConfigError, match=rf"{fashion_mnist.FILES[0]} is missing beside {fashion_mnist.FILES[1]}"):
         check("fashion_mnist", root)
 
 
@@ -354,6 +370,18 @@ def test_the_real_fashion_mnist() -> None:
     assert data.train.labels.bincount().tolist() == [6000] * 10
     mean = torch.stack([part[:, :, 2:30, 2:30].double().mean() for part in data.train.batches(6000)]).mean() / 255
     assert float(mean) == pytest.approx(0.2860, abs=1e-4)  # published with the data set
+
+
+@pytest.mark.skipif(not fashion_mnist.DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_content_we_compare_with_is_that_of_the_files_whose_md5_is_published() -> None:
+    """Debian's .gz files lack name and time in their headers; with them they are the published ones, byte for byte."""
+    written = {"train": 1504176606, "t10k": 1504176627}
+    for name, md5 in FashionMNIST.resources:
+        content = (fashion_mnist.DEBIAN_FOLDER / name).read_bytes()
+        header = struct.pack("<4BI2B", 0x1F, 0x8B, 8, 8, written[name[:5].rstrip("-")], 0, 3)
+        whole = header + name.removesuffix(".gz").encode() + b"\0" + content[10:]
+        assert hashlib.md5(whole).hexdigest() == md5
+        assert hashlib.sha256(gzip.decompress(whole)).hexdigest() == fashion_mnist.CONTENT[name]
 
 
 # -- CIFAR-10 -------------------------------------------------------------------------------------------
@@ -617,6 +645,171 @@ def test_what_is_no_image_is_named(folder: Path) -> None:
         check("image_folder", folder, "data.image_size=8", "model.block_out_channels=[32,32,32,32]")
 
 
+def of_folder(root: Path) -> ImageData:
+    """As `image_folder`, without Hydra, which takes a tenth of a second."""
+    return load_data(
+        ImageFolder(name="image_folder", root=str(root), image_size=8, channels=3, held_out=0.1, num_samples=4)
+    )
+
+
+def taken(root: Path) -> set[str]:
+    """The images of a folder by both that take one: they must be the same."""
+    files = image_files(root)
+    scored = read_samples(root)
+    assert len(of_folder(root).split("all")) == len(scored.images) == len(files.files)
+    assert of_folder(root).files == scored.files == str(files)
+    return {file.relative_to(root).as_posix() for file in files.files}
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Two classes of 20 PNG files of one size, each a folder elsewhere."""
+    for kind in ("ants", "cats"):
+        (tmp_path / "elsewhere" / kind).mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(pixels(8, 8, 3)).save(tmp_path / "elsewhere" / kind / f"{number:03d}.png")
+    (tmp_path / "squares").mkdir()
+    return tmp_path / "squares"
+
+
+@pytest.mark.parametrize("linked", ["one class", "all classes", "the folder", "every file"])
+def test_links_are_followed(linked: str, squares: Path) -> None:
+    elsewhere = squares.with_name("elsewhere")
+    if linked == "the folder":
+        squares.rmdir()
+        squares.symlink_to(elsewhere, target_is_directory=True)
+    for kind in ("ants", "cats"):
+        if linked == "all classes" or (linked, kind) == ("one class", "cats"):
+            (squares / kind).symlink_to(elsewhere / kind, target_is_directory=True)
+        elif linked == "one class":
+            shutil.copytree(elsewhere / kind, squares / kind)
+        elif linked == "every file":
+            (squares / kind).mkdir()
+            for file in (elsewhere / kind).iterdir():
+                (squares / kind / file.name).symlink_to(file)
+    assert taken(squares) == {f"{kind}/{number:03d}.png" for kind in ("ants", "cats") for number in range(20)}
+    assert of_folder(squares).num_classes == 2
+    assert str(image_files(squares)) == "40 images"
+    assert of_folder(squares).digest == of_folder(elsewhere).digest
+
+
+def test_what_is_passed_over_is_counted_and_named(squares: Path) -> None:
+    kept = {file.relative_to(squares.with_name("elsewhere")) for file in squares.with_name("elsewhere").rglob("*.png")}
+    shutil.copytree(squares.with_name("elsewhere"), squares, dirs_exist_ok=True)
+    shutil.copytree(squares / "cats", squares / ".ipynb_checkpoints")
+    shutil.copytree(squares / "cats", squares / "cats" / ".ipynb_checkpoints")
+    (squares / "ants" / "._000.png").write_bytes(b"\0\5\x16\7")  # AppleDouble
+    (squares / "ants" / "gone.png").symlink_to(squares / "nowhere.png")
+    (squares / "ants" / "circle.png").symlink_to(squares / "ants" / "circle.png")
+    (squares / "ants" / "again").symlink_to(squares, target_is_directory=True)
+    (squares / "ants" / "same.png").symlink_to(squares / "cats" / "000.png")
+    for name in ("labels.csv", "Thumbs.db", "notes.txt", "photo.tiff"):
+        (squares / "cats" / name).write_text("no image")
+    os.mkfifo(squares / "cats" / "fifo.png")
+    assert taken(squares) == {*map(str, kept), "ants/same.png"}
+    assert str(image_files(squares)) == (
+        "41 images, 1 of them other names of the same files; passed over:"
+        " 3 hidden (.ipynb_checkpoints, ants/._000.png, cats/.ipynb_checkpoints),"
+        " 1 leading back to a folder around it (ants/again), 2 leading nowhere (ants/circle.png, ants/gone.png),"
+        " 5 no image (cats/Thumbs.db, cats/fifo.png, cats/labels.csv, ...)"
+    )
+    assert of_folder(squares).num_classes == 2
+
+
+def test_every_kind_of_image_counts_for_both(squares: Path) -> None:
+    names = {"0.bmp", "1.BMP", "2.webp", "3.jpg", "4.JPEG", "5.Png"}
+    for name in names:
+        Image.fromarray(pixels(8, 8, 3)).save(squares / name)
+    assert taken(squares) == names
+
+
+def test_a_folder_that_can_not_be_read_is_not_passed_over(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (squares / "locked").mkdir()
+    shutil.copytree(squares.with_name("elsewhere"), squares, dirs_exist_ok=True)
+    listed = Path.iterdir
+
+    def refuse(folder: Path) -> Any:
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for take in (of_folder, read_samples):
+        with pytest.raises(ConfigError, match=rf"^{squares}/locked can't be read: Permission denied$"):
+            take(squares)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"caf\xe9/0.png", "café.png".encode(), b"two\nlines.png"])
+def test_names_that_are_not_utf8_are_names(name: bytes, squares: Path) -> None:
+    shutil.copytree(squares.with_name("elsewhere") / "cats", squares / "cats")
+    file = Path(os.fsdecode(os.fsencode(squares) + b"/" + name))
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), 7, dtype=np.uint8)).save(file)
+    assert len(taken(squares)) == 21
+    data = of_folder(squares)
+    assert len(data.digest) == 64
+    assert sum(int((image == 7).all()) for image in data.split("all").first(21)) == 1
+    batches = TrainingBatches(data.train, 4, 0).train_dataloader()  # by worker processes
+    assert next(iter(batches))["images"].shape == (4, 3, 8, 8)
+    file.write_bytes(b"")
+    for take in (of_folder, read_samples):
+        with pytest.raises(ConfigError, match="is cut short: it is empty"):
+            take(squares)
+
+
+def test_names_that_are_not_utf8_are_shown(squares: Path) -> None:
+    shutil.copytree(squares.with_name("elsewhere") / "cats", squares / "cats")
+    Path(os.fsdecode(os.fsencode(squares) + b"/caf\xe9.txt")).touch()
+    assert str(image_files(squares)) == r"20 images; passed over: 1 no image (caf\xe9.txt)"
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels(40, 40, 3))
+    if kind == "MPO":
+        image.save(buffer, "MPO", save_all=True, append_images=[image, image])
+    elif kind == "a JPEG with a thumbnail":
+        image.save(buffer, "JPEG", exif=b"Exif\0\0" + jpeg(pixels(8, 8, 3)))
+    else:
+        settings = {"progressive JPEG": {"progressive": True}, "JPEG with restarts": {"restart_marker_rows": 1}}
+        image.save(
+            buffer, kind.split()[-1] if kind == "progressive JPEG" else kind.split()[0], **settings.get(kind, {})
+        )
+    return buffer.getvalue()
+
+
+KINDS = {
+    **dict.fromkeys(["JPEG", "JPEG in scans", "JPEG with restarts", "a JPEG with a thumbnail", "MPO"], ".jpg"),
+    **{"PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_after_the_end_are_fine_and_a_missing_end_is_not(kind: str, squares: Path) -> None:
+    """A phone's motion photo is a JPEG with a video behind it. By all readers: a folder to train on, a score, LSUN."""
+    shutil.copytree(squares.with_name("elsewhere") / "cats", squares / "cats")
+    for old in (squares / "cats").iterdir():  # of one size with the others
+        Image.fromarray(pixels(40, 40, 3)).save(old)
+    file, content = squares / f"photo{KINDS[kind]}", encoded(kind)
+    for more in (b"", b"\0", b"ftyp" + bytes(20_000), b"\xff\xd8\xff" + bytes(9)):
+        file.write_bytes(content + more)
+        assert f"photo{KINDS[kind]}" in taken(squares)
+        assert decode(io.BytesIO(content + more), "1f").size == (40, 40)
+
+    def scored(root: Path) -> Tensor:
+        return read_samples(root).images.first(21)
+
+    def from_a_database(root: Path) -> Image.Image:
+        return decode(io.BytesIO(file.read_bytes()), file)
+
+    first = content[: content.find(b"\xff\xd9\xff\xd8") + 2] if kind == "MPO" else content
+    for cut in (1, 2, 5, 13):
+        file.write_bytes(first[:-cut])
+        for read in (of_folder, scored, from_a_database):
+            with pytest.raises(ConfigError, match=rf"{file} (is cut short: it has no|can't be read)"):
+                read(squares)
+
+
 # -- the command line -----------------------------------------------------------------------------------
 
 
@@ -642,14 +835,19 @@ def test_data_that_are_not_there_are_one_line_and_status_2(
     assert not (offline / "outputs").exists()
 
 
-def test_a_job_on_images_from_disk(folder: Path, tmp_path: Path) -> None:
-    """Train, sample and measure without the images ever in memory at once."""
+def test_a_job_on_images_from_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Train, sample and measure without the images ever in memory at once; what of the folder was taken is told."""
+    (folder / ".DS_Store").touch()
     line = ("data=image_folder", f"data.root={folder}", "data.image_size=8", "steps=2", "metrics.features=pixels")
     network = ("model.block_out_channels=[8,8]", "model.attention=[false,true]", "model.norm_num_groups=8")
     assert tiny.run(tmp_path / "outputs", *line, *network, "logger=csv") == 0
     (row,) = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
     assert row["data"] == "image_folder"
     assert float(row["fd"]) > 0
+    told = "24 images; passed over: 1 hidden (.DS_Store)"
+    assert f"ddim_lab: data.root={folder}: {told}\n" in capsys.readouterr().err
+    (cell,) = (tmp_path / "outputs" / "cells").glob("*/result.json")
+    assert read_json(cell)["recipe"]["data"]["files"] == told
 
 
 @pytest.mark.parametrize("model", ["gaussian", "empirical"])

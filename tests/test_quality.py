@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def normal(seed: int, count: int, size: int, scale: float = 1.0) -> Vectors:
 
 
 # -- kernel distance ------------------------------------------------------------------------------------
+
+
+def test_a_frechet_distance_is_not_below_zero_and_never_a_number_where_it_is_none() -> None:
+    draws = [torch.from_numpy(normal(seed, 40, 64, scale=30.0)) for seed in range(20)]
+    same = [FrechetDistance.between(*[FeatureSums.of([vectors])] * 2) for vectors in draws]
+    assert 0.0 in same  # which rounding would have brought below
+    assert 0.0 <= min(same) <= max(same) < 1e-3
+    none = Moments(torch.full((64,), math.nan, dtype=torch.float64), torch.eye(64, dtype=torch.float64), None)
+    assert math.isnan(FrechetDistance.between(FeatureSums.of(draws[:1]), none))
 
 
 @pytest.mark.parametrize("together", [0, 4096])

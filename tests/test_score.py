@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import struct
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -87,7 +89,9 @@ def test_a_place_that_can_not_be_written_is_one_clear_line(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    assert re.fullmatch(r"ddim_lab: --json=.*score\.json can't be written: .*\n", capsys.readouterr().err)
+    told, error = capsys.readouterr().err.splitlines()
+    assert told == f"ddim_lab: {tmp_path}/images: 30 images"
+    assert re.fullmatch(r"ddim_lab: --json=.*score\.json can't be written: .*", error)
 
 
 def test_nothing_is_pruned_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +125,78 @@ def test_two_sets_of_samples_and_statistics(tmp_path: Path, capsys: pytest.Captu
     assert of_file["fd"] == pytest.approx(0, abs=1e-5)
     assert of_file.get("kid") is None
     assert "no kernel distance: the reference is a mean and a covariance" in capsys.readouterr().out
+
+
+def statistics(pixels: Pixels) -> dict[str, Any]:
+    """As an evaluator writes them: of pixels, and of another number of features beside."""
+    flat = pixels.reshape(len(pixels), -1) / 127.5 - 1
+    return {"mu": flat.mean(0), "sigma": np.cov(flat.T), "mu_s": np.zeros(9), "sigma_s": np.eye(9)}
+
+
+def test_a_reference_batch_of_the_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """arr_0 beside mu and sigma, of more images than are in it: statistics where they fit, images for all else."""
+    one, batch, alone = tmp_path / "one.npz", tmp_path / "batch.npz", tmp_path / "alone.npz"
+    np.savez(one, arr_0=images())
+    np.savez(batch, arr_0=images(50, seed=1), **statistics(images(500, seed=1)))
+    np.savez(alone, **statistics(images(500, seed=1)))
+    status, both = run(tmp_path, str(one), "--reference", str(batch))
+    assert status == 0
+    printed = capsys.readouterr().out
+    assert ", n unknown, for the Fréchet distance; 50 images beside them for the rest\n" in printed
+    assert both["fd"] == run(tmp_path, str(one), "--reference", str(alone))[1]["fd"]
+    np.savez(tmp_path / "images.npz", arr_0=images(50, seed=1))
+    of_images = run(tmp_path, str(one), "--reference", str(tmp_path / "images.npz"))[1]
+    for name in ("kid", "improved_precision", "improved_recall"):
+        assert both[name] == of_images[name] is not None
+    assert both["fd"] != of_images["fd"]
+    assert both["fd_reference_key"] not in (of_images["fd_reference_key"], None)
+
+    capsys.readouterr()
+    np.savez(batch, arr_0=images(50, seed=1), mu=np.zeros(2048), sigma=np.eye(2048))
+    unfit = run(tmp_path, str(one), "--reference", str(batch))[1]
+    assert unfit["fd"] == of_images["fd"]
+    assert "batch.npz, n=50 (its mu and sigma are of another number of features)" in capsys.readouterr().out
+
+    np.savez(batch, arr_0=images(50, seed=1), **{**statistics(images(500, seed=1)), "sigma": -np.eye(64)})
+    assert run(tmp_path, str(one), "--reference", str(batch))[0] == 2
+    assert re.fullmatch(r"ddim_lab: --reference=\S+batch\.npz: sigma is no covariance: .*\n", capsys.readouterr().err)
+    np.savez(batch, arr_0=images(50, seed=1), mu=np.zeros(64))  # half of the statistics is none
+    assert run(tmp_path, str(one), "--reference", str(batch))[1]["fd"] == of_images["fd"]
+
+
+def test_where_no_features_are_needed_the_images_of_a_batch_are_not_looked_at(tmp_path: Path) -> None:
+    one, batch = tmp_path / "one.npz", tmp_path / "batch.npz"
+    np.savez(one, arr_0=images())
+    np.savez(batch, arr_0=images(50, shape=(9, 9, 3)), **statistics(images(500, seed=1)))
+    sums = ("metrics.kid=false", "metrics.precision_recall=false")
+    status, found = run(tmp_path, str(one), "--reference", str(batch), *sums)
+    assert status == 0
+    assert found["fd_reference"].endswith(", n unknown")
+
+
+def test_what_was_taken_of_a_folder_is_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a name that is no UTF-8: it is spelt out."""
+    folder = folder_of(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), images())
+    (folder / ".0000.png").touch()
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    assert run(tmp_path, str(folder), "--reference", str(folder))[0] == 0
+    told = "30 images; passed over: 1 hidden (.0000.png), 1 leading nowhere (gone.png)"
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [rf"ddim_lab: {tmp_path}/caf\xe9: {told}"] * 2
+    assert r"caf\xe9, n=30" in printed.out
+    assert json.loads((tmp_path / "score.json").read_text())["samples"]["files"] == told
+
+
+@pytest.mark.slow
+def test_values_may_be_written_to_where_the_table_goes(tmp_path: Path) -> None:
+    """`--json /dev/stdout > FILE`: JSON after the table, in a process of its own."""
+    np.savez(tmp_path / "one.npz", arr_0=images())
+    line = [str(tmp_path / "one.npz"), "--json", "/dev/stdout", *PIXELS, f"outputs_dir={tmp_path}/outputs"]
+    with (tmp_path / "printed").open("wb") as file:
+        subprocess.run([sys.executable, "-m", "ddim_lab.score", *line], stdout=file, check=True)
+    table, brace, rest = (tmp_path / "printed").read_text().partition("\n{")
+    assert table.startswith("samples    one.npz: N = 30")
+    assert json.loads(brace + rest)["samples"]["num_samples"] == 30
 
 
 def save(name: str, **arrays: Any) -> Callable[[Path], Path]:
@@ -224,9 +300,9 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "colour": (save("r.npz", arr_0=images(9, 0, (8, 8, 3))), "of 8x8 with 3 channels, data=digits of 8x8 with 1"),
     "cut": (cut, r"is damaged or no \.npz file"),
     "flipped": (flipped, r"is damaged or no \.npz file .*CRC"),
-    "empty folder": (empty_folder, "holds no images"),
+    "empty folder": (empty_folder, r"none holds 0 images; some are needed \(\.jpg, "),
     "mixed sizes": (mixed, r"of several kinds: 9999\.png is 9x8 with 1 channel, the first is 8x8"),
-    "corrupt image": (corrupt, r"the image \S+0002\.png can't be read"),
+    "corrupt image": (corrupt, r"\S+0002\.png is cut short: it has no end-of-image mark"),
     "transparent": (transparent, "is of mode RGBA: 8-bit grey or RGB"),
 }
 

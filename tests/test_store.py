@@ -180,6 +180,49 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
         read_json(path)
 
 
+def test_links_are_followed_and_stay_links(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old.json").write_text("old")
+    for name in ("old.json", "new.json"):  # the second leads to what is not there yet
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "there" / name)
+        write_json(link, {"a": 1})
+        assert link.is_symlink()
+        assert read_json(tmp_path / "there" / name) == {"a": 1}
+    assert sorted(file.name for file in (tmp_path / "there").iterdir()) == ["new.json", "old.json"]
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_json(tmp_path / "circle", 1)
+
+
+def test_what_is_no_regular_file_is_written_to_not_replaced(tmp_path: Path) -> None:
+    fifo, null = tmp_path / "fifo", tmp_path / "null"
+    os.mkfifo(fifo)
+    null.symlink_to("/dev/null")
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_json(fifo, [1])
+        assert os.read(reader, 100) == b"[\n 1\n]\n"
+    finally:
+        os.close(reader)
+    write_json(null, [1])
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    assert stat.S_ISCHR(null.stat().st_mode)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["fifo", "null"]
+
+
+def test_a_descriptor_is_written_to_where_it_stands(tmp_path: Path) -> None:
+    """As `--json /dev/stdout > FILE`: what was printed before stays, what is printed after follows."""
+    with (tmp_path / "printed").open("wb", buffering=0) as file:
+        file.write(b"before\n")
+        for place in (f"/dev/fd/{file.fileno()}", f"/proc/self/fd/{file.fileno()}"):
+            write_json(Path(place), 1)
+        (tmp_path / "link").symlink_to(f"/dev/fd/{file.fileno()}")
+        write_json(tmp_path / "link", 2)
+        file.write(b"after\n")
+    assert (tmp_path / "printed").read_bytes() == b"before\n1\n1\n2\nafter\n"
+
+
 def test_an_outputs_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):

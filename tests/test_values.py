@@ -19,6 +19,7 @@ from ddim_lab.metrics.estimates import paired_se
 from ddim_lab.report import build, curves, read_sweep, text_tables
 from ddim_lab.report.charts import sweep_charts
 from ddim_lab.report.rows import CONTRACT
+from ddim_lab.score import _row
 from ddim_lab.store.records import ROW, Plan, Pointer, Result, Value
 from ddim_lab.store.schema1 import upgraded
 
@@ -105,6 +106,17 @@ def test_a_value_that_nobody_has_heard_of_is_shown(tmp_path: Path) -> None:
     found = read_sweep(sweep)
     assert curves(found) == {s: {f"sharpness/η {e}": 2 + s / 10 for e in ("0", "0.5")} for s in (10, 20)}
     assert [heading for heading, _, _ in text_tables(found)] == ["Sharpness"]
+
+
+def test_an_error_that_nothing_is_said_of_is_shown_all_the_same(tmp_path: Path) -> None:
+    """As a package's metric may give it: no space before the full stop, no empty brackets."""
+    outputs = Outputs(tmp_path)
+    outputs.add(0.0, 10, change=holding(sharpness(10, error="", level=None, replicates=None)))
+    sweep = outputs.done()
+    build(sweep)
+    assert "± is one standard error.\n" in (sweep / "table.md").read_text(encoding="utf-8")
+    assert _row(sharpness(10, error=""), 9) == "Sharpness          3 ± 0.25"
+    assert _row(sharpness(10), 9) == "Sharpness          3 ± 0.25  (over edges)"
 
 
 def test_its_differences_are_paired(tmp_path: Path) -> None:

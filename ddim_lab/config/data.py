@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import BeforeValidator, SerializeAsAny
 
 from ddim_lab.config.found import Kind
-from ddim_lab.config.options import Options, PositiveInt, Words
+from ddim_lab.config.options import Options, PathOption, PositiveInt, Words
 
 __all__ = ["DATA", "DataConfig", "DataOptions"]
 
@@ -28,7 +28,7 @@ class DataOptions(Options, ABC):
     has_labels: ClassVar[bool] = True
 
     name: Words
-    root: Words | None
+    root: PathOption | None
     num_samples: PositiveInt
 
     @property

@@ -28,6 +28,7 @@ from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.config.model import ModelConfig, PretrainedConfig, UNetConfig
 from ddim_lab.config.options import (
     Options,
+    PathOption,
     Positive,
     PositiveInt,
     Seed,
@@ -93,7 +94,7 @@ class Config(Options):
     sampling_devices: PositiveInt
     save_samples: StrictBool
     force: StrictBool
-    outputs_dir: Words
+    outputs_dir: PathOption
     progress: ProgressMode
 
     @classmethod

@@ -24,7 +24,7 @@ from pydantic_core import PydanticKnownError
 
 from ddim_lab.config.data import DataOptions
 from ddim_lab.config.found import Kind
-from ddim_lab.config.options import Options, PositiveInt, Words
+from ddim_lab.config.options import Options, PathOption, PositiveInt, Words
 from ddim_lab.errors import ConfigError
 
 __all__ = ["METRICS", "NETWORKS", "MetricOptions", "MetricsConfig", "NetworkOptions"]
@@ -85,7 +85,7 @@ class MetricsConfig(Options):
 
     features: Words
     reference: Literal["train", "held_out", "all"]
-    reference_statistics: Words | None
+    reference_statistics: PathOption | None
     speed_repeats: PositiveInt
     noise_seeds: Annotated[StrictInt, Field(ge=2)]
 

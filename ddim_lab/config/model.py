@@ -9,8 +9,8 @@ from pydantic import Field, StrictBool
 from ddim_lab.config.options import (
     Fraction,
     Options,
+    PathOption,
     PositiveInt,
-    Words,
 )
 
 __all__ = ["EmpiricalConfig", "GaussianConfig", "ModelConfig", "ModelOptions", "PretrainedConfig", "UNetConfig"]
@@ -46,7 +46,7 @@ class PretrainedConfig(ModelOptions):
     is_unet: ClassVar[bool] = True
 
     kind: Literal["pretrained"]
-    path: Words
+    path: PathOption
 
 
 class GaussianConfig(ModelOptions):

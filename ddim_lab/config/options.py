@@ -4,6 +4,9 @@ its errors, and no torch: whoever owns options builds on this.
 
 from __future__ import annotations
 
+import os
+from argparse import ArgumentTypeError
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
@@ -26,6 +29,7 @@ __all__ = [
     "NonNegativeInt",
     "Number",
     "Options",
+    "PathOption",
     "Positive",
     "PositiveInt",
     "Seed",
@@ -33,10 +37,50 @@ __all__ = [
     "Switch",
     "Words",
     "checked",
+    "path_argument",
+    "user_path",
 ]
 
 PositiveInt = Annotated[StrictInt, Field(ge=1)]
 Words = Annotated[StrictStr, Field(min_length=1)]
+
+
+def user_path(text: str) -> Path:
+    """A path as a user writes it: `~` is the home folder, `~NAME` that of NAME, wherever the shell left it so.
+
+    Raises:
+        ConfigError: there is no such home folder; one line.
+    """
+    path = os.path.expanduser(text)  # noqa: PTH111 (Path.expanduser raises an error that says less)
+    home = path.partition("/")[0]
+    if home.startswith("~") and not Path(home).exists():
+        raise ConfigError(f"{text}: there is no home folder {home}; a folder of that name here is ./{home}")
+    return Path(path)
+
+
+def path_argument(text: str) -> Path:
+    """`user_path` for argparse."""
+    try:
+        return user_path(text)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def _path_option(given: Any) -> Any:
+    """Text still, as recipes hold it."""
+    if not isinstance(given, str) or not given:
+        return given
+    if not given.isascii() and any("\ud800" <= character <= "\udfff" for character in given):
+        raise PydanticCustomError("path", "the name is not UTF-8: rename it, or link to it under another name")
+    try:
+        return str(user_path(given)) if given.startswith("~") else given
+    except ConfigError as error:
+        raise PydanticCustomError("path", "{why}", {"why": str(error).partition(": ")[2]}) from None
+
+
+PathOption = Annotated[Words, BeforeValidator(_path_option)]
+"""A file or folder of the user's."""
+
 NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -74,7 +118,8 @@ def checked(kind: type[Given], values: Any, place: str = "") -> Given:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, place)) from None
+        words = _explain(error, place)  # pydantic, which may check this within another group, takes UTF-8 alone
+        raise ConfigError(words.encode("utf-8", "backslashreplace").decode()) from None
 
 
 _UNIONS: Final = ("model", "schedule")

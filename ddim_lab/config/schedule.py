@@ -10,8 +10,8 @@ from ddim_lab.config.options import (
     NonNegative,
     Number,
     Options,
+    PathOption,
     PositiveInt,
-    Words,
 )
 from ddim_lab.schedule import NoiseSchedule
 
@@ -78,7 +78,7 @@ class BetasFileConfig(Options):
     """conf/schedule/file: betas from a text file or .npy array."""
 
     name: Literal["file"]
-    path: Words
+    path: PathOption
 
     def build(self) -> NoiseSchedule:
         return NoiseSchedule.from_file(self.path)

@@ -43,6 +43,10 @@ class DataSet(DataOptions):
             ConfigError: a file is damaged.
         """
 
+    def told(self) -> str | None:
+        """What is to be said before any work of what the set was found to hold, one line; None for nothing."""
+        return None
+
     def count(self, files: Sequence[Path]) -> int | None:
         """How many images there are in `files`, of `find`, if they stay on disk; None for a set that is in memory."""
         return None

@@ -15,13 +15,13 @@ from typing import Final
 from filelock import FileLock
 
 from ddim_lab.config.data import DataOptions
+from ddim_lab.config.options import user_path
 from ddim_lab.console import Progress
+from ddim_lab.data.files import DIGEST_FILE, FORMATS, name_bytes
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.store import read_record, write_record
 
 __all__ = [
-    "DIGEST_FILE",
-    "ENDS",
     "Signature",
     "beside",
     "check_md5",
@@ -47,9 +47,8 @@ def signature(files: Sequence[Path]) -> Signature:
 def root_of(data: DataOptions) -> Path:
     """Where a data set lies, and is downloaded to: data.root, else a folder of its name in $DDIM_LAB_DATA."""
     if data.root is not None:
-        return Path(data.root).expanduser().absolute()
-    named = os.environ.get("DDIM_LAB_DATA")
-    return (Path(named).expanduser() if named else Path.home() / ".cache" / "ddim_lab").absolute() / data.name
+        return Path(data.root).absolute()
+    return user_path(os.environ.get("DDIM_LAB_DATA") or "~/.cache/ddim_lab").absolute() / data.name
 
 
 DOWNLOAD_LOCK: Final = ".download.lock"
@@ -100,12 +99,6 @@ def check_md5(name: str, files: Sequence[Path], published: Iterable[str]) -> Non
 
 # -- sets too large for memory: files on disk, decoded when asked for ------------------------------------
 
-DIGEST_FILE: Final = ".ddim_lab_digest.json"
-"""Beside large data: their content digest, good as long as names, sizes and times of all files are the same."""
-
-ENDS: Final = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".webp": b""}
-"""Kinds of image files, and what a whole one has near its end."""
-
 
 def content_digest(root: Path, files: Sequence[Path]) -> str:
     """SHA-256 over names and contents; read once, then taken from `DIGEST_FILE`. Images are decoded on the way.
@@ -122,7 +115,7 @@ def _read_content(root: Path, found: Signature) -> str:
 
     files = [Path(name) for name, _, _ in found]
     states = ["decoded", *(f"{Path(name).relative_to(root)} {size} {modified}" for name, size, modified in found)]
-    signature = hashlib.sha256("\n".join(states).encode()).hexdigest()
+    signature = hashlib.sha256(name_bytes("\n".join(states))).hexdigest()
     place = root / DIGEST_FILE
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = read_record(place)
@@ -131,35 +124,18 @@ def _read_content(root: Path, found: Signature) -> str:
     digest = hashlib.sha256()
     with Progress(f"reading {root.name} once", len(files), "file") as progress:
         for file in files:
-            if file.suffix.lower() in ENDS:
-                _check_end(file)
             with file.open("rb") as content:
                 read = hashlib.file_digest(content, "sha256").hexdigest()
-                if file.suffix.lower() in ENDS:  # a decoder stumbles here, before the training
+                if file.suffix.lower() in FORMATS:  # a decoder stumbles here, before the training
                     content.seek(0)
                     decode(content, file)
-            digest.update(f"{file.relative_to(root)} {read}\n".encode())
+            digest.update(name_bytes(f"{file.relative_to(root)} {read}\n"))
             progress.update()
     try:
         write_record(place, {"signature": signature, "digest": digest.hexdigest()})
     except OSError as error:
         log.warning("%s can't be written (%s): the data will be read whole for their digest every time", place, error)
     return digest.hexdigest()
-
-
-def _check_end(file: Path) -> None:
-    from ddim_lab.data.decoding import FORMATS, format_of
-
-    with file.open("rb") as content:
-        content.seek(max(0, file.stat().st_size - 4096))
-        if ENDS[file.suffix.lower()] in content.read():
-            return
-    kind, named = format_of(file), FORMATS[file.suffix.lower()]
-    if kind in (None, named):
-        raise ConfigError(f"{file} is cut short: it has no end-of-image mark; download it again")
-    suffix = next((suffix for suffix in ENDS if FORMATS[suffix] == kind), None)
-    remedy = f"convert it to {named}" if suffix is None else f"rename it to {file.stem}{suffix}"
-    raise ConfigError(f"{file} is a {kind} named {file.suffix}: {remedy}")
 
 
 def beside(root: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +24,17 @@ __all__ = ["DEBIAN_FOLDER", "FILES", "FashionMnist"]
 DEBIAN_FOLDER: Final = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
 
-FILES: Final = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+CONTENT: Final = {
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+"""The files, and the SHA-256 of what they hold uncompressed: published are MD5s of files that were compressed once, but
+Debian's, with the same content, are others. MNIST's files have these names, too.
+"""
+
+FILES: Final = tuple(CONTENT)
 
 
 @final
@@ -51,9 +57,13 @@ class FashionMnist(DataSet):
                 with no_download(place):
                     there = [file for file in files if file.is_file()]
             if len(there) == len(files):
-                for (name, size, modified), file in zip(signature(files), files, strict=True):
-                    if (fault := _gzip_fault(name, size, modified)) is not None:
-                        raise ConfigError(f"data=fashion_mnist: {file} is damaged ({fault}): download it again")
+                for state, file in zip(signature(files), files, strict=True):
+                    if (held := _content_sha256(*state)) != CONTENT[file.name]:
+                        raise ConfigError(
+                            f"data=fashion_mnist: {file} is whole, but not Fashion-MNIST's: other sets, as MNIST, have"
+                            f" files of these names (SHA-256 of its content begins {held[:12]}, not"
+                            f" {CONTENT[file.name][:12]}); set data.root to Fashion-MNIST's folder"
+                        )
                 return files
             if there:
                 lacking = next(file for file in files if file not in there)
@@ -74,9 +84,7 @@ class FashionMnist(DataSet):
 
         train_images, train_labels, test_images, test_labels = map(_read_idx, files)
         splits = []
-        for path, images, labels in ((files[0], train_images, train_labels), (files[2], test_images, test_labels)):
-            if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
-                raise ConfigError(f"{path}: images of 28x28 with a label each are needed, got {tuple(images.shape)}")
+        for images, labels in ((train_images, train_labels), (test_images, test_labels)):
             padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
             splits.append(MemoryImages(padded[:, None], labels.to(torch.int64)))
         train, held_out = splits
@@ -96,15 +104,17 @@ def _download(root: Path) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _gzip_fault(path: str, size: int, modified: int) -> str | None:
-    """What is wrong with a .gz file, or None; its checksum is compared once as long as size and time are the same."""
+def _content_sha256(path: str, size: int, modified: int) -> str:
+    """SHA-256 of what a .gz file holds, whose checksum is compared; read once as long as size and time are the same.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
     try:
         with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, EOFError, zlib.error) as error:
-        return str(error)
-    return None
+        raise ConfigError(f"data=fashion_mnist: {path} is damaged ({error}): download it again") from None
 
 
 def _read_idx(path: Path) -> Tensor:
@@ -113,9 +123,6 @@ def _read_idx(path: Path) -> Tensor:
     import torch
 
     content = gzip.decompress(path.read_bytes())
-    dimensions = content[3] if content[:3] == b"\x00\x00\x08" else 0
-    sizes = np.frombuffer(content[4 : 4 + 4 * dimensions], dtype=">u4").tolist()
-    values = np.frombuffer(content[4 + 4 * dimensions :], dtype=np.uint8)
-    if dimensions == 0 or len(values) != np.prod(sizes):
-        raise ConfigError(f"{path} is not an IDX file of uint8: {len(content)} bytes that begin {content[:4].hex()}")
-    return torch.from_numpy(values.reshape(sizes).copy())
+    start = 4 + 4 * content[3]
+    sizes = np.frombuffer(content[4:start], dtype=">u4").tolist()
+    return torch.from_numpy(np.frombuffer(content[start:], dtype=np.uint8).reshape(sizes).copy())

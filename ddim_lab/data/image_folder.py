@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field, StrictInt
 
-from ddim_lab.config.options import Number, Words
+from ddim_lab.config.options import Number, PathOption
 from ddim_lab.data.base import DataSet
-from ddim_lab.data.disk import ENDS, beside, content_digest, root_of
+from ddim_lab.data.disk import beside, content_digest, root_of
+from ddim_lab.data.files import FORMATS, image_files, name_bytes
 from ddim_lab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ImageFolder(DataSet):
     """
 
     name: Literal["image_folder"]
-    root: Words
+    root: PathOption
     image_size: Annotated[StrictInt, Field(ge=4)]
     channels: Literal[1, 3]
     held_out: Annotated[Number, Field(gt=0, lt=1)]
@@ -48,13 +49,14 @@ class ImageFolder(DataSet):
         root = root_of(self)
         if not root.is_dir():
             raise ConfigError(f"data.root={self.root}: there is no such folder of images")
-        files = tuple(sorted(file for file in root.rglob("*") if file.suffix.lower() in ENDS and file.is_file()))
-        if len(files) < 4:
-            raise ConfigError(
-                f"data.root={self.root} holds {len(files)} images ({', '.join(ENDS)}); 4 at least are needed"
-            )
-        content_digest(root, files)  # which decodes them
-        return files
+        found = image_files(root)
+        if len(found.files) < 4:
+            raise ConfigError(f"data.root={self.root} holds {found}; 4 at least are needed ({', '.join(FORMATS)})")
+        content_digest(root, found.files)  # which decodes them
+        return found.files
+
+    def told(self) -> str:
+        return f"data.root={self.root}: {image_files(root_of(self))}"
 
     def load(self, files: Sequence[Path]) -> ImageData:
         import torch
@@ -73,7 +75,7 @@ class ImageFolder(DataSet):
         names = [file.relative_to(root).as_posix() for file in files]
         classes = sorted({name.partition("/")[0] for name in names if "/" in name})
         labels = {name: classes.index(name.partition("/")[0]) if "/" in name else 0 for name in names}
-        ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        ranked = sorted(names, key=lambda name: hashlib.sha256(name_bytes(name)).digest())
         unseen = set(ranked[: min(max(2, round(self.held_out * len(names))), len(names) - 2)])
         prepare = functools.partial(resize_and_crop, self.image_size, "L" if self.channels == 1 else "RGB")
         read = functools.partial(read_image, prepare, functools.partial(beside, root))
@@ -83,7 +85,8 @@ class ImageFolder(DataSet):
             splits.append(DiskImages(chosen, torch.tensor([labels[n] for n in chosen]), self.shape, read, digest))
         train, rest = splits
         how = f"short side to {self.image_size}, PIL bilinear, centre crop, {self.channels} channel(s)"
-        return ImageData("image_folder", train, rest, f"image_folder v1: {how}; held out {self.held_out:g} by name")
+        words = f"image_folder v1: {how}; held out {self.held_out:g} by name"
+        return ImageData("image_folder", train, rest, words, str(image_files(root)))
 
     def count(self, files: Sequence[Path]) -> int:
         return len(files)

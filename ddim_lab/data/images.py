@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ddim_lab.data.files import name_bytes
+
 __all__ = [
     "DiskImages",
     "ImageData",
@@ -181,7 +183,7 @@ class DiskImages(ImageSet):
     def content(self) -> Iterator[bytes]:
         yield repr((len(self), *self._shape)).encode()
         yield self._digest.encode()
-        yield "\n".join(self._names).encode()
+        yield name_bytes("\n".join(self._names))
         yield self.labels.numpy().tobytes()
 
 
@@ -218,12 +220,14 @@ class ImageData:
         name: as in conf/data.
         train, held_out: the two splits; `train` is what models and references see.
         preprocessing: what was done to the images, in words that are part of the identity.
+        files: what of a folder was taken for images and what was passed over, in words; None where that is no question.
     """
 
     name: str
     train: ImageSet
     held_out: ImageSet
     preprocessing: str
+    files: str | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

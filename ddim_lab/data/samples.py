@@ -13,19 +13,20 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, final
+from typing import IO, final
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from ddim_lab.data.decoding import decode, pixels_of
+from ddim_lab.data.decoding import decode, opened, pixels_of
+from ddim_lab.data.files import FORMATS, image_files, name_bytes, readable
 from ddim_lab.data.images import DiskImages, ImageSet, MemoryImages
 from ddim_lab.errors import ConfigError
 
 __all__ = ["Samples", "read_samples", "shape_in_words"]
-
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
 @final
@@ -37,11 +38,13 @@ class Samples:
         name: of the file or folder.
         images: all of one shape.
         digest: SHA-256 of the content.
+        files: what of a folder was taken for images and what was passed over, in words; None for a file.
     """
 
     name: str
     images: ImageSet
     digest: str
+    files: str | None = None
 
 
 def read_samples(path: Path) -> Samples:
@@ -91,15 +94,14 @@ def _npz(path: Path) -> Samples:
     labels = torch.zeros(count, dtype=torch.int64)
     if parts:
         pixels = torch.from_numpy(np.frombuffer(bytearray(b"".join(parts)), dtype=np.uint8).reshape(shape))
-        return Samples(path.name, MemoryImages(pixels.permute(0, 3, 1, 2), labels), digest.hexdigest())
+        return Samples(readable(path.name), MemoryImages(pixels.permute(0, 3, 1, 2), labels), digest.hexdigest())
     with path.open("rb") as raw:
         raw.seek(entry.header_offset + 26)
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4))) + header
     read = functools.partial(_read_stored, path, start, (height, width, channels))
     names = [str(number) for number in range(count)]
-    return Samples(
-        path.name, DiskImages(names, labels, (channels, height, width), read, digest.hexdigest()), digest.hexdigest()
-    )
+    images = DiskImages(names, labels, (channels, height, width), read, digest.hexdigest())
+    return Samples(readable(path.name), images, digest.hexdigest())
 
 
 def _image_shape(path: Path, file: IO[bytes]) -> tuple[int, int, int, int]:
@@ -133,34 +135,48 @@ def _read_stored(path: Path, start: int, shape: tuple[int, int, int], name: str)
 
 
 def _folder(path: Path) -> Samples:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise ConfigError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
-    names = [file.relative_to(path).as_posix() for file in files]
-    digest = hashlib.sha256()
-    for name, file in zip(names, files, strict=True):
-        with file.open("rb") as content:
-            digest.update(f"{name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    channels, height, width = _decode(files[0]).shape
-    shape = (int(channels), int(height), int(width))
+    found = image_files(path)
+    if not found.files:
+        raise ConfigError(f"{path} holds {found}; some are needed ({', '.join(FORMATS)})")
+    names = [file.relative_to(path).as_posix() for file in found.files]
+    digest, shape = hashlib.sha256(), None
+    bar = tqdm(found.files, desc=f"reading {path.name}", unit="file", disable=None, leave=False)
+    for name, file in zip(names, bar, strict=True):
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{file} can't be read: {error.strerror}") from None
+        digest.update(name_bytes(f"{name} {hashlib.sha256(content).hexdigest()}\n"))
+        image = opened(content, file)
+        shape = _same_shape(path, name, (1 if _is_grey(image) else 3, image.height, image.width), shape)
+    assert shape is not None
     read = functools.partial(_read_image, path, shape)
     labels = torch.zeros(len(names), dtype=torch.int64)
-    return Samples(path.name, DiskImages(names, labels, shape, read, digest.hexdigest()), digest.hexdigest())
+    images = DiskImages(names, labels, shape, read, digest.hexdigest())
+    return Samples(readable(path.name), images, digest.hexdigest(), str(found))
 
 
-def _read_image(root: Path, shape: tuple[int, int, int], name: str) -> Tensor:
-    image = _decode(root / name)
-    if image.shape != shape:
+Shape = tuple[int, int, int]
+
+
+def _same_shape(root: Path, name: str, shape: Shape, first: Shape | None) -> Shape:
+    if first not in (None, shape):
         raise ConfigError(
-            f"{root} holds images of several kinds: {name} is {shape_in_words(image.shape)}, the first is"
-            f" {shape_in_words(shape)}"
+            f"{root} holds images of several kinds: {name} is {shape_in_words(shape)}, the first is"
+            f" {shape_in_words(first)}"
         )
-    return image
+    return shape
 
 
-def _decode(file: Path) -> Tensor:
-    image = decode(file, file)
-    return pixels_of(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+def _read_image(root: Path, shape: Shape, name: str) -> Tensor:
+    image = decode(root / name, root / name)
+    pixels = pixels_of(image.convert("L" if _is_grey(image) else "RGB"))
+    _same_shape(root, name, (pixels.shape[0], pixels.shape[1], pixels.shape[2]), shape)
+    return pixels
+
+
+def _is_grey(image: Image) -> bool:
+    return image.mode in ("1", "L")
 
 
 def shape_in_words(shape: Sequence[int]) -> str:

@@ -41,6 +41,7 @@ from ddim_lab.config.folders import config_folder, plugin_folders
 from ddim_lab.config.job import Config
 from ddim_lab.config.kinds import TASKS
 from ddim_lab.config.metrics import METRICS
+from ddim_lab.config.options import user_path
 from ddim_lab.config.sampler import SAMPLERS
 from ddim_lab.config.trust import check_hydra, check_secrets
 from ddim_lab.console import show_progress
@@ -59,6 +60,7 @@ __all__ = [
     "composed_already",
     "composer",
     "plan_sweep",
+    "quoted",
     "split_cells",
 ]
 
@@ -78,7 +80,7 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
         _composed.clear()
         ours = _of_hydra_alone(tuple(for_hydra))
         if asked.config_dir is not None:
-            folder = Path(asked.config_dir).absolute()
+            folder = user_path(asked.config_dir).absolute()
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir: there is no folder {folder}")
             _check_presets(folder)
@@ -118,6 +120,13 @@ def add_plugins() -> None:
         kind.brought()
     if plugin_folders():
         Plugins.instance().register(_Plugins)
+
+
+def quoted(argument: str) -> str:
+    """An override as Hydra's grammar needs it: values that begin with `~`, or are not ASCII, in quotes."""
+    if argument.startswith("-") or "'" in argument or '"' in argument:
+        return argument
+    return re.sub(r"(?<=[=,\[])(?:~|[^,\]]*[^\x00-\x7f])[^,\]]*", lambda value: f"'{value[0]}'", argument)
 
 
 def _check_presets(folder: Path) -> None:
@@ -315,7 +324,7 @@ def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path
     """One new folder a command, named by the time to the microsecond; or the one that the user named."""
     named = {override.key_or_group for override in overrides}
     if many and "hydra.sweep.dir" in named:
-        return Path(base.hydra.sweep.dir).absolute()
+        return user_path(base.hydra.sweep.dir).absolute()
     if "hydra.run.dir" in named:
         raise ConfigError("hydra.run.dir is fixed: a job's folder is part of its sweep's; set outputs_dir instead")
     return outputs / "sweeps" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")

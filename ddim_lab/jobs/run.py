@@ -226,7 +226,12 @@ def _recipe(job: Job) -> dict[str, Any]:
     """The cell in words that a reader understands."""
     config, data, model, sampler = job.config, job.data, job.model, job.sampler
     return {
-        "data": {"name": data.name, "digest": data.digest, "preprocessing": data.preprocessing},
+        "data": {
+            "name": data.name,
+            "digest": data.digest,
+            "preprocessing": data.preprocessing,
+            **({} if data.files is None else {"files": data.files}),
+        },
         "model": {
             "name": model.kind,
             "weights": model.weights,

@@ -75,9 +75,13 @@ class FrechetDistance(Metric):
 
     @staticmethod
     def between(reference: FeatureSums | Moments, other: FeatureSums | Moments) -> float:
-        """FD between two distributions that are known already; by the eigenvalues of S_1 S_2, as torchmetrics does."""
+        """FD between two distributions that are known already; by the eigenvalues of S_1 S_2, as torchmetrics does.
+
+        Not below 0, where rounding alone would bring it.
+        """
         first, second = (x.moments() if isinstance(x, FeatureSums) else x for x in (reference, other))
-        return float(_compute_fid(first.mean, first.covariance, second.mean, second.covariance))
+        distance = float(_compute_fid(first.mean, first.covariance, second.mean, second.covariance))
+        return 0.0 if distance < 0.0 else distance  # NaN stays
 
     def leave_one_out(self) -> list[float]:
         """FD without group g, for each g that holds samples: the jackknife's replicates."""

@@ -80,7 +80,7 @@ def find_weights(asked: str | None) -> Path:
         ConfigError: it is missing, and can't be downloaded, or is damaged; says what, where and what to do.
     """
     if asked is not None:
-        path = Path(asked).expanduser().absolute()
+        path = Path(asked).absolute()
         if not path.is_file():
             raise ConfigError(f"metrics.inception_weights={asked}: there is no such file")
         return path

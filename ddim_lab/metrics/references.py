@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ __all__ = [
     "Level",
     "Reference",
     "check_reference",
+    "fits",
     "obtain_level",
     "obtain_reference",
     "obtain_statistics",
@@ -60,6 +60,12 @@ class Reference:
     moments: Moments
     features: np.ndarray[Any, np.dtype[np.float32]] | None
     folder: Path | None
+
+    def with_features_of(self, images: Reference, count: int) -> Reference:
+        """These statistics for the Fréchet distance, and `count` images of the same set for what compares images."""
+        name = f"{self.name}, for the Fréchet distance; {count:,} images beside them for the rest"
+        key = content_key({"statistics": self.key, "images": images.key})
+        return Reference(name, key, self.moments, images.features, images.folder)
 
 
 @final
@@ -225,23 +231,34 @@ def read_moments(path: Path, features: Features, option: str = OPTION) -> Refere
     return Reference(f"{path.name}, SHA-256 {digest[:12]}, n unknown", key, moments, None, None)
 
 
+def fits(path: Path, features: Features) -> bool:
+    """Whether the statistics in a file are of as many features as the extractor has; one that is damaged may be."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return bool(file["mu"].shape == (features.num_features,))
+    except UNREADABLE:
+        return True
+
+
+UNREADABLE: Final = (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
+"""What numpy raises of a file that is no whole .npz."""
+
 LARGEST: Final = float(np.finfo(np.float32).max)
 """Of what statistics may hold: features are float32, and a distance of values up to here is finite in float64."""
 
 
 def _read(path: Path, size: int, option: str = OPTION) -> tuple[Float64, Float64]:
-    file = path.expanduser()
-    if not file.is_file():
+    if not path.is_file():
         raise ConfigError(f"{option}={path}: there is no such file")
-    state = file.stat()
-    return _read_whole(str(file), size, f"{option}={path}", state.st_size, state.st_mtime_ns)
+    state = path.stat()
+    return _read_whole(str(path), size, f"{option}={path}", state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2)
 def _read_whole(path: str, size: int, say: str, length: int, modified: int) -> tuple[Float64, Float64]:
     """Read and check the file once, as long as its size and time are the same: eigenvalues take seconds at D = 2048."""
     try:
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # it may hold images, too
             given = {name: file[name] for name in ("mu", "sigma")}
             if bad := [f"{name} of {array.dtype}" for name, array in given.items() if array.dtype.kind not in "fiu"]:
                 raise ConfigError(f"{say}: mu and sigma must be real numbers, it has {bad[0]}")
@@ -250,7 +267,7 @@ def _read_whole(path: str, size: int, say: str, length: int, modified: int) -> t
         raise
     except KeyError:
         raise ConfigError(f"{say}: the arrays mu and sigma are needed, it has {', '.join(file.files)}") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{say} is not a whole .npz file of numbers ({one_line(error)[:100]})") from None
     if mu.shape != (size,) or sigma.shape != (size, size):
         raise ConfigError(

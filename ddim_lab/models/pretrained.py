@@ -88,7 +88,7 @@ def _read_weights(folder: Path, states: tuple[tuple[str, int, int], ...]) -> tup
 
 def _locate(path: str) -> Path:
     """The folder of a checkpoint; a hub id's files are downloaded where they are not in the hub's cache."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if folder.is_dir():
         if any((place / "config.json").is_file() for place in (folder, folder / "unet")):
             return folder

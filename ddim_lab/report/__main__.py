@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddim_lab.config.options import path_argument, user_path
 from ddim_lab.errors import exit_status
 from ddim_lab.report import ReportError, build_comparison, read_sweep, write, write_figures
 
@@ -26,9 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a sweep's folder, as outputs/sweeps/<date-time>; a comparison calls it NAME",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder of the comparison, made or replaced (default: comparison)"
+        "--output",
+        type=path_argument,
+        metavar="DIR",
+        help="folder of the comparison, made or replaced (default: comparison)",
     )
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write one sweep's charts there, too, as SVG files")
+    parser.add_argument(
+        "--figures", type=path_argument, metavar="DIR", help="write one sweep's charts there, too, as SVG files"
+    )
     asked = parser.parse_args(arguments)
     return exit_status(lambda: _main(asked))
 
@@ -43,7 +49,7 @@ def _main(asked: argparse.Namespace) -> int:
         return 0
     if asked.output is not None:
         raise ReportError("--output is for a comparison: give several sweeps, or drop it")
-    sweep = read_sweep(Path(asked.sweeps[0]))
+    sweep = read_sweep(user_path(asked.sweeps[0]))
     print(write(sweep))
     if asked.figures is not None:
         print(*write_figures(sweep, asked.figures), sep="\n")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ddim_lab.config.options import user_path
 from ddim_lab.report.cells import Cell
 from ddim_lab.report.read import ReportError, Sweep
 from ddim_lab.store.records import Plan
@@ -114,7 +115,7 @@ def name_folders(given: Sequence[str]) -> dict[str, Path]:
     for text in given:
         name, equals, rest = text.partition("=")
         named = bool(equals) and not Path(text).exists()
-        folder = Path(rest if named else text)
+        folder = user_path(rest if named else text)
         label = name if named else folder.resolve().name
         if label in folders:
             raise ReportError(f"two sweeps are called {label}: give them names, as NAME=DIR")

@@ -197,7 +197,7 @@ def value_text(reference: Published | None, of: ValueTable) -> TextTable:
     rows = [(row.series.label, tuple(entry(row, steps) for steps in table.columns)) for row in table.rows]
     notes = [paper_note(beside, table, refused)] if beside and any(p is not None for p in papers.values()) else []
     if any(of.se_of(cell) is not None for cell in table.cells):
-        notes.append(f"± is one standard error {of.value.error}.")
+        notes.append(f"{' '.join(['± is one standard error', of.value.error]).rstrip()}.")
     level = of.level
     if of.value.level_as == "row" and level is not None and level.number is not None:
         last = Entry(with_error(level.number, level.finite_se, places), level.number, level.finite_se, ranked=False)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from ddim_lab.config.options import path_argument
 from ddim_lab.errors import ConfigError, exit_status
 from ddim_lab.store.housekeeping import Item, inventory, no_new_jobs, prunable, remove, verify
 from ddim_lab.store.objects import Store
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ddim_lab.store", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--outputs-dir", type=Path, default=Path("outputs"), help="default: outputs")
+    common.add_argument("--outputs-dir", type=path_argument, default=Path("outputs"), help="default: outputs")
     commands.add_parser("list", parents=[common], help="everything that is there, with size, date and users")
     commands.add_parser("verify", parents=[common], help="read all of it; set aside what is damaged")
     prune = commands.add_parser("prune", parents=[common], help="remove what no sweep refers to")

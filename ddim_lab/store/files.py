@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,19 @@ def content_key(content: Mapping[str, Any]) -> str:
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, also after a power cut."""
+    """Write a file so that a reader sees the old one or the whole new one, also after a power cut.
+
+    Links are followed. What is no regular file is written to, not replaced: a device, a FIFO, a descriptor as
+    /dev/stdout.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    through = _written_through(path)
+    if through is not None:
+        with open(through, "wb", closefd=not isinstance(through, int)) as file:
+            for part in parts:
+                file.write(part)
+        return
+    path = Path(os.path.realpath(path))
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with fresh.open("xb") as file:  # not by tempfile, whose files are their owner's alone whatever the umask
@@ -59,6 +71,22 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
         fresh.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _written_through(path: Path) -> Path | int | None:
+    """What is to be opened and written to: a descriptor of this process, or `path`; None for a regular file."""
+    descriptors, place = Path("/proc", str(os.getpid()), "fd"), path
+    for _ in range(40):  # as many links as Linux follows
+        if Path(os.path.realpath(place.parent)) == descriptors and place.name.isdecimal():
+            return int(place.name)  # opened anew, a regular file behind it would be cut to nothing
+        if not place.is_symlink():
+            break
+        place = place.parent / place.readlink()
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -39,7 +39,7 @@ class Store:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root: Final = root.expanduser().absolute()
+        self.root: Final = root.absolute()
         self.used: Final[set[tuple[Kind, str]]] = set()
 
     def check_writable(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from pydantic import StrictBool
 
 from ddim_lab.config.data import DataOptions
-from ddim_lab.config.options import Words
+from ddim_lab.config.options import PathOption
 from ddim_lab.data.base import DataSet
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.features import FeatureNetwork, Features
@@ -34,7 +34,7 @@ class InceptionFeatures(FeatureNetwork):
     name: ClassVar[str] = "inception"
     takes_any_images: ClassVar[bool] = True
 
-    inception_weights: Words | None
+    inception_weights: PathOption | None
     inception_tf32: StrictBool
 
     def check(self, features: str, data: DataOptions) -> None:
