@@ -108,11 +108,13 @@ def describe(config: Config) -> str:
 
 def _run(config: Config, place: Place, name: str, store: Store) -> tuple[Result, dict[str, Any]]:
     """Do the job; return its result and what the pointer says of it."""
-    runtimes = {f"gpu-{runtime.hardware}": runtime for runtime in Runtime.choices(config.runtime)}
+    runtimes = {runtime.job_lock: runtime for runtime in Runtime.choices(config.runtime)}
     with contextlib.ExitStack() as stack:
         taken = next(iter(runtimes))
         if len(runtimes) > 1:  # jobs side by side take one each, whatever started them
             taken = stack.enter_context(store.one_of(list(runtimes), waiting_for="a GPU"))
+        elif runtimes[taken].accelerator == "gpu":  # named, or the only one: it is not waited for
+            stack.enter_context(store.some_of([taken], 1))
         return _run_on(runtimes[taken], config, place, name, store)
 
 

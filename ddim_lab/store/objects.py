@@ -155,25 +155,35 @@ class Store:
     @contextlib.contextmanager
     def one_of(self, names: Sequence[str], *, waiting_for: str) -> Iterator[str]:
         """Hold the lock of the first of these names that is free, and yield it; waits as long as none is."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
         reported = False
         while True:
-            for name in names:
+            with self.some_of(names, 1) as held:
+                if held:
+                    yield held[0]
+                    return
+            if not reported:
+                log.info("waiting for %s: other processes hold all %s", waiting_for, len(names))
+                reported = True
+            time.sleep(0.2)
+
+    @contextlib.contextmanager
+    def some_of(self, names: Sequence[str], most: int) -> Iterator[list[str]]:
+        """Hold the locks of those of these names that are free, `most` of them, and yield them; waits for none."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        held: list[str] = []
+        with contextlib.ExitStack() as stack:
+            for name in names if most > 0 else ():
                 file_lock = FileLock(folder / f"{name}.lock")
                 try:
                     file_lock.acquire(timeout=0)
                 except Timeout:
                     continue
-                try:
-                    yield name
-                finally:
-                    file_lock.release()
-                return
-            if not reported:
-                log.info("waiting for %s: other processes hold all %s", waiting_for, len(names))
-                reported = True
-            time.sleep(0.2)
+                stack.callback(file_lock.release)
+                held.append(name)
+                if len(held) == most:
+                    break
+            yield held
 
     @contextlib.contextmanager
     def presence(self, what: str, *, anywhere: bool = False) -> Iterator[Callable[[], bool]]:
