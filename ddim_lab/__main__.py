@@ -36,7 +36,7 @@ from ddim_lab.errors import (
     one_line,
 )
 from ddim_lab.jobs.entry import job
-from ddim_lab.jobs.plan import check_outputs, composed_already, composer, plan_sweep
+from ddim_lab.jobs.plan import check_outputs, composed_already, composer, literal, plan_sweep
 from ddim_lab.store.records import Plan
 
 __all__ = ["main"]
@@ -130,8 +130,10 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
         where = outputs if option == "outputs_dir" else sweep
         raise ConfigError(f"{option}={where} can't be written: {error.strerror or error}; set {option}") from None
     print(f"ddim_lab: {describe_cost(cells, Runtime.resolve(cells[0].runtime))}", file=sys.stderr)
-    folder = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
-    places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'", "hydra.output_subdir=null"]
+    # Hydra reads a launcher's options twice, so that there no escape keeps a ${ what it is.
+    folder = os.path.relpath(sweep) if "${" in str(sweep) else str(sweep)
+    places = [f"hydra.sweep.dir={literal(folder)}", f"hydra.run.dir={literal(f'{folder}/jobs/0')}"]
+    places += ["hydra.output_subdir=null"]
     places += ["hydra.sweep.subdir='jobs/${hydra.job.num}'", "hydra.job.chdir=false"]
     try:
         with composed_already():

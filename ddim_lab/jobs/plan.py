@@ -49,7 +49,16 @@ from ddim_lab.store.records import Plan, PlanCell, Published
 if TYPE_CHECKING:
     from ddim_lab.store import Store
 
-__all__ = ["check_outputs", "checked_config", "compose", "composed_already", "composer", "plan_sweep", "split_cells"]
+__all__ = [
+    "check_outputs",
+    "checked_config",
+    "compose",
+    "composed_already",
+    "composer",
+    "literal",
+    "plan_sweep",
+    "split_cells",
+]
 
 _composed: dict[tuple[str, ...], DictConfig] = {}
 """What this `composer` composed with Hydra's own part: a job needs the same four times, a tenth of a second each."""
@@ -131,6 +140,14 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
 
 
+def literal(text: str) -> str:
+    """The value of an override that is this text to Hydra and OmegaConf, whatever characters are in it."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    # Of backslashes Hydra counts those alone that stand before a quote.
+    text = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{text}'"
+
+
 def _compose_cell(overrides: Sequence[str]) -> DictConfig:
     """As `compose`; cells that differ in plain values alone share what is composed of files, most of the time."""
     if tuple(overrides) in _composed:
@@ -192,8 +209,9 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
 
     for config in checked:
         _check_further(config)
-    outputs = Path(first.outputs_dir).absolute()
-    sweep = _sweep_folder(base, overrides, outputs, many)
+    # Resolved, or the way from the sweep to its outputs and back would lead elsewhere past a symbolic link.
+    outputs = Path(first.outputs_dir).resolve()
+    sweep = _sweep_folder(base, overrides, outputs, many).resolve()
     reference = first.study.reference
     plan = Plan(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -295,7 +313,7 @@ def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path
     """One new folder a command, named by the time to the microsecond; or the one that the user named."""
     named = {override.key_or_group for override in overrides}
     if many and "hydra.sweep.dir" in named:
-        return Path(base.hydra.sweep.dir).absolute()
+        return Path(base.hydra.sweep.dir)
     if "hydra.run.dir" in named:
         raise ConfigError("hydra.run.dir is fixed: a job's folder is part of its sweep's; set outputs_dir instead")
     return outputs / "sweeps" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")

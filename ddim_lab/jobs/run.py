@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddim_lab.config.job import AUTO, Config
 from ddim_lab.data.base import load_data, without_images
@@ -53,7 +53,8 @@ class Place:
     @classmethod
     def of_hydra(cls) -> Place:
         """Of the running Hydra job, whose output folder is <sweep>/jobs/<number>."""
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        # Not resolved: Hydra has put the path there as it is, where a ${ in it would be read as an interpolation.
+        folder = Path(OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)["output_dir"])
         return cls(folder.parents[1], int(folder.name))
 
     @property
