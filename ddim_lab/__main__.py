@@ -114,14 +114,17 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     from ddim_lab.jobs.cost import describe_cost
     from ddim_lab.jobs.run import environment
     from ddim_lab.store import Store, write_record
+    from ddim_lab.store.housekeeping import register
 
     outputs = (sweep / plan.outputs_dir).resolve()
-    check_outputs(Store(outputs))
+    store = Store(outputs)
+    check_outputs(store)
     try:
         for name in ("pointer.json", "error.txt"):  # of an earlier sweep in the folder that the user named
             for record in sweep.glob(f"jobs/*/{name}"):
                 record.unlink()
         plan = plan.model_copy(update={"environment": environment()})
+        register(store, sweep)
         write_record(sweep / "plan.json", plan.content())
         for cell in plan.cells:  # Hydra makes them, too, but ends the sweep where it can't
             (sweep / "jobs" / str(cell.number)).mkdir(parents=True, exist_ok=True)

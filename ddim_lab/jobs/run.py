@@ -30,7 +30,7 @@ from ddim_lab.report import Sweep, curves, rows, static_charts, text_tables
 from ddim_lab.report.rows import measured
 from ddim_lab.report.series import noise_label
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
-from ddim_lab.store.housekeeping import working
+from ddim_lab.store.housekeeping import register_job, working
 from ddim_lab.store.records import Plan, PlanCell, Pointer, Result
 from ddim_lab.tasks.base import Job
 
@@ -54,7 +54,8 @@ class Place:
     def of_hydra(cls) -> Place:
         """Of the running Hydra job, whose output folder is <sweep>/jobs/<number>."""
         # Not resolved: Hydra has put the path there as it is, where a ${ in it would be read as an interpolation.
-        folder = Path(OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)["output_dir"])
+        runtime: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)
+        folder = Path(runtime["output_dir"])
         return cls(folder.parents[1], int(folder.name))
 
     @property
@@ -87,6 +88,8 @@ def job(composed: DictConfig) -> None:
                 write_text(place.pointer.parent / "error.txt", traceback.format_exc())
         pointer = Pointer(**left, seconds=round(time.perf_counter() - started, 3))
         try:
+            if pointer.status == "done":
+                register_job(store, place.sweep, pointer)
             write_record(place.pointer, pointer.content())
         except OSError as error:  # the report then marks a job that left no record
             log.error("%s %s: its record can't be written: %s", _progress(place), name, one_line(error))

@@ -100,7 +100,7 @@ class Store:
                     retired = target.with_name(f".{key[:12]}-retired-{time.time_ns()}")
                     target.rename(retired)
                     fresh.rename(target)
-                    shutil.rmtree(retired)
+                    retired.unlink() if retired.is_symlink() else shutil.rmtree(retired)
                 else:
                     fresh.rename(target)
                 sync_folder(target.parent)
