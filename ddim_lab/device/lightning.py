@@ -71,7 +71,8 @@ class _OurProcesses(LightningEnvironment):
     def __init__(self, rank: int) -> None:
         super().__init__()
         self._local_rank: Final = rank
-        rank_zero_only.rank = rank  # which Lightning took from the environment when it was imported
+        # Lightning took it from the environment when it was imported.
+        rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
     @property
     def creates_processes_externally(self) -> bool:

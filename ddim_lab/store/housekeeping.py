@@ -281,15 +281,14 @@ def _users(store: Store, forgotten: Collection[Path] = ()) -> tuple[Users, dict[
         read_jobs(sweep)
     known = {entry: sweep for sweep, entry in registered(store).items()}
     for entry in look(store.root / ELSEWHERE):
-        sweep = known.get(entry)
-        if sweep is None:
+        if (place := known.get(entry)) is None:
             unknown[entry] = "is damaged"
-        elif sweep not in forgotten and _is_there(sweep):
-            read_jobs(sweep)
-        elif sweep not in forgotten:
+        elif place not in forgotten and _is_there(place):
+            read_jobs(place)
+        elif place not in forgotten:
             for record in look(entry):
                 if record.name != SWEEP and not record.name.startswith("."):  # as a write that was killed leaves one
-                    read(str(sweep), record)
+                    read(str(place), record)
     return users, unknown
 
 
