@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,7 +157,7 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
 def _report(folder: Path, plan: Plan, first: Config) -> bool:
     """Build the report, mirror it, say where it is; whether any cell failed."""
     from ddim_lab.jobs.run import mirror_report
-    from ddim_lab.report import ReportError, read_sweep, write
+    from ddim_lab.report import read_sweep, write
     from ddim_lab.store import read_record, set_aside, write_record
 
     started = time.perf_counter()
@@ -167,11 +169,18 @@ def _report(folder: Path, plan: Plan, first: Config) -> bool:
             write_record(folder / "plan.json", plan.content())
         sweep = read_sweep(folder)
         page = write(sweep)
-    except (ReportError, ImportError, OSError) as error:  # the cells are on disk: it can be built again elsewhere
-        print(f"ddim_lab: no report: {error}", file=sys.stderr)
+    except Exception as error:  # whatever it is, the cells are on disk
+        again = shlex.join(["python", "-m", "ddim_lab.report", str(folder)])
+        print(f"ddim_lab: no report: {one_line(error)}; the cells are kept, {again} builds it", file=sys.stderr)
+        if os.environ.get(FULL_ERROR) == "1":
+            traceback.print_exc()
         return True
     built = time.perf_counter()
-    hint = mirror_report(sweep, first)
+    hint = None
+    try:
+        hint = mirror_report(sweep, first)
+    except Exception as error:  # of drawing its charts, for one: what is W&B's own raises nothing
+        print(f"ddim_lab: the report is not mirrored in W&B: {one_line(error)}", file=sys.stderr)
     mirrored = time.perf_counter()
     print((folder / "table.md").read_text(encoding="utf-8"))
     mirror = f", W&B {mirrored - built:.1f} s" if first.logger.name == "wandb" else ""

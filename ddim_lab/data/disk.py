@@ -48,8 +48,13 @@ def root_of(data: DataOptions) -> Path:
     """Where a data set lies, and is downloaded to: data.root, else a folder of its name in $DDIM_LAB_DATA."""
     if data.root is not None:
         return Path(data.root).expanduser().absolute()
-    named = os.environ.get("DDIM_LAB_DATA")
-    return (Path(named).expanduser() if named else Path.home() / ".cache" / "ddim_lab").absolute() / data.name
+    named = os.environ.get("DDIM_LAB_DATA", "") or "~/.cache/ddim_lab"
+    try:
+        return Path(named).expanduser().absolute() / data.name
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{named}: {one_line(error)} Set data.root, or $DDIM_LAB_DATA, to where the data go"
+        ) from None
 
 
 DOWNLOAD_LOCK: Final = ".download.lock"

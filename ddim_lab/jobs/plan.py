@@ -42,7 +42,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.config.kinds import TASKS
 from ddim_lab.config.metrics import METRICS
 from ddim_lab.config.sampler import SAMPLERS
-from ddim_lab.config.trust import check_hydra, check_secrets
+from ddim_lab.config.trust import check_hydra, check_secrets, no_secrets
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.store.records import Plan, PlanCell, Published
 
@@ -72,6 +72,7 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
     plain = [text for text in asked.overrides if not _is_sweep(text)]
     for_hydra = [text for text in plain if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
     add_plugins()
+    no_secrets()
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
         _composed.clear()
         ours = compose(for_hydra, hydra_too=True)

@@ -360,7 +360,8 @@ def _planned(place: Place) -> tuple[PlanCell, ...]:
 
 def _pointers(sweep: Path) -> Iterator[Pointer]:
     """What the sweep's jobs left, by job number; records that can't be read are left for the report to mention."""
-    for path in sorted(sweep.glob("jobs/*/pointer.json"), key=lambda path: int(path.parent.name)):
+    found = [path for path in sweep.glob("jobs/*/pointer.json") if path.parent.name.isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.parent.name)):
         with contextlib.suppress(OSError, ValueError):
             yield Pointer.read(read_record(path))
 
@@ -400,10 +401,11 @@ def _git() -> tuple[str | None, bool | None]:
     try:
         commit = _git_output(folder, "rev-parse", "HEAD")
         return commit, bool(_git_output(folder, "status", "--porcelain"))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None, None
 
 
 def _git_output(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()
