@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ from ddim_lab.errors import (
     Terminated,
     exit_status,
     one_line,
+    told_of_termination,
 )
 from ddim_lab.jobs.entry import job
 from ddim_lab.jobs.plan import check_outputs, composed_already, composer, literal, plan_sweep
@@ -115,6 +117,7 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.jobs.cost import describe_cost
     from ddim_lab.jobs.run import environment
+    from ddim_lab.jobs.workers import commanding, may_begin, stop
     from ddim_lab.store import Store, write_record
     from ddim_lab.store.housekeeping import register
 
@@ -125,6 +128,7 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
         for name in ("pointer.json", "error.txt"):  # of an earlier sweep in the folder that the user named
             for record in sweep.glob(f"jobs/*/{name}"):
                 record.unlink()
+        may_begin(sweep)
         plan = plan.model_copy(update={"environment": environment()})
         register(store, sweep)
         write_record(sweep / "plan.json", plan.content())
@@ -141,9 +145,10 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     places += ["hydra.output_subdir=null"]
     places += ["hydra.sweep.subdir='jobs/${hydra.job.num}'", "hydra.job.chdir=false"]
     try:
-        with composed_already():
+        with composed_already(), commanding(), told_of_termination(partial(stop, sweep, store)):
             status = _hand_to_hydra(asked, arguments, places)
     except KeyboardInterrupt:
+        stop(sweep, store, wait_first=5.0)
         status = INTERRUPTED
         print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
     except Terminated:

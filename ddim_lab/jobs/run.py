@@ -25,6 +25,7 @@ from ddim_lab.data.base import load_data, without_images
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import TRACEBACKS, Terminated, one_line, terminating
 from ddim_lab.jobs.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
+from ddim_lab.jobs.workers import known_to_its_command
 from ddim_lab.models.obtain import Mirror, obtain_model
 from ddim_lab.report import Sweep, curves, rows, static_charts, text_tables
 from ddim_lab.report.rows import measured
@@ -75,6 +76,7 @@ def job(composed: DictConfig) -> None:
             name = describe(config)
             store = Store(Path(config.outputs_dir))
             until_the_pointer_is_left.enter_context(working(store))
+            until_the_pointer_is_left.enter_context(known_to_its_command(place.pointer.parent))
             result, found = _run(config, place, name, store)
             left |= {"status": "done", **found}
         except Exception as error:

@@ -36,6 +36,7 @@ __all__ = [
     "remove",
     "verify",
     "working",
+    "works_here",
 ]
 
 RUNNING: Final = "sweep"
@@ -159,6 +160,11 @@ def working(store: Store) -> Iterator[None]:
         with no_new_jobs(store):
             stack.enter_context(store.presence(RUNNING, anywhere=True))
         yield
+
+
+def works_here(store: Store, process: int) -> bool:
+    """Whether this process, of this machine, is running a job now."""
+    return store.marked(RUNNING, process, anywhere=True)
 
 
 def remove(item: Item) -> None:

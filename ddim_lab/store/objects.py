@@ -193,7 +193,7 @@ class Store:
             what: as a device of this machine, or the work on this store.
             anywhere: of this store, on any machine; else of this machine, whatever store its processes use.
         """
-        mine = self._marks(what, anywhere) / f"{os.uname().nodename}-{os.getpid()}.lock"
+        mine = self._mark(what, os.getpid(), anywhere)
         mine.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(mine):
@@ -212,6 +212,14 @@ class Store:
             else:  # its process is gone
                 mark.unlink(missing_ok=True)
         return found
+
+    def marked(self, what: str, process: int, *, anywhere: bool = False) -> bool:
+        """Whether this process, of this machine, marks itself as busy with something; arguments as `presence`."""
+        mark = self._mark(what, process, anywhere)
+        return mark.is_file() and is_locked(mark)
+
+    def _mark(self, what: str, process: int, anywhere: bool) -> Path:
+        return self._marks(what, anywhere) / f"{os.uname().nodename}-{process}.lock"
 
     def _marks(self, what: str, anywhere: bool) -> Path:
         if anywhere:
