@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,9 +38,10 @@ from ddim_lab.errors import (
     Terminated,
     exit_status,
     one_line,
+    told_of_termination,
 )
 from ddim_lab.jobs.entry import job
-from ddim_lab.jobs.plan import check_outputs, composed_already, composer, plan_sweep, quoted
+from ddim_lab.jobs.plan import check_outputs, composed_already, composer, literal, plan_sweep, quoted
 from ddim_lab.store.records import Plan
 
 __all__ = ["main"]
@@ -118,15 +122,20 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.jobs.cost import describe_cost
     from ddim_lab.jobs.run import environment
+    from ddim_lab.jobs.workers import commanding, may_begin, stop
     from ddim_lab.store import Store, write_record
+    from ddim_lab.store.housekeeping import register
 
     outputs = (sweep / plan.outputs_dir).resolve()
-    check_outputs(Store(outputs))
+    store = Store(outputs)
+    check_outputs(store)
     try:
         for name in ("pointer.json", "error.txt"):  # of an earlier sweep in the folder that the user named
             for record in sweep.glob(f"jobs/*/{name}"):
                 record.unlink()
+        may_begin(sweep)
         plan = plan.model_copy(update={"environment": environment()})
+        register(store, sweep)
         write_record(sweep / "plan.json", plan.content())
         for cell in plan.cells:  # Hydra makes them, too, but ends the sweep where it can't
             (sweep / "jobs" / str(cell.number)).mkdir(parents=True, exist_ok=True)
@@ -138,13 +147,16 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
         if (line := data_set(data).told()) is not None:
             print(f"ddim_lab: {line}", file=sys.stderr)
     print(f"ddim_lab: {describe_cost(cells, Runtime.resolve(cells[0].runtime))}", file=sys.stderr)
-    folder = str(sweep).replace("\\", "\\\\").replace("'", "\\'")
-    places = [f"hydra.sweep.dir='{folder}'", f"hydra.run.dir='{folder}/jobs/0'", "hydra.output_subdir=null"]
+    # Hydra reads a launcher's options twice, so that there no escape keeps a ${ what it is.
+    folder = os.path.relpath(sweep) if "${" in str(sweep) else str(sweep)
+    places = [f"hydra.sweep.dir={literal(folder)}", f"hydra.run.dir={literal(f'{folder}/jobs/0')}"]
+    places += ["hydra.output_subdir=null"]
     places += ["hydra.sweep.subdir='jobs/${hydra.job.num}'", "hydra.job.chdir=false"]
     try:
-        with composed_already():
+        with composed_already(), commanding(), told_of_termination(partial(stop, sweep, store)):
             status = _hand_to_hydra(asked, arguments, places)
     except KeyboardInterrupt:
+        stop(sweep, store, wait_first=5.0)
         status = INTERRUPTED
         print("\nddim_lab: interrupted; the same command goes on from what is done", file=sys.stderr)
     except Terminated:
@@ -158,7 +170,7 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
 def _report(folder: Path, plan: Plan, first: Config) -> bool:
     """Build the report, mirror it, say where it is; whether any cell failed."""
     from ddim_lab.jobs.run import mirror_report
-    from ddim_lab.report import ReportError, read_sweep, write
+    from ddim_lab.report import read_sweep, write
     from ddim_lab.store import read_record, set_aside, write_record
 
     started = time.perf_counter()
@@ -170,11 +182,18 @@ def _report(folder: Path, plan: Plan, first: Config) -> bool:
             write_record(folder / "plan.json", plan.content())
         sweep = read_sweep(folder)
         page = write(sweep)
-    except (ReportError, ImportError, OSError) as error:  # the cells are on disk: it can be built again elsewhere
-        print(f"ddim_lab: no report: {error}", file=sys.stderr)
+    except Exception as error:  # whatever it is, the cells are on disk
+        again = shlex.join(["python", "-m", "ddim_lab.report", str(folder)])
+        print(f"ddim_lab: no report: {one_line(error)}; the cells are kept, {again} builds it", file=sys.stderr)
+        if os.environ.get(FULL_ERROR) == "1":
+            traceback.print_exc()
         return True
     built = time.perf_counter()
-    hint = mirror_report(sweep, first)
+    hint = None
+    try:
+        hint = mirror_report(sweep, first)
+    except Exception as error:  # of drawing its charts, for one: what is W&B's own raises nothing
+        print(f"ddim_lab: the report is not mirrored in W&B: {one_line(error)}", file=sys.stderr)
     mirrored = time.perf_counter()
     print((folder / "table.md").read_text(encoding="utf-8"))
     mirror = f", W&B {mirrored - built:.1f} s" if first.logger.name == "wandb" else ""

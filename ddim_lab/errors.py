@@ -26,6 +26,7 @@ __all__ = [
     "one_line",
     "terminable",
     "terminating",
+    "told_of_termination",
 ]
 
 FAILED: Final = 1
@@ -104,11 +105,22 @@ def _ended(message: str, status: int) -> int:
 # -- SIGTERM ---------------------------------------------------------------------------------------------
 
 _terminating = threading.Event()
+_told: list[Callable[[], None]] = []
 
 
 def terminating() -> bool:
     """Whether SIGTERM came: an error after that is one of the way out, which it must not stop."""
     return _terminating.is_set()
+
+
+@contextlib.contextmanager
+def told_of_termination(tell: Callable[[], None]) -> Iterator[None]:
+    """Wraps work that other processes do: `tell` is called at SIGTERM, before what waits for them here is ended."""
+    _told.append(tell)
+    try:
+        yield
+    finally:
+        _told.remove(tell)
 
 
 @contextlib.contextmanager
@@ -129,6 +141,8 @@ def terminable() -> Iterator[None]:
             os.kill(os.getpid(), number)
         if not _terminating.is_set():
             _terminating.set()
+            for tell in _told:
+                tell()
             raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)

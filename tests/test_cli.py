@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from ddim_lab.__main__ import main
+from ddim_lab.jobs.plan import literal
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -201,3 +205,12 @@ def test_cfg_job_of_a_wrong_option_is_one_line(
 ) -> None:
     assert run(["--cfg", "job", "stepps=7"], monkeypatch) == 2
     assert capsys.readouterr().err == "ddim_lab: stepps: there is no such option; did you mean steps?\n"
+
+
+def test_a_path_of_any_characters_is_itself_to_hydra() -> None:
+    parser, node = OverridesParser.create(), OmegaConf.create({"x": None, "y": "${x}/z"})
+    for parts in itertools.product(["\\", "$", "${", "}", "'", '"', "a:b", " ", ",", "\n", "#", "=", "["], repeat=2):
+        text = "".join(parts)
+        (override,) = parser.parse_overrides([f"x={literal(text)}"])
+        node.x = override.value()
+        assert (node.x, node.y) == (text, f"{text}/z")

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from PIL import Image
 from test_experiments import composed
 
+from ddim_lab.data.base import data_set, load_data
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.jobs.cost import (
     ForwardTime,
@@ -38,6 +40,7 @@ def test_the_papers_tables_cost_what_arithmetic_says() -> None:
     ("name", "more"),
     [
         ("reconstruction", ["steps=3,5"]),
+        ("reconstruction", ["steps=2", "num_samples=1000"]),  # 360 of them are held out
         ("interpolation", ["steps=3", "task.points=5", "task.grid=3"]),
         ("consistency", ["steps=3,8", "task.reference_steps=8"]),
         ("trajectory", ["steps=3"]),
@@ -48,6 +51,15 @@ def test_tasks_spend_what_was_said(name: str, more: list[str], tmp_path: Path, m
     arguments = [*EXACT, *more]
     assert tiny.run(tmp_path, f"+experiments={name}", "logger=csv", *arguments, settings=()) == 0
     assert sum(spent) == image_forwards(composed(name, *arguments))
+
+
+def test_what_is_held_out_is_known_before_it_is_loaded(tmp_path: Path) -> None:
+    for number in range(20):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+    folder = ("data=image_folder", f"data.root={tmp_path}", "data.image_size=8", "data.channels=1", "data.held_out=0.3")
+    for more in (folder, ("data=digits",)):
+        data = tiny.configure("task=reconstruct", "sampler.clip=none", "model=gaussian", *more).data
+        assert data_set(data).held_out_count() == len(load_data(data).held_out)
 
 
 def test_references_are_shared_by_the_cells_of_one_model_alone() -> None:

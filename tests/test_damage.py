@@ -232,7 +232,7 @@ def test_verify_reads_all_and_sets_aside_what_is_damaged(outputs: Path, capsys: 
 
 def tree(outputs: Path) -> set[str]:
     kinds = ("models", "references", "cells")
-    return {f"{kind}/{path.name}" for kind in kinds for path in (outputs / kind).iterdir()}
+    return {f"{kind}/{path.name}" for kind in kinds for path in (outputs / kind).glob("*")}
 
 
 def test_prune_removes_what_no_sweep_refers_to_and_nothing_else(
@@ -267,6 +267,38 @@ def test_prune_removes_what_no_sweep_refers_to_and_nothing_else(
     assert tree(outputs) == kept
     assert tiny.run(outputs, *LINE) == 0
     assert tiny.results(tiny.sweeps(outputs)[-1])[0]["cached"] == "True"
+
+
+def test_prune_keeps_the_cells_of_a_sweep_that_lies_elsewhere_until_it_forgets_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs, elsewhere = tmp_path / "outputs", tmp_path / "elsewhere"
+    line = (
+        "model=gaussian",
+        "metrics.features=pixels",
+        "steps=2,3",
+        "logger=csv",
+        "-m",
+        f"hydra.sweep.dir={elsewhere}",
+    )
+    assert tiny.run(outputs, *line, settings=tiny.SMALL) == 0
+    kept = tree(outputs)
+    assert call("verify", outputs=outputs) == 0
+    assert " verified, 0 damaged" in capsys.readouterr().out
+    for _ in range(2):
+        assert call("prune", "--yes", outputs=outputs) == 0
+        assert tree(outputs) == kept
+        if elsewhere.exists():
+            shutil.rmtree(elsewhere)
+    assert call("list", outputs=outputs) == 0
+    assert re.search(rf"sweeps +gone .* {elsewhere}", capsys.readouterr().out)
+    assert call("prune", "--forget", str(tmp_path / "other"), outputs=outputs) == 2
+    assert f"no such sweep is registered; those outside {outputs}: {elsewhere}" in capsys.readouterr().err
+    assert call("prune", "--forget", str(elsewhere), "--dry-run", outputs=outputs) == 0
+    assert tree(outputs) == kept
+    assert call("prune", "--forget", str(elsewhere), "--yes", outputs=outputs) == 0
+    assert tree(outputs) == set()
+    assert not list((outputs / "elsewhere").iterdir())
 
 
 def test_nothing_is_pruned_under_a_job(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,13 +21,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ddim_lab.data.disk import root_of
 from ddim_lab.data.images import NonFiniteError
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.ranks import on_ranks
-from ddim_lab.errors import TERMINATED, Terminated, terminable, terminating
+from ddim_lab.errors import TERMINATED, ConfigError, Terminated, terminable, terminating
 from ddim_lab.models.obtain import Model
 from ddim_lab.models.training import DiffusionModule
 from ddim_lab.noise import NamedNoise
+from ddim_lab.report import build
+from ddim_lab.report.drawing import chart_library
 from ddim_lab.sampler import Ddim, Sampler, Transition
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.tasks.walks import sample_uint8
@@ -307,6 +310,66 @@ def test_no_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Sampler, "sample", refuse)
     assert tiny.run(tmp_path, *EXACT, "steps=2", settings=tiny.SMALL) == 1
     assert swept(tmp_path)[0]["error"].endswith("lower batch_size, or num_samples")
+
+
+# -- what a machine lacks -------------------------------------------------------------------------------
+
+
+def test_no_home_and_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is run as a user of the host's."""
+    for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "DDIM_LAB_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[f"getpwuid(): uid not found: {uid}"])
+    chart_library.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    assert tiny.run(tmp_path / "outputs", *EXACT, "steps=2,3", "-m", settings=tiny.SMALL) == 0
+    assert [row["status"] for row in swept(tmp_path / "outputs")] == ["done", "done"]
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    with pytest.raises(ConfigError, match=r"Could not determine home directory. Set data.root, or \$DDIM_LAB_DATA"):
+        root_of(tiny.configure("data=cifar10").data)
+
+
+@pytest.mark.parametrize("broken", ["ddim_lab.report.files.page", "ddim_lab.jobs.run.static_charts"])
+def test_a_report_that_can_not_be_drawn_costs_no_cell(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("no fonts")
+
+    line = (*EXACT[:2], "steps=2", "logger=wandb")
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, fail)
+        assert tiny.run(tmp_path, *line, settings=tiny.SMALL) == int("page" in broken)
+    (sweep,) = tiny.sweeps(tmp_path)
+    said = (
+        "no report: KeyError: 'no fonts'; the cells are kept, python -m ddim_lab.report"
+        if "page" in broken
+        else ("the report is not mirrored in W&B: KeyError: 'no fonts'")
+    )
+    assert f"ddim_lab: {said}" in capsys.readouterr().err
+    build(sweep)
+    assert swept(tmp_path)[0]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    "choice", ["job_logging=disabled", "job_logging=none", "job_logging=stdout", "hydra_logging=none"]
+)
+def test_hydras_own_choices_of_a_log_fail_no_cell(choice: str, tmp_path: Path) -> None:
+    def run() -> int:
+        return tiny.run(tmp_path / "outputs", *EXACT, "steps=2", f"hydra/{choice}", settings=tiny.SMALL)
+
+    status, printed = forked.run(run, tmp_path / "log")  # in a fork: what is disabled would stay so
+    assert status == 0, printed
+    assert [row["status"] for row in swept(tmp_path / "outputs")] == ["done"]
+    assert ("[1/1] ddim" in printed) == (choice in ("job_logging=stdout", "hydra_logging=none"))
+
+
+def test_a_folder_beside_the_jobs_ends_no_sweep(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    line = (*EXACT, "steps=2,3", "-m", f"hydra.sweep.dir={folder}")
+    assert tiny.run(tmp_path / "outputs", *line, settings=tiny.SMALL) == 0
+    shutil.copytree(folder / "jobs" / "0", folder / "jobs" / "0 copy")
+    assert tiny.run(tmp_path / "outputs", *line, "force=true", settings=tiny.SMALL) == 0
 
 
 # -- Ctrl-C and SIGTERM ---------------------------------------------------------------------------------

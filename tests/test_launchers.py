@@ -14,6 +14,8 @@ import pytest
 import tiny
 
 from ddim_lab.config.trust import LAUNCHERS
+from ddim_lab.errors import Terminated
+from ddim_lab.jobs.workers import known_to_its_command, may_begin
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = (
@@ -72,6 +74,43 @@ def test_a_sweep_side_by_side(arguments: tuple[str, ...], expected: list[dict[st
     assert (sweep / "report.html").is_file()
     assert len([path for path in (tmp_path / "models").iterdir() if (path / "raw").is_dir()]) == 1
     assert f"report: {sweep}/report.html" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("joblib", marks=needs("joblib")),
+        pytest.param("submitit_local", marks=needs("submitit")),
+    ],
+)
+def test_what_ends_a_command_ends_its_jobs_in_order(launcher: str, tmp_path: Path) -> None:
+    """One trains, the other waits for the model; a job that only now begins does not."""
+    process = start(tmp_path, f"hydra/launcher={launcher}", "training.max_steps=1000000")
+    deadline = time.monotonic() + 200
+    while len(list(tmp_path.glob("sweeps/*/jobs/*/process"))) < 2 or not list(tmp_path.glob("models/*.partial")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    time.sleep(2.0)
+    jobs = [int(path.read_text().split()[-1]) for path in tmp_path.glob("sweeps/*/jobs/*/process")]
+    assert process.pid not in jobs
+    assert len(set(jobs)) == 2
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, printed
+    assert not [job for job in jobs if "ddim_lab" in _command(job) or launcher[:6] in _command(job)]
+    assert printed.count("terminated; the same command goes on from what is done") == 1
+    assert not list(tmp_path.glob("sweeps/*/jobs/*/process"))
+    assert not list(tmp_path.glob("models/.*"))  # a build that is killed leaves its folder
+    (sweep,) = tiny.sweeps(tmp_path)
+    assert [row["status"] for row in tiny.results(sweep)] == ["missing"] * 2
+    with pytest.raises(Terminated), known_to_its_command(sweep / "jobs" / "1"):
+        raise AssertionError("it has begun")
+    may_begin(sweep)
+    with known_to_its_command(sweep / "jobs" / "1"):
+        assert (sweep / "jobs" / "1" / "process").is_file()
+    assert not (sweep / "jobs" / "1" / "process").exists()
 
 
 @pytest.mark.slow

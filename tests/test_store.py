@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import time
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ddim_lab.store import Store, content_key, read_json, write_json
-from ddim_lab.store.housekeeping import inventory
+from ddim_lab.errors import ConfigError
+from ddim_lab.store import Store, content_key, read_json, write_json, write_record
+from ddim_lab.store.housekeeping import inventory, prunable, register, register_job, remove, verify
+from ddim_lab.store.records import Pointer
 
 
 def _write(text: str) -> Callable[[Path], None]:
@@ -257,3 +260,138 @@ def test_what_a_running_job_takes_away_is_not_listed(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Path, "lstat", raced)
     assert inventory(store) == whole
+
+
+# -- what refers to what ---------------------------------------------------------------------------------
+
+
+def _sweep(store: Store, folder: Path, key: str) -> Path:
+    """A sweep of one job that is done, with its cell, as the command and its job leave them."""
+    folder = folder.resolve()
+    register(store, folder)
+    write_record(folder / "plan.json", {"schema": 1})
+    store.obtain("cells", key, _write(key))
+    pointer = Pointer(number=0, status="done", cell=key, objects=(("cells", key),))
+    register_job(store, folder, pointer)
+    write_record(folder / "jobs" / "0" / "pointer.json", pointer.content())
+    return folder
+
+
+def _unused(store: Store) -> list[str]:
+    return [item.name for item in prunable(store)]
+
+
+def _not_mounted(sweep: Path) -> None:
+    sweep.rename(sweep.with_name("kept"))
+    sweep.mkdir()
+
+
+def _gone(sweep: Path) -> None:
+    shutil.rmtree(sweep)
+
+
+@pytest.mark.parametrize("harm", [_gone, _not_mounted])
+def test_a_sweep_outside_keeps_its_cells_until_it_is_forgotten(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    store = Store(tmp_path / "outputs")
+    sweep = _sweep(store, tmp_path / "elsewhere", "a")
+    store.obtain("cells", "b", _write("b"))
+    assert _unused(store) == ["b"]
+    assert ("elsewhere", str(sweep)) in {(item.state, item.name) for item in inventory(store)}
+    harm(sweep)
+    assert _unused(store) == ["b"]
+    assert ("gone", str(sweep)) in {(item.state, item.name) for item in inventory(store)}
+    assert [item.name for item in prunable(store, forgotten=[sweep])] == ["a", "b"]
+
+
+def test_another_sweep_in_the_same_folder_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    store = Store(tmp_path / "outputs")
+    sweep = _sweep(store, tmp_path / "elsewhere", "a")
+    _sweep(store, sweep, "b")
+    shutil.rmtree(sweep)
+    assert _unused(store) == ["a"]
+
+
+def test_a_folder_of_sweeps_that_is_a_link_may_lose_what_it_leads_to(tmp_path: Path) -> None:
+    store, disk = Store(tmp_path / "outputs"), tmp_path / "disk"
+    disk.mkdir()
+    store.root.mkdir()
+    (store.root / "sweeps").symlink_to(disk)
+    _sweep(store, store.root / "sweeps" / "one", "a")
+    assert _unused(store) == []
+    assert {len(item.users) for item in inventory(store) if item.kind == "cells"} == {1}
+    disk.rename(tmp_path / "not mounted")
+    with pytest.raises(ConfigError, match=r"sweeps can't be read \(No such file or directory\)"):
+        prunable(store)
+    disk.mkdir()
+    assert _unused(store) == []
+
+
+def _dangles(sweep: Path) -> None:
+    shutil.rmtree(sweep)
+    sweep.symlink_to("nowhere")
+
+
+def _dangling_jobs(sweep: Path) -> None:
+    _dangles(sweep / "jobs")
+
+
+def _no_file(sweep: Path) -> None:
+    pointer = sweep / "jobs" / "0" / "pointer.json"
+    pointer.unlink()
+    pointer.mkdir()
+
+
+def _of_a_later_version(sweep: Path) -> None:
+    write_record(sweep / "jobs" / "0" / "pointer.json", {"schema": 99, "status": "done"})
+
+
+@pytest.mark.parametrize("harm", [_dangles, _dangling_jobs, _no_file, _of_a_later_version])
+def test_what_can_not_be_read_is_not_taken_for_unused(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    store = Store(tmp_path)
+    harm(_sweep(store, tmp_path / "sweeps" / "one", "a"))
+    with pytest.raises(ConfigError, match="so what its sweep refers to is not known"):
+        prunable(store)
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "0.json"])
+def test_a_registration_that_is_damaged_is_not_taken_for_none(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / "outputs")
+    sweep = _sweep(store, tmp_path / "elsewhere", "a")
+    (record,) = store.root.glob(f"elsewhere/*/{name}")
+    _flip(record)
+    shutil.rmtree(sweep)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=rf"so what .* not known: .*, or delete {record.parent}"):
+            prunable(store)
+        verify(store)  # which sets it aside
+    assert not record.exists()
+
+
+def test_a_store_keeps_what_it_lends_to_another(tmp_path: Path) -> None:
+    """models/ of the second is a link to that of the first, as where a disk is short."""
+    first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
+    first.obtain("cells", "a", _write("a"))
+    second.root.mkdir()
+    (second.root / "cells").symlink_to(first.root / "cells")
+    sweep = _sweep(second, second.root / "sweeps" / "one", "a")
+    first.obtain("cells", "b", _write("b"))
+    assert _unused(first) == ["b"]
+    assert _unused(second) == []
+    shutil.rmtree(sweep)
+    assert _unused(first) == ["b"]
+    assert [item.name for item in prunable(first, forgotten=[sweep])] == ["a", "b"]
+
+
+def test_an_object_that_is_a_link_is_replaced_and_pruned_as_one(tmp_path: Path) -> None:
+    store = Store(tmp_path / "outputs")
+    folder, _ = store.obtain("cells", "a", _write("a"))
+    folder.rename(tmp_path / "a")
+    folder.symlink_to(tmp_path / "a")
+    assert store.find("cells", "a") == folder
+    (item,) = prunable(store)
+    remove(item)
+    assert not folder.is_symlink()
+    folder.symlink_to(tmp_path / "a")
+    store.obtain("cells", "a", _write("b"), replace=True)
+    assert not folder.is_symlink()
+    assert (tmp_path / "a").is_dir()

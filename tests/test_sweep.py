@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -289,6 +290,51 @@ def test_what_changes_a_number_changes_the_cell(outputs: Path, table: list[dict[
 def test_plan_and_pointers_are_relocatable(outputs: Path) -> None:
     plan = json.loads((tiny.sweeps(outputs)[0] / "plan.json").read_text())
     assert plan["outputs_dir"] == "../.."
+
+
+QUICK = ("model=gaussian", "metrics.features=pixels", "logger=csv", "save_samples=true", "steps=2,3", "-m")
+"""Two cells with nothing to train."""
+
+
+@pytest.mark.parametrize("linked", ["sweeps", "outputs", "named", "named, not there yet"])
+def test_a_sweeps_folder_may_be_reached_through_a_link(linked: str, tmp_path: Path) -> None:
+    """To a place at another depth, where a path that is put together of names alone leads astray."""
+    outputs, far = tmp_path / "outputs", tmp_path / "a" / "disk" / "of" / "its" / "own"
+    far.mkdir(parents=True)
+    more: list[str] = []
+    if linked == "sweeps":
+        outputs.mkdir()
+        (outputs / "sweeps").symlink_to(far)
+    elif linked == "outputs":
+        outputs.symlink_to(far)
+    else:
+        (tmp_path / "link").symlink_to(far / "mine" if linked.endswith("yet") else far)
+        more = [f"hydra.sweep.dir={tmp_path / 'link'}"]
+    assert tiny.run(outputs, *QUICK, *more, settings=tiny.SMALL) == 0
+    sweep = tmp_path / "link" if more else tiny.sweeps(outputs)[0]
+    assert [row["status"] for row in tiny.results(sweep)] == ["done", "done"]
+    links = re.findall(r"`(.*/samples\.npz)`", (sweep / "table.md").read_text(encoding="utf-8"))
+    assert len(links) == 2
+    assert all((sweep.resolve() / link).is_file() for link in links)
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"outputs", "a", *({"link"} if more else ())}
+    assert {path.name for path in (tmp_path / "a" / "disk" / "of" / "its").iterdir()} == {"own"}
+    for folder in (sweep, sweep.resolve()):  # by either name
+        assert len(read_sweep(folder).cells) == 2
+        assert {cell.status for cell in read_sweep(folder).cells} == {"done"}
+
+
+@pytest.mark.parametrize("name", ["back\\slash", "${HOME}", "\\${x} and \\", "it's, a=[b] {c}", '%j *?\n"é'], ids=repr)
+def test_a_working_directory_of_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / name
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert tiny.run(Path("outputs"), *QUICK, settings=tiny.SMALL) == 0
+    assert [row["status"] for row in tiny.results(tiny.sweeps(here / "outputs")[0])] == ["done", "done"]
+    assert tiny.run(Path("outputs"), *QUICK[:-2], "steps=2", settings=tiny.SMALL) == 0  # a single job has its own way
+    assert tiny.results(tiny.sweeps(here / "outputs")[1])[0]["cached"] == "True"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [path.name for path in here.iterdir()] == ["outputs"]
 
 
 def _wandb_runs(sweep: Path) -> list[Any]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
 import tiny
 
+from ddim_lab.device.ranks import devices_of_ranks
+from ddim_lab.device.runtime import Runtime
 from ddim_lab.store import Store, read_record
 from ddim_lab.store.__main__ import main as housekeeping
 
@@ -71,3 +75,25 @@ def test_jobs_side_by_side_take_one_gpu_each(tmp_path: Path) -> None:
     for name in names:
         spans = sorted((float(start), float(stop)) for used, start, stop in taken if used == name)
         assert all(first[1] <= second[0] for first, second in pairwise(spans))
+
+
+def test_ranks_take_gpus_that_no_other_job_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of four: the job has cuda:2, another one cuda:0."""
+    store, theirs = Store(tmp_path), Store(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(uuid=f"uuid-{device.index}"))
+    runtime = replace(Runtime.resolve(tiny.configure().runtime), device="cuda:2")
+    other = replace(runtime, device="cuda:0")
+    with theirs.one_of([other.job_lock], waiting_for=""), store.one_of([runtime.job_lock], waiting_for=""):
+        for count, sampled, trained in [
+            (2, ["cuda:2", "cuda:1"], ["cuda:2", "cuda:1"]),
+            (4, ["cuda:2", "cuda:1", "cuda:3"], ["cuda:2", "cuda:1", "cuda:3", "cuda:0"]),
+        ]:
+            with devices_of_ranks(store, runtime, count) as devices:
+                assert devices == sampled
+                with devices_of_ranks(theirs, other, 4) as others:
+                    assert others == (["cuda:0", "cuda:3"] if count == 2 else ["cuda:0"])
+            with devices_of_ranks(store, runtime, count, all_of_them=True) as devices:
+                assert devices == trained
+    with devices_of_ranks(store, replace(runtime, device="cpu"), 3) as devices:
+        assert devices == ["cpu"] * 3

@@ -52,7 +52,7 @@ def data() -> ImageData:
 
 
 def fit(
-    config: Config, data: ImageData, work: Path, precision: str = "fp32", accelerator: str = "cpu"
+    config: Config, data: ImageData, work: Path, precision: str = "fp32", accelerator: str = "cpu", rank: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
     """Averaged weights, raw weights, and the function that writes the curve."""
     assert isinstance(config.model, UNetConfig)
@@ -62,6 +62,7 @@ def fit(
         config.build_schedule(),
         config.training,
         accelerator=accelerator,
+        rank=rank,
         precision=precision,
         compiled=config.training.compile is True,
         deterministic=False,
@@ -256,7 +257,7 @@ def rank_of_two(rank: int, values: dict[str, Any], work: Path) -> None:
     from safetensors.torch import save_file
 
     config = Config.model_validate(values)
-    averaged, raw, write = fit(config, load_data(config.data), work)
+    averaged, raw, write = fit(config, load_data(config.data), work, rank=rank)
     save_file(raw, work / f"raw-{rank}.safetensors")
     save_file(averaged, work / f"averaged-{rank}.safetensors")
     if rank == 0:
@@ -264,7 +265,9 @@ def rank_of_two(rank: int, values: dict[str, Any], work: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_train_together_take_the_steps_of_one(data: ImageData, tmp_path: Path) -> None:
+def test_ranks_that_train_together_take_the_steps_of_one(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without dropout the same batches, flips, timesteps and noise: the weights of one process, to rounding."""
     from safetensors.torch import load_file
 
@@ -273,6 +276,9 @@ def test_ranks_that_train_together_take_the_steps_of_one(data: ImageData, tmp_pa
     alone, alone_raw, write = fit(settings("model.dropout=0.0"), data, tmp_path / "one")
     config = settings("model.dropout=0.0", "training.devices=2")
     (tmp_path / "two").mkdir()
+    for cluster in CLUSTERS.values():
+        for name, value in cluster.items():
+            monkeypatch.setenv(name, value)
     on_ranks(2, rank_of_two, config.model_dump(mode="json"), tmp_path / "two")
     first, second = (load_file(tmp_path / "two" / f"averaged-{rank}.safetensors") for rank in range(2))
     assert same(first, second)
@@ -289,6 +295,40 @@ def test_ranks_that_train_together_take_the_steps_of_one(data: ImageData, tmp_pa
         with path.open() as file:
             curves.append([float(row["loss"]) for row in csv.DictReader(file)])
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+CLUSTERS = {
+    "Slurm": {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_JOB_ID": "7"},
+    "torchrun": {
+        **{"RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+        **{"MASTER_ADDR": "elsewhere", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "7"},
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    },
+    "LSF": {
+        **{"LSB_JOBID": "7", "LSB_DJOB_RANKFILE": "/dev/null", "JSM_NAMESPACE_LOCAL_RANK": "1"},
+        **{"JSM_NAMESPACE_SIZE": "4", "JSM_NAMESPACE_RANK": "1"},
+    },
+    "Kubeflow": {
+        **{"KUBERNETES_PORT": "1", "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1", "WORLD_SIZE": "4", "RANK": "1"},
+    },
+    "Lightning's own": {"PL_TRAINER_NUM_NODES": "4", "PL_TRAINER_LIMIT_TRAIN_BATCHES": "1", "NODE_RANK": "1"},
+}
+"""What a job finds in its environment that was started as one of several tasks, or beside them."""
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_a_training_is_one_process_whatever_a_cluster_says(
+    cluster: str, data: ImageData, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    for name, value in CLUSTERS[cluster].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning finds it when it is imported
+    averaged, raw, _ = fit(settings(), data, tmp_path)
+    assert same(averaged, undisturbed[0])
+    assert same(raw, undisturbed[1])
+    assert {name: os.environ[name] for name in CLUSTERS[cluster]} == CLUSTERS[cluster]
 
 
 def test_ema_is_the_average_of_the_weights_after_each_step(data: ImageData, tmp_path: Path) -> None:

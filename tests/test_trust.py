@@ -12,6 +12,8 @@ import tiny
 
 import ddim_lab
 from ddim_lab.__main__ import main
+from ddim_lab.config.trust import check_secrets
+from ddim_lab.errors import ConfigError
 
 HANDLER = "hydra:\n  job_logging:\n    handlers:\n      console:\n        class: "
 HOSTILE = {
@@ -47,6 +49,10 @@ HOSTILE = {
     ),
     "Python in YAML": ("study:\n  title: !!python/object/apply:os.system [touch {ran}]\n", r"."),
     "a key": ("study:\n  title: key ${{oc.env:WANDB_API_KEY}}\n", r"study\.title holds the value of \$WANDB_API_KEY"),
+    "a key that is a word": (
+        "study:\n  title: key ${{oc.env:WANDB_${{oc.decode:'API'}}_KEY}}\n",
+        r"study\.title holds the value of \$WANDB_API_KEY",
+    ),
     "a preset's path": ("task:\n  preset: ../../evil\n", r"task\.preset"),
 }
 """What a study in --config-dir could try, and the line that answers it."""
@@ -62,13 +68,14 @@ def test_a_hostile_file_runs_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text, message = HOSTILE[attempt]
-    if help and attempt in ("a key", "a preset's path", "Python in YAML", "a search path"):
+    if help and attempt in ("a key", "a key that is a word", "a preset's path", "Python in YAML", "a search path"):
         pytest.skip("refused where it is used, not where it is shown")
     ran = tmp_path / "ran"
     study = tmp_path / "conf" / "experiments" / "evil.yaml"
     study.parent.mkdir(parents=True)
     study.write_text("# @package _global_\n" + text.format(ran=ran), encoding="utf-8")
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2)
+    key = "swordfish" if attempt == "a key that is a word" else "0123456789abcdef" * 2
+    monkeypatch.setenv("WANDB_API_KEY", key)
     more = ("task=search_timesteps",) if "preset" in attempt else ()
     arguments = ["--config-dir", str(tmp_path / "conf"), "+experiments=evil", *more, *help]
     monkeypatch.setattr(sys, "argv", ["ddim_lab", *arguments, f"outputs_dir={tmp_path / 'outputs'}"])
@@ -79,7 +86,7 @@ def test_a_hostile_file_runs_nothing(
     assert re.fullmatch(rf"ddim_lab: .*{message}.*\n", printed.err), printed.err
     assert not ran.exists()
     assert not (tmp_path / "outputs").exists()
-    assert "0123456789abcdef" not in printed.out + printed.err
+    assert key not in printed.out + printed.err
 
 
 COMMAND_LINES = {
@@ -105,6 +112,21 @@ def test_the_command_line_names_nothing_to_be_called_either(
     assert stop.value.code == 2
     assert re.fullmatch(rf"ddim_lab: .*{COMMAND_LINES[line]}.*\n", printed), printed
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_variable_with_key_in_its_name_that_holds_none_blocks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The value is the name of a choice, or a folder that is there; a key itself is refused wherever it stands."""
+    monkeypatch.setenv("DATASET_KEY", "fashion_mnist")
+    monkeypatch.setenv("EXPERIMENT_KEYWORDS", "table1_cifar10")
+    monkeypatch.setenv("KEYS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("SOME_TOKEN", "hunter2hunter2")
+    check_secrets(
+        {"data": {"name": "fashion_mnist", "root": f"{tmp_path}/images"}, "study": {"title": "table1_cifar10"}}
+    )
+    with pytest.raises(ConfigError, match=r"study\.notes holds the value of \$SOME_TOKEN"):
+        check_secrets({"study": {"notes": "it is hunter2hunter2."}})
 
 
 @pytest.mark.slow

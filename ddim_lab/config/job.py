@@ -104,12 +104,13 @@ class Config(Options):
         Raises:
             ConfigError: with one line for the user.
         """
-        if missing := sorted(OmegaConf.missing_keys(composed)):
-            raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=...")
         try:
+            if missing := sorted(OmegaConf.missing_keys(composed)):
+                raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=...")
             values = OmegaConf.to_container(composed, resolve=True)
         except OmegaConfBaseException as error:
-            raise ConfigError(_first_line(error)) from None
+            ours, raised, text = _first_line(error).partition("ConfigError raised while resolving interpolation: ")
+            raise ConfigError(f"{error.full_key} {text}" if raised else ours) from None
         config = checked(cls, values)
         config.check()
         return config

@@ -18,10 +18,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
 
 from ddim_lab.errors import ConfigError
 
-__all__ = ["check_hydra", "check_secrets", "no_schema_warnings"]
+__all__ = ["check_hydra", "check_secrets", "no_schema_warnings", "no_secrets"]
 
 PLUGINS: Final = "hydra_plugins.hydra_{0}_launcher.{0}_launcher."
 LAUNCHERS: Final = {
@@ -47,6 +48,12 @@ OURS: Final = (
 """Of Hydra's node: what no file may set."""
 
 SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+
+_WORD: Final = r"[A-Za-z]{2,12}\d{0,3}"
+NAME: Final = re.compile(rf"{_WORD}([-_ ./]({_WORD}|\d{{1,4}}))*")
+"""What people give to a thing, as fashion_mnist: not random enough to be a key, whatever its variable is called."""
+
+STORED: Final = "a configuration is stored and shown"
 
 
 def no_schema_warnings() -> None:
@@ -81,17 +88,33 @@ def check_hydra(composed: DictConfig, ours: DictConfig) -> None:
         raise ConfigError(f"hydra/launcher={choice} needs a plugin: pip install 'ddim-lab[{extra}]'")
 
 
+def no_secrets() -> None:
+    """From here on no configuration can ask for an environment variable that is a key by its name."""
+    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
+
+
+def _environment(name: str, *default: str | None) -> str | None:
+    if SECRET.search(name.upper()):
+        raise ConfigError(f"holds the value of ${name}: {STORED}")
+    return oc.env(name, *default)
+
+
 def check_secrets(values: Mapping[str, Any]) -> None:
-    """Refuse a configuration that holds the value of an environment variable that is a key: it is stored and shown.
+    """Refuse a configuration that holds the value of an environment variable that is a key, however it came there.
 
     Raises:
         ConfigError: names the option and the variable, not the value.
     """
-    secrets = {name: value for name, value in os.environ.items() if SECRET.search(name.upper()) and len(value) >= 8}
+    secrets = {name: value for name, value in os.environ.items() if SECRET.search(name.upper()) and _random(value)}
     for place, _, value in _entries(values, ""):
         for name, secret in secrets.items():
             if isinstance(value, str) and secret in value:
-                raise ConfigError(f"{place} holds the value of ${name}: a configuration is stored and shown")
+                raise ConfigError(f"{place} holds the value of ${name}: {STORED}")
+
+
+def _random(value: str) -> bool:
+    """Whether a text may be a key: no name, and no path of something that is there."""
+    return len(value) >= 8 and not NAME.fullmatch(value) and not os.path.exists(value)  # noqa: PTH110 - of any text
 
 
 def _plain(node: DictConfig, name: str) -> Any:

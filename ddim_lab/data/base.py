@@ -51,6 +51,10 @@ class DataSet(DataOptions):
         """How many images there are in `files`, of `find`, if they stay on disk; None for a set that is in memory."""
         return None
 
+    def held_out_count(self) -> int | None:
+        """How many images are held out, where that is known before they are loaded."""
+        return None
+
     def labels_fault(self, files: Sequence[Path]) -> str | None:
         """Why a classifier can't learn from these `files`, of `find`, of a set that may have labels; None if it can."""
         return None

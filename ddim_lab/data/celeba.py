@@ -75,6 +75,9 @@ class CelebA(DataSet):
         words = "crop 128x128 round (89, 121), PIL bilinear to 64x64; held out: 1 and 2"
         return ImageData("celeba", train, held_out, f"celeba v1: {words}")
 
+    def held_out_count(self) -> int:
+        return 19_867 + 19_962
+
     def count(self, files: Sequence[Path]) -> int:
         return len(files) - 1  # the partition
 

@@ -26,6 +26,9 @@ class Cifar10(DataSet):
     def shape(self) -> tuple[int, int, int]:
         return 3, 32, 32
 
+    def held_out_count(self) -> int:
+        return 10_000
+
     def find(self) -> tuple[Path, ...]:
         from torchvision.datasets import CIFAR10
 

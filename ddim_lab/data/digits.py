@@ -32,6 +32,9 @@ class Digits(DataSet):
     def shape(self) -> tuple[int, int, int]:
         return 1, 8, 8
 
+    def held_out_count(self) -> int:
+        return HELD_OUT
+
     def find(self) -> tuple[Path, ...]:
         return ()
 

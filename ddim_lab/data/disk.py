@@ -48,7 +48,11 @@ def root_of(data: DataOptions) -> Path:
     """Where a data set lies, and is downloaded to: data.root, else a folder of its name in $DDIM_LAB_DATA."""
     if data.root is not None:
         return Path(data.root).absolute()
-    return user_path(os.environ.get("DDIM_LAB_DATA") or "~/.cache/ddim_lab").absolute() / data.name
+    named = os.environ.get("DDIM_LAB_DATA") or "~/.cache/ddim_lab"
+    try:
+        return user_path(named).absolute() / data.name
+    except ConfigError as error:
+        raise ConfigError(f"{error}; set data.root, or $DDIM_LAB_DATA, to where the data go") from None
 
 
 DOWNLOAD_LOCK: Final = ".download.lock"

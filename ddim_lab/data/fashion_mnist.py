@@ -47,6 +47,9 @@ class FashionMnist(DataSet):
     def shape(self) -> tuple[int, int, int]:
         return 1, 32, 32
 
+    def held_out_count(self) -> int:
+        return 10_000
+
     def find(self) -> tuple[Path, ...]:
         root = root_of(self)
         places = [root, root / "FashionMNIST" / "raw"] + ([DEBIAN_FOLDER] if self.root is None else [])

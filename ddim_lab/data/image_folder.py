@@ -76,7 +76,7 @@ class ImageFolder(DataSet):
         classes = sorted({name.partition("/")[0] for name in names if "/" in name})
         labels = {name: classes.index(name.partition("/")[0]) if "/" in name else 0 for name in names}
         ranked = sorted(names, key=lambda name: hashlib.sha256(name_bytes(name)).digest())
-        unseen = set(ranked[: min(max(2, round(self.held_out * len(names))), len(names) - 2)])
+        unseen = set(ranked[: self._held_out_of(len(names))])
         prepare = functools.partial(resize_and_crop, self.image_size, "L" if self.channels == 1 else "RGB")
         read = functools.partial(read_image, prepare, functools.partial(beside, root))
         splits = []
@@ -88,6 +88,12 @@ class ImageFolder(DataSet):
         words = f"image_folder v1: {how}; held out {self.held_out:g} by name"
         return ImageData("image_folder", train, rest, words, str(image_files(root)))
 
+    def _held_out_of(self, count: int) -> int:
+        return min(max(2, round(self.held_out * count)), count - 2)
+
+    def held_out_count(self) -> int | None:
+        return _held_out_count(self)
+
     def count(self, files: Sequence[Path]) -> int:
         return len(files)
 
@@ -96,3 +102,12 @@ class ImageFolder(DataSet):
         if () not in parents and len(parents) > 1:
             return None
         return f"the images in data.root={self.root} are not sorted into two folders or more, one a class"
+
+
+@functools.lru_cache(maxsize=1)
+def _held_out_count(data: ImageFolder) -> int | None:
+    """For all cells of a sweep: the folder is not looked through for each."""
+    try:
+        return data._held_out_of(len(data.find()))
+    except ConfigError:
+        return None

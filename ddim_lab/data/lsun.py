@@ -74,6 +74,9 @@ class Lsun(DataSet):
         train, held_out = splits
         return ImageData(self.name, train, held_out, f"{self.name} v1: short side to 256, PIL bilinear, centre crop")
 
+    def held_out_count(self) -> int:
+        return 300
+
     def count(self, files: Sequence[Path]) -> int:
         return sum(int(_environment(str(file.parent)).stat()["entries"]) for file in files)
 

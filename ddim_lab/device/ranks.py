@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.multiprocessing import active_children
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
+from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import Terminated
+from ddim_lab.store import Store
 
-__all__ = ["on_ranks"]
+__all__ = ["devices_of_ranks", "on_ranks"]
+
+log = logging.getLogger("ddim_lab")
 
 
 def on_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None:
@@ -45,9 +52,38 @@ def on_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None
         raise
 
 
+@contextlib.contextmanager
+def devices_of_ranks(store: Store, runtime: Runtime, count: int, *, all_of_them: bool = False) -> Iterator[list[str]]:
+    """Devices for the processes of a job, one each: its own, then GPUs that no other job has; a CPU is shared by all.
+
+    None is waited for: two jobs that each hold a GPU would wait for the other's.
+
+    Args:
+        store: where jobs hold their GPUs.
+        runtime: of the job.
+        count: number of processes.
+        all_of_them: as many devices as processes, also where other jobs have some (they wait for the model, mostly);
+            else fewer, where not as many are free.
+    """
+    if runtime.torch_device.type != "cuda":
+        yield [runtime.device] * count
+        return
+    others = {f"cuda:{index}": replace(runtime, device=f"cuda:{index}") for index in range(torch.cuda.device_count())}
+    others.pop(runtime.device)
+    locks = {other.job_lock: device for device, other in others.items()}
+    with store.some_of(list(locks), count - 1) as held:
+        free = [locks[name] for name in held]
+        taken = [device for device in others if device not in free][: count - 1 - len(free)]
+        if taken and not all_of_them:
+            log.info("%s of %s GPUs: other jobs have the rest", 1 + len(free), count)
+        yield [runtime.device, *free, *(taken if all_of_them else [])]
+
+
 def _call(
     rank: int, count: int, port: int, threads: int, function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]  # of a torchrun around all of this, whose ranks these are not
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

@@ -161,6 +161,11 @@ class Runtime:
         return f"{host}-{device}"
 
     @property
+    def job_lock(self) -> str:
+        """Name of the lock that a job holds as long as this hardware is its own."""
+        return f"gpu-{self.hardware}"
+
+    @property
     def accelerator(self) -> str:
         """Lightning's name for the kind of device."""
         return "gpu" if self._on_gpu else "cpu"

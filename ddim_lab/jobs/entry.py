@@ -17,5 +17,7 @@ no_schema_warnings()
 def job(composed: DictConfig) -> None:
     """Hydra's task function: see `ddim_lab.jobs.run.job`."""
     from ddim_lab.jobs import run
+    from ddim_lab.jobs.workers import ended_with_its_command
 
-    run.job(composed)
+    with ended_with_its_command():
+        run.job(composed)

@@ -43,7 +43,7 @@ from ddim_lab.config.kinds import TASKS
 from ddim_lab.config.metrics import METRICS
 from ddim_lab.config.options import user_path
 from ddim_lab.config.sampler import SAMPLERS
-from ddim_lab.config.trust import check_hydra, check_secrets
+from ddim_lab.config.trust import check_hydra, check_secrets, no_secrets
 from ddim_lab.console import show_progress
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.jobs.tracking import check_mode
@@ -59,6 +59,7 @@ __all__ = [
     "compose_cell",
     "composed_already",
     "composer",
+    "literal",
     "plan_sweep",
     "quoted",
     "split_cells",
@@ -76,6 +77,7 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
     plain = [text for text in asked.overrides if not _is_sweep(text)]
     for_hydra = [text for text in plain if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
     add_plugins()
+    no_secrets()
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
         _composed.clear()
         ours = _of_hydra_alone(tuple(for_hydra))
@@ -157,6 +159,14 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
 
 
+def literal(text: str) -> str:
+    """The value of an override that is this text to Hydra and OmegaConf, whatever characters are in it."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    # Of backslashes Hydra counts those alone that stand before a quote.
+    text = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{text}'"
+
+
 def compose_cell(overrides: Sequence[str]) -> DictConfig:
     """As `compose`; cells that differ in plain values alone share what is composed of files, most of the time."""
     if tuple(overrides) in _composed:
@@ -219,8 +229,9 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
 
     for config in checked:
         _check_further(config)
-    outputs = Path(first.outputs_dir).absolute()
-    sweep = _sweep_folder(base, overrides, outputs, many)
+    # Resolved, or the way from the sweep to its outputs and back would lead elsewhere past a symbolic link.
+    outputs = Path(first.outputs_dir).resolve()
+    sweep = _sweep_folder(base, overrides, outputs, many).resolve()
     reference = first.study.reference
     plan = Plan(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddim_lab.config.job import AUTO, Config
 from ddim_lab.console import forgiving_output, show_progress
@@ -26,12 +26,13 @@ from ddim_lab.data.base import load_data, without_images
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import TRACEBACKS, Terminated, one_line, terminating
 from ddim_lab.jobs.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
+from ddim_lab.jobs.workers import known_to_its_command
 from ddim_lab.models.obtain import Mirror, obtain_model
 from ddim_lab.report import Sweep, curves, rows, static_charts, text_tables
 from ddim_lab.report.rows import measured
 from ddim_lab.report.series import noise_label
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
-from ddim_lab.store.housekeeping import working
+from ddim_lab.store.housekeeping import register_job, working
 from ddim_lab.store.records import Plan, PlanCell, Pointer, Result
 from ddim_lab.tasks.base import Job
 
@@ -54,7 +55,9 @@ class Place:
     @classmethod
     def of_hydra(cls) -> Place:
         """Of the running Hydra job, whose output folder is <sweep>/jobs/<number>."""
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        # Not resolved: Hydra has put the path there as it is, where a ${ in it would be read as an interpolation.
+        runtime: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)
+        folder = Path(runtime["output_dir"])
         return cls(folder.parents[1], int(folder.name))
 
     @property
@@ -75,6 +78,7 @@ def job(composed: DictConfig) -> None:
             name = describe(config)
             store = Store(Path(config.outputs_dir))
             until_the_pointer_is_left.enter_context(working(store))
+            until_the_pointer_is_left.enter_context(known_to_its_command(place.pointer.parent))
             result, found = _run(config, place, name, store)
             left |= {"status": "done", **found}
         except Exception as error:
@@ -88,6 +92,8 @@ def job(composed: DictConfig) -> None:
                 write_text(place.pointer.parent / "error.txt", traceback.format_exc())
         pointer = Pointer(**left, seconds=round(time.perf_counter() - started, 3))
         try:
+            if pointer.status == "done":
+                register_job(store, place.sweep, pointer)
             write_record(place.pointer, pointer.content())
         except OSError as error:  # the report then marks a job that left no record
             log.error("%s %s: its record can't be written: %s", _progress(place), name, one_line(error))
@@ -110,11 +116,13 @@ def describe(config: Config) -> str:
 
 def _run(config: Config, place: Place, name: str, store: Store) -> tuple[Result, dict[str, Any]]:
     """Do the job; return its result and what the pointer says of it."""
-    runtimes = {f"gpu-{runtime.hardware}": runtime for runtime in Runtime.choices(config.runtime)}
+    runtimes = {runtime.job_lock: runtime for runtime in Runtime.choices(config.runtime)}
     with contextlib.ExitStack() as stack:
         taken = next(iter(runtimes))
         if len(runtimes) > 1:  # jobs side by side take one each, whatever started them
             taken = stack.enter_context(store.one_of(list(runtimes), waiting_for="a GPU"))
+        elif runtimes[taken].accelerator == "gpu":  # named, or the only one: it is not waited for
+            stack.enter_context(store.some_of([taken], 1))
         return _run_on(runtimes[taken], config, place, name, store)
 
 
@@ -364,7 +372,8 @@ def _planned(place: Place) -> tuple[PlanCell, ...]:
 
 def _pointers(sweep: Path) -> Iterator[Pointer]:
     """What the sweep's jobs left, by job number; records that can't be read are left for the report to mention."""
-    for path in sorted(sweep.glob("jobs/*/pointer.json"), key=lambda path: int(path.parent.name)):
+    found = [path for path in sweep.glob("jobs/*/pointer.json") if path.parent.name.isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.parent.name)):
         with contextlib.suppress(OSError, ValueError):
             yield Pointer.read(read_record(path))
 
@@ -404,10 +413,11 @@ def _git() -> tuple[str | None, bool | None]:
     try:
         commit = _git_output(folder, "rev-parse", "HEAD")
         return commit, bool(_git_output(folder, "status", "--porcelain"))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None, None
 
 
 def _git_output(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddim_lab.console import Progress
 from ddim_lab.data.images import ImageData
 from ddim_lab.data.loaders import TrainingBatches
-from ddim_lab.device.lightning import interruptible
+from ddim_lab.device.lightning import interruptible, trainer
 from ddim_lab.metrics.classifier import Classifier
 
 __all__ = ["train_classifier"]
@@ -50,20 +50,12 @@ def train_classifier(network: Classifier, data: ImageData, recipe: Mapping[str, 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             layer.reset_parameters()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=recipe["steps"],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    fitter = trainer(accelerator="cpu", devices=1, max_steps=recipe["steps"], enable_checkpointing=False)
     progress = Progress("training the classifier", recipe["steps"], "step")
-    trainer.callbacks.append(LambdaCallback(on_train_batch_end=lambda *_: progress.update()))  # type: ignore[attr-defined]
+    fitter.callbacks.append(LambdaCallback(on_train_batch_end=lambda *_: progress.update()))  # type: ignore[attr-defined]
     batches = TrainingBatches(data.train, recipe["batch_size"], recipe["seed"])
     with interruptible(), progress:
-        trainer.fit(_ClassifierTraining(network, recipe), datamodule=batches)
+        fitter.fit(_ClassifierTraining(network, recipe), datamodule=batches)
     network.eval()
     with torch.no_grad():
         guesses = torch.cat([network.head(network(part)).argmax(1) for part in data.held_out.batches(512)])

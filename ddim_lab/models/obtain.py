@@ -6,8 +6,8 @@ import csv
 import functools
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -19,7 +19,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.config.model import EmpiricalConfig, PretrainedConfig, UNetConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
-from ddim_lab.device.ranks import on_ranks
+from ddim_lab.device.ranks import devices_of_ranks, on_ranks
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError
@@ -209,7 +209,9 @@ def _unet(
             if config.training.devices == 1:
                 _train(config, data, runtime, work, folder, send)
             else:
-                on_ranks(config.training.devices, _train_rank, config.model_dump(mode="json"), runtime, work, folder)
+                with devices_of_ranks(store, runtime, config.training.devices, all_of_them=True) as devices:
+                    values = config.model_dump(mode="json")
+                    on_ranks(config.training.devices, _train_rank, values, runtime, devices, work, folder)
                 with (folder / CURVE).open(newline="") as file:  # the mirror can't go to another process
                     for row in csv.DictReader(file):
                         values = {"loss": float(row["loss"]), "learning_rate": float(row["learning_rate"])}
@@ -246,19 +248,28 @@ def _unet(
 
 
 def _train(
-    config: Config, data: ImageData, runtime: Runtime, work: Path, folder: Path, send: Mirror, rank: int = 0
+    config: Config,
+    data: ImageData,
+    runtime: Runtime,
+    work: Path,
+    folder: Path,
+    send: Mirror,
+    devices: Sequence[str] = (),
+    rank: int = 0,
 ) -> None:
-    """Train, and write both networks and the curve into `folder`; of several ranks the first writes."""
+    """Train, and write both networks and the curve into `folder`; of several ranks, a device each, the first does."""
     from ddim_lab.models.training import train
 
     assert isinstance(config.model, UNetConfig)
+    indices = [torch.device(device).index for device in devices or [runtime.device]]
     averaged, raw, write_curve = train(
         data,
         config.model,
         config.build_schedule(),
         config.training,
         accelerator=runtime.accelerator,
-        device_index=runtime.torch_device.index,
+        device_indices=[index for index in indices if index is not None],
+        rank=rank,
         precision=runtime.training_precision(config.training.precision),
         compiled=runtime.training_compiled(config.training.compile),
         deterministic=runtime.deterministic,
@@ -271,14 +282,13 @@ def _train(
         write_curve(folder / CURVE)
 
 
-def _train_rank(rank: int, values: dict[str, Any], runtime: Runtime, work: Path, folder: Path) -> None:
+def _train_rank(
+    rank: int, values: dict[str, Any], runtime: Runtime, devices: list[str], work: Path, folder: Path
+) -> None:
     """One of several processes that train together."""
-    config = Config.model_validate(values)
-    mine = runtime
-    if runtime.torch_device.type == "cuda":
-        mine = Runtime.resolve(config.runtime.model_copy(update={"device": f"cuda:{rank}"}))
+    config, mine = Config.model_validate(values), replace(runtime, device=devices[rank])
     with Store(Path(config.outputs_dir)).presence(mine.hardware):
-        _train(config, load_data(config.data), runtime, work, folder, lambda values, step: None, rank)
+        _train(config, load_data(config.data), runtime, work, folder, lambda values, step: None, devices, rank)
 
 
 def _untrained(config: Config, unet: UNetConfig, data: ImageData) -> Model:

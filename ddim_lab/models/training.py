@@ -7,14 +7,13 @@ import csv
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
 import pytorch_lightning as pl
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from ddim_lab.console import Progress
 from ddim_lab.data.images import ImageData, from_uint8
 from ddim_lab.data.loaders import TrainingBatches, rank_part
 from ddim_lab.device.engine import compile_whole, too_many_compilations
-from ddim_lab.device.lightning import interruptible
+from ddim_lab.device.lightning import interruptible, trainer
 from ddim_lab.device.precision import ends_without_autocast
 from ddim_lab.device.switches import switches_kept
 from ddim_lab.diffusion import eps_loss, q_sample
@@ -223,7 +222,8 @@ def train(
     training: TrainingConfig,
     *,
     accelerator: str,
-    device_index: int | None = None,
+    device_indices: Sequence[int] = (),
+    rank: int = 0,
     precision: str,
     compiled: bool,
     deterministic: bool,
@@ -237,7 +237,8 @@ def train(
     Args:
         data, model, schedule, training: what to train, on what, how.
         accelerator: Lightning's name of the device: "cpu" or "gpu".
-        device_index: which of the GPUs, where one trains alone.
+        device_indices: which of the GPUs, one a rank; empty on a CPU.
+        rank: of this process among those that train together.
         precision: "fp32" or "bf16" (mixed).
         compiled: torch.compile the network, in channels-last layout; uncompiled, a GPU's group norm would turn each of
             its inputs and outputs over.
@@ -264,11 +265,11 @@ def train(
         multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay),  # type: ignore[no-untyped-call]
     )
     callbacks: list[Callback] = [raw, average, curve]
-    trainer = _trainer(training, accelerator, device_index, precision, deterministic, work, callbacks)
+    fitter = _trainer(training, accelerator, device_indices, rank, precision, deterministic, work, callbacks)
     module = DiffusionModule(network, schedule, training, ranks=training.devices, channels_last=compiled)
     try:
         with interruptible():
-            trainer.fit(
+            fitter.fit(
                 module,
                 datamodule=TrainingBatches(data.train, training.batch_size, training.seed),
                 ckpt_path=usable(work / "last.ckpt"),
@@ -279,8 +280,8 @@ def train(
     except torch._dynamo.exc.FailOnRecompileLimitHit:
         raise too_many_compilations("training.compile") from None
     if not raw.state:  # it was killed after its last checkpoint: where no step is left, Lightning leaves its hooks out
-        raw.on_train_end(trainer, module)
-        average.on_train_end(trainer, module)
+        raw.on_train_end(fitter, module)
+        average.on_train_end(fitter, module)
     averaged = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # a copy is not compiled
     last_raw = copy.deepcopy(averaged)
     last_raw.load_state_dict(raw.state)
@@ -304,7 +305,8 @@ def _initialised(
 def _trainer(
     training: TrainingConfig,
     accelerator: str,
-    device_index: int | None,
+    device_indices: Sequence[int],
+    rank: int,
     precision: str,
     deterministic: bool,
     work: Path,
@@ -313,9 +315,10 @@ def _trainer(
     """Lightning's Trainer for `train`, whose arguments these are; it keeps its checkpoint in `work`."""
     checkpoint = ModelCheckpoint(dirpath=work, filename="last", every_n_train_steps=training.checkpoint_every)
     checkpoint.CHECKPOINT_JOIN_CHAR = "="
-    return pl.Trainer(
+    return trainer(
+        rank=rank,
         accelerator=accelerator,
-        devices=training.devices if device_index is None or training.devices > 1 else [device_index],
+        devices=list(device_indices) or training.devices,
         strategy="ddp" if training.devices > 1 else "auto",
         max_steps=training.max_steps,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
@@ -323,10 +326,5 @@ def _trainer(
         deterministic=deterministic,
         benchmark=not deterministic,
         callbacks=[*callbacks, checkpoint],
-        # Several ranks are processes that `on_ranks` started.
-        plugins=[VerifiedCheckpoints(), *([LightningEnvironment()] if training.devices > 1 else [])],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        plugins=[VerifiedCheckpoints()],
     )

@@ -119,7 +119,7 @@ def name_folders(given: Sequence[str]) -> dict[str, Path]:
         label = name if named else folder.resolve().name
         if label in folders:
             raise ReportError(f"two sweeps are called {label}: give them names, as NAME=DIR")
-        if any(folder.absolute() == other.absolute() for other in folders.values()):
+        if any(folder.resolve() == other.resolve() for other in folders.values()):
             raise ReportError(f"{folder} is given twice")
         folders[label] = folder
     return folders

@@ -26,9 +26,10 @@ def chart_library() -> Markup:
     Bundling takes 1.5 s, so it is kept in the user's cache folder, under the version of what bundles and with its hash;
     a copy that is not whole, or that can't be written, is made again.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    file = Path(base) / "ddim_lab" / f"vega-{importlib.metadata.version('vl-convert-python')}.txt"
-    with contextlib.suppress(OSError):
+    name = f"vega-{importlib.metadata.version('vl-convert-python')}.txt"
+    file = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ddim_lab", name)
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last where there is no home directory
+        file = file.expanduser()
         text = file.read_bytes().decode()
         if text.startswith(HASH_LINE) and text_fault(file) is None:
             return Markup(text.partition("\n")[2])
@@ -37,9 +38,10 @@ def chart_library() -> Markup:
     script: str = javascript_bundle("window.vegaEmbed = vegaEmbed;")
     if "</script" in script.lower() or "<!--" in script:
         raise AssertionError("the chart library can't stand inside a script element as it is")
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, sealed_text(script))
+    if not str(file).startswith("~"):
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, sealed_text(script))
     return Markup(script)
 
 

@@ -87,7 +87,7 @@ def read_sweep(folder: Path) -> Sweep:
         raise ReportError(f"{path} can't be used: {_one_line(error)}") from error
     if not plan.cells:
         raise ReportError(f"{path} plans no cell; there is nothing to report")
-    outputs = folder / plan.outputs_dir
+    outputs = (folder / plan.outputs_dir).resolve()
     cells = tuple(_read_cell(folder, outputs, planned) for planned in plan.cells)
     return Sweep(folder, plan, cells)
 
@@ -140,7 +140,7 @@ def kept_samples(sweep: Sweep) -> dict[int, str]:
     for cell in sweep.cells:
         file = cell.folder / "samples.npz" if cell.folder else None
         if file is not None and file.is_file():
-            found[cell.number] = Path(os.path.relpath(file, sweep.folder)).as_posix()
+            found[cell.number] = Path(os.path.relpath(file, sweep.folder.resolve())).as_posix()
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from ddim_lab.config.options import path_argument
 from ddim_lab.errors import ConfigError, exit_status
-from ddim_lab.store.housekeeping import Item, inventory, no_new_jobs, prunable, remove, verify
+from ddim_lab.store.housekeeping import Item, forget, inventory, no_new_jobs, prunable, registered, remove, verify
 from ddim_lab.store.objects import Store
 
 DAMAGED: Final = 1
@@ -48,27 +48,49 @@ def _parser() -> argparse.ArgumentParser:
     prune = commands.add_parser("prune", parents=[common], help="remove what no sweep refers to")
     prune.add_argument("--unfinished", action="store_true", help="also work that could be resumed (*.partial)")
     prune.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
+    prune.add_argument(
+        "--forget",
+        metavar="PATH",
+        type=Path,
+        action="append",
+        default=[],
+        help="the sweep that lay at PATH, outside the outputs folder, keeps nothing any longer",
+    )
     prune.add_argument("--yes", action="store_true", help="don't ask")
     return parser
 
 
 def _prune(store: Store, asked: argparse.Namespace) -> int:
+    forgotten = _forgotten(store, asked.forget)
     with no_new_jobs(store):
-        items = prunable(store, unfinished=asked.unfinished)
+        items = prunable(store, unfinished=asked.unfinished, forgotten=forgotten)
         _print_items(items)
-        if asked.dry_run or not items:
+        if asked.dry_run or not (items or forgotten):
             return 0
-        if not asked.yes:
+        if items and not asked.yes:
             try:
                 answer = input(f"remove these {len(items)}? [y/N] ")
             except EOFError:
                 raise ConfigError("nobody to ask: give --yes or --dry-run") from None
             if answer.strip().lower() not in ("y", "yes"):
                 return 0
+        forget(store, forgotten)
         for item in items:
             remove(item)
     print(f"{len(items)} removed")
     return 0
+
+
+def _forgotten(store: Store, asked: Sequence[Path]) -> set[Path]:
+    """The registered sweeps that are asked for, by the path that was given or the one that it leads to."""
+    known, found = registered(store), set()
+    for path in asked:
+        named = {path.expanduser().absolute(), path.expanduser().resolve()} & known.keys()
+        if not named:
+            there = ", ".join(map(str, known)) or "none is"
+            raise ConfigError(f"--forget {path}: no such sweep is registered; those outside {store.root}: {there}")
+        found |= named
+    return found
 
 
 def _print_items(items: Sequence[Item]) -> None:

@@ -1,26 +1,50 @@
-"""What an outputs folder holds, what refers to what, and what may go."""
+"""What an outputs folder holds, what refers to what, and what may go.
+
+A sweep in OUTPUTS/sweeps is found there. One that lies elsewhere (hydra.sweep.dir, or sweeps/ is a link) is registered:
+
+    outputs/elsewhere/<digest of its path>/sweep.json       where it lies
+    outputs/elsewhere/<digest of its path>/<number>.json    what its job used: known also where the sweep can't be read
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, final
 
 from ddim_lab.errors import ConfigError
-from ddim_lab.store.files import read_record, set_aside
+from ddim_lab.store.files import read_record, set_aside, write_record
 from ddim_lab.store.objects import KINDS, Store, is_locked
+from ddim_lab.store.records import Pointer
 
-__all__ = ["RUNNING", "Item", "inventory", "no_new_jobs", "prunable", "remove", "verify", "working"]
+__all__ = [
+    "RUNNING",
+    "Item",
+    "forget",
+    "inventory",
+    "no_new_jobs",
+    "prunable",
+    "register",
+    "register_job",
+    "registered",
+    "remove",
+    "verify",
+    "working",
+    "works_here",
+]
 
 RUNNING: Final = "sweep"
 """What a job marks its process as busy with, so that nothing is pruned under it."""
 
-State = Literal["whole", "unfinished", "damaged", "left over", "sweep"]
+Users = dict[tuple[str, str], set[str]]
+
+State = Literal["whole", "unfinished", "damaged", "left over", "sweep", "elsewhere", "gone"]
 
 
 @final
@@ -32,11 +56,12 @@ class Item:
         kind: folder it is in.
         name: its name there.
         state: "whole", "unfinished" (can be resumed), "damaged" (set aside), "left over" (of a process that was
-            killed), or "sweep".
+            killed), "sweep", "elsewhere" (a sweep in another folder, which is its name) or "gone" (where that is not
+            there now).
         path: where it is.
         bytes: what it takes.
         changed: when it was last written, in local time.
-        users: the sweeps that refer to it, by name.
+        users: the sweeps that refer to it, by path.
     """
 
     kind: str
@@ -50,8 +75,11 @@ class Item:
 
 def inventory(store: Store) -> list[Item]:
     """Everything that takes room, by kind and age; sealed objects are not verified here."""
-    users = _users(store)[0]
-    items = []
+    return _inventory(store, _users(store)[0])
+
+
+def _inventory(store: Store, users: Users) -> list[Item]:
+    items: list[Item | None] = []
     for kind in KINDS:
         for path in _children(store.root / kind):
             items.append(_item(kind, path, _state(path), tuple(sorted(users.get((kind, path.name), ())))))
@@ -59,6 +87,12 @@ def inventory(store: Store) -> list[Item]:
         items.append(_item("sweeps", path, "sweep", ()))
         for inside in sorted(path.rglob("*.damaged-*")):
             items.append(_item("sweeps", inside, "damaged", ()))
+    linked = {path.resolve() for path in _children(store.root / "sweeps")}
+    for sweep, entry in registered(store).items():
+        if sweep in linked:
+            continue
+        item = _item("sweeps", entry, "elsewhere" if _is_there(sweep) else "gone", ())
+        items.append(item and replace(item, name=str(sweep)))
     for path in sorted((store.root / "presets").rglob("*.yaml*")):
         items.append(_item("presets", path, _state(path), ()))
     there = [item for item in items if item is not None]
@@ -73,7 +107,10 @@ def verify(store: Store) -> tuple[int, list[Path]]:
     """
     objects = [(kind, path) for kind in KINDS for path in _children(store.root / kind) if _state(path) == "whole"]
     damaged = [path for kind, path in objects if store.find(kind, path.name) is None]
-    records = sorted([*store.root.glob("sweeps/*/plan.json"), *store.root.glob("sweeps/*/jobs/*/pointer.json")])
+    sweeps = {path.resolve() for path in [*_children(store.root / "sweeps"), *registered(store)]}
+    records = sorted(store.root.glob(f"{ELSEWHERE}/*/*.json"))
+    for sweep in sorted(sweeps):
+        records += [*sweep.glob("plan.json"), *sorted(sweep.glob("jobs/*/pointer.json"))]
     for record in records:
         try:
             read_record(record)
@@ -83,23 +120,23 @@ def verify(store: Store) -> tuple[int, list[Path]]:
     return len(objects) + len(records), damaged
 
 
-def prunable(store: Store, *, unfinished: bool = False) -> list[Item]:
+def prunable(store: Store, *, unfinished: bool = False, forgotten: Collection[Path] = ()) -> list[Item]:
     """What no sweep refers to, and what processes that were killed left behind.
 
     Args:
         store: the outputs folder.
         unfinished: also work that could be resumed, if no process holds it.
+        forgotten: registered sweeps that count no longer.
 
     Raises:
-        ConfigError: a job is running, or a pointer is damaged, so that what it refers to is not known.
+        ConfigError: a job is running; or what may refer to anything can't be read.
     """
     if store.busy(RUNNING, anywhere=True):
         raise ConfigError("a job is running in this outputs folder: prune when it has ended")
-    if damaged := _users(store)[1]:
-        raise ConfigError(
-            f"{damaged[0]} is damaged, so what its sweep refers to is not known: run the sweep's command again and"
-            f" delete {damaged[0].parents[2]}"
-        )
+    users, unknown = _users(store, forgotten)
+    if unknown:
+        path, why = next(iter(unknown.items()))
+        raise ConfigError(f"{path} {why}, so what its sweep refers to is not known: {_way_out(store, path)}")
 
     def may_go(item: Item) -> bool:
         if item.state in ("damaged", "left over"):
@@ -107,7 +144,8 @@ def prunable(store: Store, *, unfinished: bool = False) -> list[Item]:
         unwanted = (item.state == "whole" and not item.users) or (item.state == "unfinished" and unfinished)
         return unwanted and item.kind in KINDS and not _held(store, item)
 
-    return [item for item in inventory(store) if may_go(item)]
+    lent = {kind for kind in KINDS if _lent_by(store, kind) is not None}  # to be pruned where they lie
+    return [item for item in _inventory(store, users) if item.kind not in lent and may_go(item)]
 
 
 def no_new_jobs(store: Store) -> contextlib.AbstractContextManager[None]:
@@ -124,9 +162,14 @@ def working(store: Store) -> Iterator[None]:
         yield
 
 
+def works_here(store: Store, process: int) -> bool:
+    """Whether this process, of this machine, is running a job now."""
+    return store.marked(RUNNING, process, anywhere=True)
+
+
 def remove(item: Item) -> None:
     """Delete it, so that a kill in between leaves something left over, not something damaged."""
-    if not item.path.is_dir():
+    if item.path.is_symlink() or not item.path.is_dir():
         item.path.unlink(missing_ok=True)
         return
     doomed = item.path if item.path.name.startswith(".") else item.path.with_name(f".{item.path.name[:12]}-pruned")
@@ -136,25 +179,133 @@ def remove(item: Item) -> None:
     shutil.rmtree(doomed)
 
 
+# -- sweeps that lie elsewhere --------------------------------------------------------------------------
+
+ELSEWHERE: Final = "elsewhere"
+SWEEP: Final = "sweep.json"
+
+
+def register(store: Store, sweep: Path) -> None:
+    """Let the store know of a sweep that is to begin, if it would not find it among its own.
+
+    Args:
+        store: the outputs folder.
+        sweep: the sweep's folder, resolved.
+    """
+    for each in _stores(store):
+        if not sweep.is_relative_to(each.root.resolve() / "sweeps"):
+            entry = _entry(each, sweep)
+            for record in entry.glob("*.json"):  # of an earlier sweep in the same folder, whose pointers are gone, too
+                record.unlink()
+            write_record(entry / SWEEP, {"sweep": str(sweep)})
+
+
+def register_job(store: Store, sweep: Path, pointer: Pointer) -> None:
+    """Keep what a job used, as its pointer has it, where its sweep is registered."""
+    for each in _stores(store):
+        if (entry := _entry(each, sweep)).is_dir():
+            write_record(entry / f"{pointer.number}.json", pointer.content())
+
+
+def registered(store: Store) -> dict[Path, Path]:
+    """The sweeps that lie elsewhere, and where each is registered; entries that can't be read are left out."""
+    found = {}
+    for entry in _children(store.root / ELSEWHERE):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found[Path(read_record(entry / SWEEP)["sweep"])] = entry
+    return found
+
+
+def forget(store: Store, sweeps: Collection[Path]) -> None:
+    """Strike sweeps off the register: what they alone referred to may go."""
+    for sweep in sweeps:
+        shutil.rmtree(_entry(store, sweep))
+
+
+def _entry(store: Store, sweep: Path) -> Path:
+    return store.root / ELSEWHERE / hashlib.sha256(os.fsencode(sweep)).hexdigest()[:16]
+
+
+def _is_there(sweep: Path) -> bool:
+    """Whether a sweep's folder is there: of an empty one, the disk that is mounted there may be missing."""
+    try:
+        return (sweep / "plan.json").is_file()
+    except OSError:
+        return False
+
+
+def _stores(store: Store) -> list[Store]:
+    """The store, and those that it shares objects with: its models/ may be a link to another one's."""
+    return [store, *(Store(root) for root in {_lent_by(store, kind) for kind in KINDS} if root is not None)]
+
+
+def _lent_by(store: Store, kind: str) -> Path | None:
+    """The other outputs folder that a kind of objects lies in, if it does."""
+    root = (store.root / kind).resolve().parent
+    return root if root != store.root.resolve() and (root / "locks").is_dir() else None
+
+
 # -- what refers to what --------------------------------------------------------------------------------
 
 
-def _users(store: Store) -> tuple[dict[tuple[str, str], set[str]], list[Path]]:
-    """(kind, key) -> names of the sweeps whose pointers name it; and the pointers that can't be read."""
-    users: dict[tuple[str, str], set[str]] = {}
-    unreadable = []
-    for path in sorted((store.root / "sweeps").glob("*/jobs/*/pointer.json*")):
-        if path.name != "pointer.json":
-            if ".damaged-" in path.name and not path.with_name("pointer.json").is_file():
-                unreadable.append(path)
-            continue
+def _users(store: Store, forgotten: Collection[Path] = ()) -> tuple[Users, dict[Path, str]]:
+    """(kind, key) -> paths of the sweeps that use it; and what can't be read, each with the reason."""
+    users: Users = {}
+    unknown: dict[Path, str] = {}
+
+    def read(sweep: str, record: Path) -> None:
         try:
-            objects = read_record(path).get("objects", [])
-            for kind, key in objects:
-                users.setdefault((kind, key), set()).add(path.parents[2].name)
-        except (ValueError, TypeError):
-            unreadable.append(path)
-    return users, unreadable
+            pointer = Pointer.read(read_record(record))
+        except OSError as error:
+            unknown[record] = f"can't be read ({error.strerror})"
+        except ValueError:
+            unknown[record] = "is damaged"
+        else:
+            for kind, key in (*pointer.objects, *([("cells", pointer.cell)] if pointer.cell else ())):
+                users.setdefault((kind, key), set()).add(sweep)
+
+    def look(folder: Path) -> Sequence[Path]:
+        """What is in a folder, where there is one; a link that leads nowhere can't be read."""
+        try:
+            return sorted(folder.iterdir()) if folder.is_symlink() or folder.exists() else ()
+        except NotADirectoryError:
+            return ()
+        except OSError as error:
+            unknown[folder] = f"can't be read ({error.strerror})"
+            return ()
+
+    def read_jobs(sweep: Path) -> None:
+        for job in look(sweep) and look(sweep / "jobs"):
+            for path in look(job):
+                lost = ".damaged-" in path.name and not path.with_name("pointer.json").is_file()
+                if path.name == "pointer.json":
+                    read(str(sweep.resolve()), path)
+                elif path.name.startswith("pointer.json") and lost:
+                    unknown[path] = "is damaged"
+
+    for sweep in look(store.root / "sweeps"):
+        read_jobs(sweep)
+    known = {entry: sweep for sweep, entry in registered(store).items()}
+    for entry in look(store.root / ELSEWHERE):
+        if (place := known.get(entry)) is None:
+            unknown[entry] = "is damaged"
+        elif place not in forgotten and _is_there(place):
+            read_jobs(place)
+        elif place not in forgotten:
+            for record in look(entry):
+                if record.name != SWEEP and not record.name.startswith("."):  # as a write that was killed leaves one
+                    read(str(place), record)
+    return users, unknown
+
+
+def _way_out(store: Store, path: Path) -> str:
+    """What to do about something that can't be read, so that the rest can be pruned."""
+    if path.is_relative_to(store.root / ELSEWHERE) and path.name != ELSEWHERE:
+        entry = store.root / ELSEWHERE / path.relative_to(store.root / ELSEWHERE).parts[0]
+        return f"run the sweep's command again, or delete {entry}"
+    if not path.name.startswith("pointer.json"):
+        return "make it readable, or delete it"
+    return f"run the sweep's command again and delete {path.parents[2]}"
 
 
 def _state(path: Path) -> State:

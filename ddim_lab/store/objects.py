@@ -100,7 +100,7 @@ class Store:
                     retired = target.with_name(f".{key[:12]}-retired-{time.time_ns()}")
                     target.rename(retired)
                     fresh.rename(target)
-                    shutil.rmtree(retired)
+                    retired.unlink() if retired.is_symlink() else shutil.rmtree(retired)
                 else:
                     fresh.rename(target)
                 sync_folder(target.parent)
@@ -155,25 +155,35 @@ class Store:
     @contextlib.contextmanager
     def one_of(self, names: Sequence[str], *, waiting_for: str) -> Iterator[str]:
         """Hold the lock of the first of these names that is free, and yield it; waits as long as none is."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
         reported = False
         while True:
-            for name in names:
+            with self.some_of(names, 1) as held:
+                if held:
+                    yield held[0]
+                    return
+            if not reported:
+                log.info("waiting for %s: other processes hold all %s", waiting_for, len(names))
+                reported = True
+            time.sleep(0.2)
+
+    @contextlib.contextmanager
+    def some_of(self, names: Sequence[str], most: int) -> Iterator[list[str]]:
+        """Hold the locks of those of these names that are free, `most` of them, and yield them; waits for none."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        held: list[str] = []
+        with contextlib.ExitStack() as stack:
+            for name in names if most > 0 else ():
                 file_lock = FileLock(folder / f"{name}.lock")
                 try:
                     file_lock.acquire(timeout=0)
                 except Timeout:
                     continue
-                try:
-                    yield name
-                finally:
-                    file_lock.release()
-                return
-            if not reported:
-                log.info("waiting for %s: other processes hold all %s", waiting_for, len(names))
-                reported = True
-            time.sleep(0.2)
+                stack.callback(file_lock.release)
+                held.append(name)
+                if len(held) == most:
+                    break
+            yield held
 
     @contextlib.contextmanager
     def presence(self, what: str, *, anywhere: bool = False) -> Iterator[Callable[[], bool]]:
@@ -183,7 +193,7 @@ class Store:
             what: as a device of this machine, or the work on this store.
             anywhere: of this store, on any machine; else of this machine, whatever store its processes use.
         """
-        mine = self._marks(what, anywhere) / f"{os.uname().nodename}-{os.getpid()}.lock"
+        mine = self._mark(what, os.getpid(), anywhere)
         mine.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(mine):
@@ -202,6 +212,14 @@ class Store:
             else:  # its process is gone
                 mark.unlink(missing_ok=True)
         return found
+
+    def marked(self, what: str, process: int, *, anywhere: bool = False) -> bool:
+        """Whether this process, of this machine, marks itself as busy with something; arguments as `presence`."""
+        mark = self._mark(what, process, anywhere)
+        return mark.is_file() and is_locked(mark)
+
+    def _mark(self, what: str, process: int, anywhere: bool) -> Path:
+        return self._marks(what, anywhere) / f"{os.uname().nodename}-{process}.lock"
 
     def _marks(self, what: str, anywhere: bool) -> Path:
         if anywhere:

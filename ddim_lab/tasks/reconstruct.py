@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, Literal, final
 import torch
 
 from ddim_lab.config.job import Config
+from ddim_lab.data.base import data_set
 from ddim_lab.data.images import from_uint8
 from ddim_lab.errors import ConfigError
 from ddim_lab.sampler import EncodeAt
@@ -47,7 +48,8 @@ class Reconstruct(Task):
             )
 
     def forwards(self, config: Config) -> int:
-        return 2 * config.num_samples * config.nfe
+        held_out = data_set(config.data).held_out_count()
+        return 2 * min(config.num_samples, held_out or config.num_samples) * config.nfe
 
     def identity(self, job: Job) -> dict[str, Any]:
         """The images that are reconstructed."""

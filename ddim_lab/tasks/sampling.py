@@ -17,7 +17,7 @@ from ddim_lab.console import show_progress
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import to_uint8
 from ddim_lab.device.memory import Halving
-from ddim_lab.device.ranks import on_ranks
+from ddim_lab.device.ranks import devices_of_ranks, on_ranks
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.speed import Contention, PeakMemory, StepClock, larger, timed
 from ddim_lab.models.obtain import obtain_model
@@ -155,13 +155,15 @@ def maker_in_place(job: Job, sampler: Sampler, chunks: SampleChunks, *, lock: bo
 
 
 def sample_on_ranks(job: Job, work: Path, missing: Sequence[range], sampler: Sampler) -> None:
-    """Make the missing batches in as many processes as `sampling_devices`, each a run of whole batches of its own."""
-    count = job.config.sampling_devices
-    shares = [missing[len(missing) * rank // count : len(missing) * (rank + 1) // count] for rank in range(count)]
-    on_gpus = job.runtime.torch_device.type == "cuda"
-    devices = [f"cuda:{rank}" if on_gpus else job.runtime.device for rank in range(count)]
-    with contextlib.nullcontext() if on_gpus else job.alone("images"):  # ranks on GPUs lock each its own
-        on_ranks(count, _sample_share, job.config.model_dump(mode="json"), devices, work, shares, sampler)
+    """Make the missing batches in several processes, `sampling_devices` at most; each a run of whole batches."""
+    values, on_gpus = job.config.model_dump(mode="json"), job.runtime.torch_device.type == "cuda"
+    with contextlib.ExitStack() as stack:
+        devices = stack.enter_context(devices_of_ranks(job.store, job.runtime, job.config.sampling_devices))
+        if not on_gpus:  # ranks on GPUs lock each its own
+            stack.enter_context(job.alone("images"))
+        count, total = len(devices), len(missing)
+        shares = [missing[total * rank // count : total * (rank + 1) // count] for rank in range(count)]
+        on_ranks(count, _sample_share, values, devices, work, shares, sampler)
 
 
 def _sample_share(

@@ -82,25 +82,17 @@ def evaluate(batches: Batches, each: Callable[[Tensor], None], network: nn.Modul
         job: names schedule and device.
     """
     # Lightning takes seconds to import: only here.
-    import pytorch_lightning as pl
-
     from ddim_lab.data.loaders import SampleIndices
-    from ddim_lab.device.lightning import interruptible
+    from ddim_lab.device.lightning import interruptible, trainer
     from ddim_lab.models.training import DiffusionModule
 
     index = job.runtime.torch_device.index
-    trainer = pl.Trainer(
-        accelerator=job.runtime.accelerator,
-        devices=1 if index is None else [index],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+    tester = trainer(
+        accelerator=job.runtime.accelerator, devices=1 if index is None else [index], enable_checkpointing=False
     )
     module = DiffusionModule(network, job.sampler.schedule, evaluate=each)
     with interruptible():
-        trainer.test(module, datamodule=SampleIndices(batches), verbose=False)
+        tester.test(module, datamodule=SampleIndices(batches), verbose=False)
 
 
 @contextlib.contextmanager
