@@ -6,13 +6,16 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pytest
 import tiny
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ddim_lab.config.folders import config_folder
 from ddim_lab.errors import ConfigError
-from ddim_lab.jobs.plan import compose, compose_cell, composer
+from ddim_lab.jobs.plan import _explain, compose, composer
 
 CHOICES = [
     (group.name, path.stem)
@@ -117,8 +120,14 @@ def test_a_recipe_says_only_what_is_not_the_defaults() -> None:
     ],
     ids=" ".join,
 )
-def test_a_cell_of_shared_files_is_what_hydra_composes(overrides: list[str]) -> None:
-    """Twice: no cell changes what the next one is made of."""
+def test_what_is_composed_of_shared_files_is_what_hydra_composes(overrides: list[str]) -> None:
+    """Twice: no configuration changes what the next one is made of."""
+
+    def by_hydra(overrides: list[str]) -> DictConfig:
+        try:
+            return hydra.compose("config", overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error)) from error
 
     def outcome(composing: Callable[[list[str]], DictConfig]) -> object:
         try:
@@ -127,5 +136,5 @@ def test_a_cell_of_shared_files_is_what_hydra_composes(overrides: list[str]) -> 
             return str(error)
 
     with composer(argparse.Namespace(config_dir=None, overrides=[])):
-        expected = outcome(compose)
-        assert [outcome(compose_cell) for _ in range(2)] == [expected] * 2
+        expected = outcome(by_hydra)
+        assert [outcome(compose) for _ in range(2)] == [expected] * 2

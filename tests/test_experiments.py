@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
-from ddim_lab.jobs.plan import compose, compose_cell, composer, plan_sweep, split_cells
+from ddim_lab.jobs.plan import compose, composer, plan_sweep, split_cells
 from ddim_lab.store.records import Plan, Result
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
@@ -70,7 +70,7 @@ def _composed(name: str, *more: str) -> tuple[Config, ...]:
     with composer(get_args_parser().parse_args([])):
         overrides = parse.parse_overrides(arguments)
         base = compose([o.input_line for o in overrides if not o.is_sweep_override()], hydra_too=True)
-        return tuple(Config.from_hydra(compose_cell(cell)) for cell in split_cells(base, overrides, parse))
+        return tuple(Config.from_hydra(compose(cell)) for cell in split_cells(base, overrides, parse))
 
 
 def starts(outputs: Path, name: str, *more: str) -> Path:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 
 from ddim_lab.__main__ import main
-from ddim_lab.config.folders import config_folder
 from ddim_lab.config.job import Config
 from ddim_lab.device.runtime import _missing_for_compiling
+from ddim_lab.jobs.plan import compose, composer
 from ddim_lab.report.rows import measured as values_by_column
 from ddim_lab.store.records import Result, Value
 
@@ -47,8 +47,8 @@ def run(outputs: Path, *arguments: str, settings: Sequence[str] = TINY) -> int:
 
 def configure(*overrides: str) -> Config:
     """The checked configuration of one job, as Hydra composes it."""
-    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-        return Config.from_hydra(hydra.compose("config", overrides=list(overrides)))
+    with composer(argparse.Namespace(config_dir=None, overrides=[])):
+        return Config.from_hydra(compose(overrides))
 
 
 def sweeps(outputs: Path) -> list[Path]:

@@ -56,7 +56,6 @@ __all__ = [
     "check_outputs",
     "checked_config",
     "compose",
-    "compose_cell",
     "composed_already",
     "composer",
     "literal",
@@ -65,8 +64,8 @@ __all__ = [
     "split_cells",
 ]
 
-_composed: dict[tuple[str, ...], DictConfig] = {}
-"""What this `composer` composed with Hydra's own part: a job needs the same four times, a tenth of a second each."""
+_read: dict[tuple[str | None, ...], DictConfig] = {}
+"""What Hydra composed of files alone, by the folders that were searched and the choices."""
 
 
 @contextlib.contextmanager
@@ -79,8 +78,7 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
     add_plugins()
     no_secrets()
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
-        _composed.clear()
-        ours = _of_hydra_alone(tuple(for_hydra))
+        ours = compose(for_hydra, hydra_too=True)
         if asked.config_dir is not None:
             folder = user_path(asked.config_dir).absolute()
             if not folder.is_dir():
@@ -91,15 +89,9 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
             search.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2("ddim_lab", search)
-            _composed.clear()
+            _read.clear()  # a folder of the user's may have changed
         check_hydra(compose(plain, hydra_too=True), ours)
         yield
-
-
-@functools.cache
-def _of_hydra_alone(overrides: tuple[str, ...]) -> DictConfig:
-    """What our conf/ and the command line's options for Hydra give: the same in every command of a process."""
-    return compose(overrides, hydra_too=True)
 
 
 @final
@@ -144,19 +136,40 @@ def _check_presets(folder: Path) -> None:
 
 
 def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
-    """Compose one configuration; Hydra's and OmegaConf's errors in one line."""
-    asked = tuple(overrides)
+    """Compose one configuration; Hydra's and OmegaConf's errors in one line.
+
+    Reading the files takes a tenth of a second and more: configurations whose choices are the same share it, and what
+    sets a plain value is set in a copy, as Hydra sets it.
+
+    Args:
+        overrides: as Hydra takes them.
+        hydra_too: whether Hydra's own part is wanted.
+
+    Raises:
+        ConfigError: with one line for the user.
+    """
+    loader = GlobalHydra.instance().config_loader()
     try:
-        if hydra_too and asked not in _composed:
-            _composed[asked] = hydra.compose("config", overrides=list(asked), return_hydra_config=True)
-        if asked not in _composed:
-            return hydra.compose("config", overrides=list(asked))
-        whole = _composed[asked]
-        return whole if hydra_too else OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+        chosen = [each for each in parsed if not isinstance(each.value(), dict) and _is_group(each.key_or_group)]
+        read = _of_files(tuple(str(each.input_line) for each in chosen))
+        config = OmegaConf.masked_copy(read, [str(key) for key in read if hydra_too or key != "hydra"])
+        OmegaConf.set_struct(config, True)  # or an unknown option would be added
+        ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in chosen], config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
     except (YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"a configuration file can't be read: {one_line(error)}") from error
+    return config
+
+
+def _of_files(choices: tuple[str, ...]) -> DictConfig:
+    """What the files of these choices give, Hydra's own part included."""
+    places = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    key = *(place.path for place in places), *choices
+    if key not in _read:
+        _read[key] = hydra.compose("config", overrides=list(choices), return_hydra_config=True)
+    return _read[key]
 
 
 def literal(text: str) -> str:
@@ -165,23 +178,6 @@ def literal(text: str) -> str:
     # Of backslashes Hydra counts those alone that stand before a quote.
     text = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
     return f"'{text}'"
-
-
-def compose_cell(overrides: Sequence[str]) -> DictConfig:
-    """As `compose`; cells that differ in plain values alone share what is composed of files, most of the time."""
-    if tuple(overrides) in _composed:
-        return compose(overrides)
-    loader = GlobalHydra.instance().config_loader()
-    try:
-        parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
-        chosen = [each for each in parsed if not isinstance(each.value(), dict) and _is_group(each.key_or_group)]
-        cell = compose([str(each.input_line) for each in chosen], hydra_too=True)
-        cell = OmegaConf.masked_copy(cell, [str(key) for key in cell if key != "hydra"])
-        OmegaConf.set_struct(cell, True)  # or an unknown option would be added
-        ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in chosen], cell)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
-    return cell
 
 
 def _is_group(name: str) -> bool:
@@ -276,7 +272,7 @@ def split_cells(base: DictConfig, overrides: Sequence[Override], parser: Overrid
 
 def _checked(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known without torch."""
-    config = Config.from_hydra(compose_cell([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
+    config = Config.from_hydra(compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
     check_secrets(config.model_dump())
     if config.logger.name == "wandb":
         check_mode(config.logger.mode)
@@ -385,7 +381,7 @@ def _explain(error: Exception) -> str:
 def _unknown_option(name: str) -> str:
     if name in GlobalHydra.instance().config_loader().list_groups(""):
         return f"{name}: nothing is chosen of it yet; did you mean +{name}=...?"
-    composed = OmegaConf.to_container(hydra.compose("config"), resolve=False)
+    composed = OmegaConf.to_container(compose([]), resolve=False)
     known = sorted(_flat(composed))
     if name in known:
         return f"{name}: there is no such option with the other choices made here (such as model=...); drop it"
