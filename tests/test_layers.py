@@ -184,6 +184,7 @@ def test_help_and_a_wrong_option_are_answered_without_torch(tmp_path: Path) -> N
     assert not loaded & {"torch", "scipy", "sklearn", "wandb", "diffusers", "torchmetrics"}
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_found_without_what_computes_it(tmp_path: Path) -> None:
     sweep = ["model=gaussian", "metrics.features=pixels", "num_samples=44", "steps=2,3", "-m", "logger=csv"]
     needed = {"pytorch_lightning", "torchmetrics", "sklearn", "scipy"}

@@ -268,6 +268,7 @@ def test_it_shows_in_help_and_is_checked_like_ours(site: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_finished_files_are_read_without_the_packages(outputs: Path, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
     nothing.mkdir()

@@ -53,6 +53,8 @@ def user_path(text: str) -> Path:
     """
     path = os.path.expanduser(text)  # noqa: PTH111 (Path.expanduser raises an error that says less)
     home = path.partition("/")[0]
+    if home == "~" and not Path(home).exists():
+        raise ConfigError(f"{text}: there is no home folder; set $HOME, or give the whole path")
     if home.startswith("~") and not Path(home).exists():
         raise ConfigError(f"{text}: there is no home folder {home}; a folder of that name here is ./{home}")
     return Path(path)
