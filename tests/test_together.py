@@ -80,12 +80,9 @@ def test_jobs_side_by_side_take_one_gpu_each(tmp_path: Path) -> None:
 def test_ranks_take_gpus_that_no_other_job_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine of four: the job has cuda:2, another one cuda:0."""
     store, theirs = Store(tmp_path), Store(tmp_path)
+    runtime = replace(Runtime.resolve(tiny.configure("runtime.device=cpu").runtime), device="cuda:2")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    monkeypatch.setattr(
-        "torch.cuda.get_device_properties",
-        lambda device: SimpleNamespace(uuid=f"uuid-{getattr(device, 'index', device)}", name="GPU"),
-    )
-    runtime = replace(Runtime.resolve(tiny.configure().runtime), device="cuda:2")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(uuid=f"uuid-{device.index}"))
     other = replace(runtime, device="cuda:0")
     with theirs.one_of([other.job_lock], waiting_for=""), store.one_of([runtime.job_lock], waiting_for=""):
         for count, sampled, trained in [
