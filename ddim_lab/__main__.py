@@ -40,8 +40,9 @@ from ddim_lab.errors import (
     one_line,
     told_of_termination,
 )
+from ddim_lab.jobs.compose import composed_already, composer, literal, quoted
 from ddim_lab.jobs.entry import job
-from ddim_lab.jobs.plan import check_outputs, composed_already, composer, literal, plan_sweep, quoted
+from ddim_lab.jobs.plan import check_outputs, plan_sweep
 from ddim_lab.store.records import Plan
 
 __all__ = ["main"]

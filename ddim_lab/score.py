@@ -25,7 +25,8 @@ from ddim_lab.data.images import ImageData
 from ddim_lab.data.samples import Samples, read_samples, shape_in_words
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError, exit_status
-from ddim_lab.jobs.plan import check_outputs, checked_config, quoted
+from ddim_lab.jobs.compose import quoted
+from ddim_lab.jobs.plan import check_outputs, checked_config
 from ddim_lab.metrics.features import Features, feature_network, obtain_features
 from ddim_lab.metrics.references import (
     Level,

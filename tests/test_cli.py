@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from ddim_lab.__main__ import main
-from ddim_lab.jobs.plan import literal
+from ddim_lab.jobs.compose import literal
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddim_lab.config.folders import config_folder
 from ddim_lab.errors import ConfigError
-from ddim_lab.jobs.plan import _explain, compose, composer
+from ddim_lab.jobs.compose import compose, composer, explain
 
 CHOICES = [
     (group.name, path.stem)
@@ -127,7 +127,7 @@ def test_what_is_composed_of_shared_files_is_what_hydra_composes(overrides: list
         try:
             return hydra.compose("config", overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error)) from error
+            raise ConfigError(explain(error)) from error
 
     def outcome(composing: Callable[[list[str]], DictConfig]) -> object:
         try:

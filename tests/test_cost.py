@@ -14,6 +14,7 @@ from test_experiments import composed
 
 from ddim_lab.data.base import data_set, load_data
 from ddim_lab.device.runtime import Runtime
+from ddim_lab.jobs.compose import composer
 from ddim_lab.jobs.cost import (
     ForwardTime,
     describe_cost,
@@ -21,7 +22,7 @@ from ddim_lab.jobs.cost import (
     forwards_by_cell,
     image_forwards,
 )
-from ddim_lab.jobs.plan import composer, plan_sweep
+from ddim_lab.jobs.plan import plan_sweep
 from ddim_lab.models.obtain import _Function
 from ddim_lab.tasks.generate import Generate
 

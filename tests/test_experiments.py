@@ -16,7 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
-from ddim_lab.jobs.plan import compose, composer, plan_sweep, split_cells
+from ddim_lab.jobs.compose import compose, composer, split_cells
+from ddim_lab.jobs.plan import plan_sweep
 from ddim_lab.store.records import Plan, Result
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"

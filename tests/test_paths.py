@@ -16,7 +16,7 @@ from ddim_lab import score
 from ddim_lab.config.options import user_path
 from ddim_lab.data.disk import root_of
 from ddim_lab.errors import ConfigError
-from ddim_lab.jobs.plan import quoted
+from ddim_lab.jobs.compose import quoted
 from ddim_lab.report.__main__ import main as report
 from ddim_lab.store.__main__ import main as store
 

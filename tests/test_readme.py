@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 import ddim_lab
 from ddim_lab.config.folders import config_folder
 from ddim_lab.config.job import Config
-from ddim_lab.jobs.plan import compose, composer, split_cells
+from ddim_lab.jobs.compose import compose, composer, split_cells
 from ddim_lab.report.rows import CONTRACT
 
 ROOT = Path(__file__).resolve().parents[1]

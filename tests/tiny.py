@@ -14,7 +14,7 @@ import pytest
 from ddim_lab.__main__ import main
 from ddim_lab.config.job import Config
 from ddim_lab.device.runtime import _missing_for_compiling
-from ddim_lab.jobs.plan import compose, composer
+from ddim_lab.jobs.compose import compose, composer
 from ddim_lab.report.rows import measured as values_by_column
 from ddim_lab.store.records import Result, Value
 
