@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -177,11 +178,11 @@ def test_the_digits_are_the_ones_we_know() -> None:
 
 
 @pytest.mark.slow
-def test_the_classifier_is_trained_once_and_knows_digits(tmp_path: Path) -> None:
+def test_the_classifier_is_trained_once_and_knows_digits(tmp_path: Path, digits: Callable[[Path], Path]) -> None:
     from ddim_lab.store import read_json
 
     data = load_data(DIGITS)
-    first = ClassifierFeatures().obtain(data, Store(tmp_path / "a"))
+    first = ClassifierFeatures().obtain(data, Store(digits(tmp_path / "a")))
     again = ClassifierFeatures().obtain(data, Store(tmp_path / "a"))
     elsewhere = ClassifierFeatures().obtain(data, Store(tmp_path / "b"))
     assert first.digest == again.digest == elsewhere.digest
