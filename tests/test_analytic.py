@@ -198,6 +198,7 @@ def fine_mixture() -> tuple[GaussianMixtureEps, Tensor, Tensor]:
     return model, x_T, Sampler(FINE, steps=FINE_TOTAL, spacing="trailing").sample(model, x_T)
 
 
+@pytest.mark.slow
 def test_ddim_on_a_mixture_converges_with_order_1(fine_mixture: tuple[GaussianMixtureEps, Tensor, Tensor]) -> None:
     model, x_T, exact = fine_mixture
     errors = [

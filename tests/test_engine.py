@@ -391,6 +391,7 @@ def test_16_bits_leave_an_exact_model_alone() -> None:
 # -- compiled --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compiled_noise_is_the_same_noise() -> None:
     for seed in (0, 2**40 + 7):
         plain, compiled = NamedNoise(seed), NamedNoise(seed, compiled=True)

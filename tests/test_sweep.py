@@ -74,6 +74,7 @@ def test_the_two_batch_sizes_are_two(outputs: Path, table: list[dict[str, str]])
         assert 0 <= found["value"] < 1e-4
 
 
+@pytest.mark.slow
 def test_the_same_sweep_again_computes_nothing(
     outputs: Path, table: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
