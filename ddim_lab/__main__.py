@@ -120,7 +120,6 @@ def _hand_to_hydra(asked: argparse.Namespace, arguments: Sequence[str], more: Se
 
 def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Namespace, arguments: Sequence[str]) -> int:
     from ddim_lab.data.base import data_set
-    from ddim_lab.device.runtime import Runtime
     from ddim_lab.jobs.cost import describe_cost
     from ddim_lab.jobs.run import environment
     from ddim_lab.jobs.workers import commanding, may_begin, stop
@@ -147,7 +146,7 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     for data in dict.fromkeys(cell.data for cell in cells if cell.needs_images):
         if (line := data_set(data).told()) is not None:
             print(f"ddim_lab: {line}", file=sys.stderr)
-    print(f"ddim_lab: {describe_cost(cells, Runtime.resolve(cells[0].runtime))}", file=sys.stderr)
+    print(f"ddim_lab: {describe_cost(cells)}", file=sys.stderr)
     # Hydra reads a launcher's options twice, so that there no escape keeps a ${ what it is.
     folder = os.path.relpath(sweep) if "${" in str(sweep) else str(sweep)
     places = [f"hydra.sweep.dir={literal(folder)}", f"hydra.run.dir={literal(f'{folder}/jobs/0')}"]

@@ -107,7 +107,7 @@ def test_a_recipe_says_only_what_is_not_the_defaults() -> None:
         ["data=cifar10", "model.block_out_channels=[8,8]"],
         ["+experiments=eta_effect", "steps=3"],
         ["hydra/launcher=joblib", "steps=3"],
-        ["study.reference={source: x}", "study.reference.source=y"],
+        ["study.published={source: x}", "study.published.source=y"],
         ["sampler={eta: 0.3}"],
         ["sampler=ddpm", "~study.title", "++new=3"],
         ["steps=5", "steps=6"],

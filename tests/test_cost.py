@@ -43,7 +43,7 @@ def test_the_papers_tables_cost_what_arithmetic_says() -> None:
         ("reconstruction", ["steps=3,5"]),
         ("reconstruction", ["steps=2", "num_samples=1000"]),  # 360 of them are held out
         ("interpolation", ["steps=3", "task.points=5", "task.grid=3"]),
-        ("consistency", ["steps=3,8", "task.reference_steps=8"]),
+        ("consistency", ["steps=3,8", "task.many_steps=8"]),
         ("trajectory", ["steps=3"]),
     ],
 )
@@ -77,7 +77,7 @@ def test_references_are_shared_by_the_cells_of_one_model_alone() -> None:
         ["steps=30", "batch_size=40", "metrics.noise_seeds=4"],
         ["steps=3", "num_samples=7", "batch_size=100", "sampler.eta=1"],
         ["steps=3", "task=precision"],
-        ["steps=3", "task=precision", "runtime=reference"],
+        ["steps=3", "task=precision", "runtime=deterministic"],
     ],
     ids=" ".join,
 )
@@ -92,7 +92,7 @@ def test_cells_spend_what_was_said(
     samples, measuring = image_forwards(cells), sum(config.task.measuring_forwards(config) for config in cells)
     assert f"{samples:,} image-forwards for samples and {measuring:,} to measure them\n" in capsys.readouterr().err
     assert samples == sum(cell.image_forwards for cell in plan.cells)
-    if "runtime=reference" in more:
+    if "runtime=deterministic" in more:
         samples, measuring = samples // 2, 0
     assert sum(spent) == samples + measuring
 
@@ -149,7 +149,7 @@ def planned(arguments: list[str]) -> Any:
 
 
 def test_a_reference_is_paid_for_by_the_first_cell_that_needs_it() -> None:
-    cells = composed("consistency", *EXACT, "sampler.eta=0", "steps=3,5,8", "task.reference_steps=8")
+    cells = composed("consistency", *EXACT, "sampler.eta=0", "steps=3,5,8", "task.many_steps=8")
     assert forwards_by_cell(cells[:3]) == [44 * (3 + 8), 44 * 5, 0]
 
 
@@ -166,15 +166,35 @@ def test_the_hours_are_those_of_each_network(monkeypatch: pytest.MonkeyPatch) ->
         composed("table1_digits", "steps=1000", f"model.block_out_channels={channels}", "num_samples=1000")
         for channels in seconds
     )
-    runtime = Runtime.resolve(small[0].runtime)
     hours = len(small) * 1000 * 1000 * (1e-3 + 1.0) / 3600
     for cells in ([*small, *large], [*large, *small]):
-        assert f": about {hours:,.1f} h on " in describe_cost(cells, runtime)
+        assert f": about {hours:,.1f} h on " in describe_cost(cells)
     other = composed("table1_digits", "steps=1000", "model.block_out_channels=[8,8]", "training.seed=1")
     trainings = 2 * small[0].training.max_steps * small[0].training.batch_size * 3 * 1e-3
-    assert f"; 2 trainings, if they are not stored, about {trainings / 60:.0f} min" in describe_cost(
-        [*small, *other], runtime
-    )
+    assert f"; 2 trainings, if they are not stored, about {trainings / 60:.0f} min" in describe_cost([*small, *other])
+
+
+@tiny.needs_compiler
+@pytest.mark.parametrize(
+    ("each", "arguments", "saved"),
+    [
+        (1e-2, (), None),  # seven hours in all, but no cell of them would repay its compiling three times
+        (1e-1, (), "4.1 h"),
+        (1e-1, ("runtime=fast",), None),
+        (1e-1, ("runtime=deterministic",), None),
+    ],
+)
+def test_compiling_is_recommended_where_it_pays(
+    each: float, arguments: tuple[str, ...], saved: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddim_lab.jobs.cost.forward_time", lambda config, runtime: ForwardTime(each, 1))
+    monkeypatch.setattr(Generate, "measuring_forwards", lambda self, config: 0)
+    cells = composed("table1_digits", "runtime.device=cpu", *arguments)
+    line = describe_cost(cells)
+    gained = [config.num_samples * config.nfe * each * 0.15 / 1.15 for config in cells]
+    assert saved in (None, f"{sum(seconds - 70 for seconds in gained if seconds > 210) / 3600:.1f} h")
+    assert (f"; runtime=fast compiles the network, and would save about {saved}" in line) == (saved is not None)
+    assert ("runtime=fast" in line) == (saved is not None)
 
 
 def test_a_forward_is_timed_on_the_cells_own_network() -> None:
@@ -190,7 +210,7 @@ def test_a_forward_is_timed_on_the_cells_own_network() -> None:
 
 def test_the_line_for_the_user() -> None:
     cells: list[Any] = composed("table1_digits", "model.block_out_channels=[8,8]")
-    line = describe_cost(cells, Runtime.resolve(cells[0].runtime))
+    line = describe_cost(cells)
     assert line.startswith(f"20 cells, {1437 * 5 * 180:,} image-forwards for samples and ")
     assert "training, if this model is not stored, about " in line
     assert "num_samples=1000 samples in " in line

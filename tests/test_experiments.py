@@ -38,13 +38,13 @@ SHORT = PAPER | {"table1_fashion_mnist", "table2_digits", "table2_fashion_mnist"
 """What differs from another experiment in data and settings alone starts at one number of steps."""
 LESSONS = {
     "eta_effect": ("steps=10",),
-    "step_counts": ("steps=50,20,5", "task.reference_steps=50"),
+    "step_counts": ("steps=50,20,5", "task.many_steps=50"),
     "ddpm_vs_ddim": ("steps=10",),
     "ddpm_cannot_skip": ("steps=10",),
     "spacings": ("steps=100",),
     "reconstruction": ("steps=10,20,50",),
     "interpolation": ("steps=5",),
-    "consistency": ("steps=5,50", "task.reference_steps=50"),
+    "consistency": ("steps=5,50", "task.many_steps=50"),
 }
 """By name, the numbers of steps at which a lesson shows what it says."""
 
@@ -86,7 +86,7 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
     if base.task.name == "benchmark":
         arguments += ["task.batch_sizes=[1]", "task.fitted_steps=[1,2,3]", "task.fitted_batches=3"]
     if base.task.name == "consistency":
-        arguments.append("task.reference_steps=8")
+        arguments.append("task.many_steps=8")
     if base.task.name == "search_timesteps":
         pytest.importorskip("optuna")
         arguments += ["task.trials=8", "task.search_samples=40"]
@@ -139,7 +139,7 @@ def test_the_papers_protocol(name: str) -> None:
     assert {(config.data.name, config.num_samples) for config in cells} == {
         (first.data.name, 10_000 if name.startswith("table2") else 50_000)
     }
-    reference = first.study.reference
+    reference = first.study.published
     assert reference is not None
     assert (reference.data, reference.num_samples) == (first.data.name, first.num_samples)
     for config in cells:
@@ -162,7 +162,7 @@ def test_the_papers_protocol(name: str) -> None:
 
 def test_the_papers_numbers() -> None:
     """A few by hand, and two laws: FID falls with S, and up to S = 50 it rises from row to row."""
-    numbers = {name: composed(name)[0].study.reference for name in sorted(PAPER) if name.startswith("table")}
+    numbers = {name: composed(name)[0].study.published for name in sorted(PAPER) if name.startswith("table")}
     found = {name: reference.rows for name, reference in numbers.items() if reference}
     assert found["table1_cifar10"]["ddim"] == {"10": 13.36, "20": 6.84, "50": 4.67, "100": 4.16, "1000": 4.04}
     assert found["table1_celeba"]["ddpm_large"]["1000"] == 3.26
@@ -181,7 +181,7 @@ def test_the_last_column_is_opt_in() -> None:
     assert {config.steps for config in cells} == {10, 20, 50, 100, 1000}
     last = composed("table1_cifar10", "steps=1000", "sampler.spacing=uniform")
     assert [config.build_sampler().nfe for config in last] == [1000] * 5
-    reference = last[0].study.reference
+    reference = last[0].study.published
     assert reference is not None
     assert isinstance(reference.spacing, dict)
     assert reference.spacing["1000"] == "uniform"
@@ -204,41 +204,41 @@ def with_rows(more: str) -> str:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("{source: me, metric: FID, row: {}}", "study.reference.row: no such option"),
-        ("{source: me, rows: {ddim: {10: 1.0}}}", "study.reference.metric is not set"),
-        ("{source: me, metric: FID, rows: {ddim: {ten: 1.0}}}", "study.reference.rows.ddim.ten"),
-        ("{source: me, metric: FID, rows: {ddim: {10: good}}}", "study.reference.rows.ddim.10=good"),
-        ("{source: me, metric: FID, rows: {mine: {10: 1.0}}}", "study.reference.rows.mine: conf/sampler has no such"),
+        ("{source: me, metric: FID, row: {}}", "study.published.row: no such option"),
+        ("{source: me, rows: {ddim: {10: 1.0}}}", "study.published.metric is not set"),
+        ("{source: me, metric: FID, rows: {ddim: {ten: 1.0}}}", "study.published.rows.ddim.ten"),
+        ("{source: me, metric: FID, rows: {ddim: {10: good}}}", "study.published.rows.ddim.10=good"),
+        ("{source: me, metric: FID, rows: {mine: {10: 1.0}}}", "study.published.rows.mine: conf/sampler has no such"),
         ("{source: me, metric: FID, rows: {../config: {10: 1.0}}}", "rows.../config: conf/sampler has no such preset"),
-        (with_rows("samplers: {ddpm: {eta: 1.0, variance: posterior, clip: none}}"), "samplers.ddpm: study.reference"),
+        (with_rows("samplers: {ddpm: {eta: 1.0, variance: posterior, clip: none}}"), "samplers.ddpm: study.published"),
         (
             with_rows("samplers: {ddim: {eta: 0.0, variance: small, clip: none}}"),
             "samplers.ddim.variance=small: must be",
         ),
-        (with_rows("reference: test"), "study.reference.reference=test: must be 'train', 'held_out' or 'all'"),
-        (with_rows("weights: best"), "study.reference.weights=best: must be 'ema' or 'raw'"),
-        (with_rows("spacing: linear"), "study.reference.spacing=linear: must be one of uniform, trailing"),
+        (with_rows("reference: test"), "study.published.reference=test: must be 'train', 'held_out' or 'all'"),
+        (with_rows("weights: best"), "study.published.weights=best: must be 'ema' or 'raw'"),
+        (with_rows("spacing: linear"), "study.published.spacing=linear: must be one of uniform, trailing"),
         (
             with_rows("spacing: {10: linear}"),
-            "study.reference.spacing={10: 'linear'}: must be one of uniform, trailing",
+            "study.published.spacing={10: 'linear'}: must be one of uniform, trailing",
         ),
-        (with_rows("spacing: {10: null}"), "study.reference.spacing={10: None}: must be one of uniform, trailing"),
-        (with_rows("spacing: {ten: uniform}"), "study.reference.spacing={'ten': 'uniform'}: must be one of uniform"),
-        (with_rows("schedule: linear"), "study.reference.schedule=linear: input should be"),
-        (with_rows("schedule: {name: square}"), "study.reference.schedule="),
+        (with_rows("spacing: {10: null}"), "study.published.spacing={10: None}: must be one of uniform, trailing"),
+        (with_rows("spacing: {ten: uniform}"), "study.published.spacing={'ten': 'uniform'}: must be one of uniform"),
+        (with_rows("schedule: linear"), "study.published.schedule=linear: input should be"),
+        (with_rows("schedule: {name: square}"), "study.published.schedule="),
         (with_rows("schedule: {name: linear, num_timesteps: 1000, beta_start: 0.0001}"), "beta_end is not set"),
     ],
 )
 def test_a_wrong_reference_is_refused_before_any_work(reference: str, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        composed("table1_digits", f"study.reference={reference}")
+        composed("table1_digits", f"study.published={reference}")
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_row_of_ones_own_says_what_it_is() -> None:
     own = "{source: me, metric: FID, rows: {mine: {10: 1.0}}, samplers: {mine: {eta: 0.7, variance: large, clip: x0}}}"
-    reference = composed("table1_digits", f"study.reference={own}")[0].study.reference
+    reference = composed("table1_digits", f"study.published={own}")[0].study.published
     assert reference is not None
     assert reference.model_dump()["samplers"] == {"mine": {"eta": 0.7, "variance": "large", "clip": "x0"}}
 
@@ -309,7 +309,7 @@ def test_step_counts(sweep_of: Callable[[str], Path]) -> None:
     sweep = sweep_of("step_counts")
     assert (mses := column(sweep, "consistency_mse"))[0] == 0.0
     assert mses == sorted(set(mses))
-    assert "## MSE to the reference steps (digits)" in (sweep / "table.md").read_text()
+    assert "## MSE to many steps (digits)" in (sweep / "table.md").read_text()
 
 
 @pytest.mark.slow

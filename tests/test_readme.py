@@ -208,7 +208,7 @@ def section(group: str) -> str:
 def test_every_option_is_named() -> None:
     named = set(spans(prose(ROOT / "conf" / "README.md")))
     options = own_options()
-    assert {"steps", "study.title", "sampler.eta", "task.reference_steps", "runtime.compile"} <= options
+    assert {"steps", "study.title", "sampler.eta", "task.many_steps", "runtime.compile"} <= options
     assert sorted(options - named) == []
 
 
@@ -325,7 +325,7 @@ def test_the_study_of_ones_own_is_one(tmp_path: Path) -> None:
         ("ddim", 10), ("ddim", 50), ("ddim_eta1", 10), ("ddim_eta1", 50)
     ]  # fmt: skip
     assert {(config.data.name, config.sampler.spacing) for config in cells} == {("fashion_mnist", "trailing")}
-    reference = cells[0].study.reference
+    reference = cells[0].study.published
     assert reference is not None
     assert reference.rows["ddim"] == {"10": 21.3, "50": 8.4}
 

@@ -617,7 +617,7 @@ def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
     sweep = paper_like(tmp_path, "FID")
     page = Page(build(sweep))
     found = read_sweep(sweep)
-    text = value_text(found.plan.reference, shown(found)[0])
+    text = value_text(found.plan.published, shown(found)[0])
     entries = dict(text.rows)
     zero = entries["η 0"][0]
     assert zero is not None
@@ -694,7 +694,7 @@ def test_a_difference_needs_the_published_protocol(
     outputs = Outputs(tmp_path, reference=PROTOCOL)
     outputs.add(0.0, 10, fd=14.0, change=change, **labels)
     found = read_sweep(outputs.done())
-    text = value_text(found.plan.reference, shown(found)[0])
+    text = value_text(found.plan.published, shown(found)[0])
     (entry,) = text.rows[0][1]
     assert entry is not None
     assert entry.paper == 13.36
@@ -711,7 +711,7 @@ def test_one_cell_of_another_protocol_is_refused_alone(tmp_path: Path) -> None:
     for steps in (10, 20):
         outputs.add(0.0, steps, fd=14.0, change=fid())  # uniform, as theirs at S = 10 alone
     found = read_sweep(outputs.done())
-    text = value_text(found.plan.reference, shown(found)[0])
+    text = value_text(found.plan.published, shown(found)[0])
     assert [entry and entry.difference is not None for entry in text.rows[0][1]] == [True, False]
     assert text.notes[0].endswith(
         "No difference is given where it would mean nothing: ours has uniform timesteps, theirs quadratic "
@@ -736,7 +736,7 @@ def test_a_row_is_matched_by_what_the_sampler_is(
     outputs = Outputs(tmp_path, reference=REFERENCE)
     outputs.add(labels.pop("eta", 0.0), 10, change=fid(), overrides=overrides, **labels)
     found = read_sweep(outputs.done())
-    (entry,) = value_text(found.plan.reference, shown(found)[0]).rows[0][1]
+    (entry,) = value_text(found.plan.published, shown(found)[0]).rows[0][1]
     assert entry is not None
     assert entry.paper == paper
 

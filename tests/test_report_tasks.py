@@ -69,7 +69,7 @@ def test_one_table_over_the_steps_with_the_papers_numbers(tmp_path: Path) -> Non
 
 def test_a_difference_is_given_on_the_papers_own_data(tmp_path: Path) -> None:
     found = read_sweep(reconstructions(tmp_path, data="cifar10").done())
-    text = value_text(found.plan.reference, shown(found, "reconstruction_mse")[0])
+    text = value_text(found.plan.published, shown(found, "reconstruction_mse")[0])
     entry = text.rows[0][1][0]
     assert entry is not None
     assert entry.difference == pytest.approx(0.0066 - 0.014)
@@ -92,7 +92,7 @@ def test_zero_is_zero_and_stays_off_the_log_axis(tmp_path: Path) -> None:
     (text,) = texts_of(found)
     assert text.field == "consistency_mse"
     assert [entry.text for entry in text.rows[0][1] if entry] == ["0.00160 ± 0.00020", "0.00040 ± 0.00005", "0"]
-    assert "Two references from different x_T: 0.14000." in text.notes
+    assert "Two of them from different x_T: 0.14000." in text.notes
     (chart,) = [chart for chart in sweep_charts(found) if chart.name.startswith("consistency_mse")]
     (records,) = chart.spec["datasets"].values()
     assert [record["steps"] for record in records] == [10, 20]

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ddim_lab.data.base import without_images
+from ddim_lab.device import allocator
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.extractor import Pixels
@@ -36,7 +37,7 @@ from ddim_lab.models.obtain import obtain_model
 from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store
 from ddim_lab.store.objects import is_locked
-from ddim_lab.tasks import benchmark, speed_peers
+from ddim_lab.tasks import benchmark, peers, speed_peers
 from ddim_lab.tasks.base import Job
 
 SMALL = ("model.block_out_channels=[8,8]", "model.weights=random", "logger=csv", "steps=4")
@@ -175,7 +176,7 @@ def test_the_papers_loop_is_the_sampler(eta: float, job: Job, monkeypatch: pytes
     x_T = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(torch, "randn_like", lambda _: z)
-    found = speed_peers.papers_loop(x_T, sampler, network, torch.tensor(schedule.betas, dtype=torch.float32))
+    found = peers.papers_loop(x_T, sampler, network, torch.tensor(schedule.betas, dtype=torch.float32))
     expected = sampler.sample(network, x_T, noise=lambda *_: z)
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
@@ -186,10 +187,57 @@ def test_diffusers_pipeline_walks_as_the_sampler_does(
 ) -> None:
     x_T = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: x_T)
-    images = speed_peers.pipeline(job, job.model.load(), optimised=optimised)(3).images  # type: ignore[attr-defined]
+    given = peers.Given(job.model.load(), job.sampler, job.data.shape, torch.device("cpu"), compiled=False)
+    images = peers.pipeline(given, optimised=optimised)(3).images  # type: ignore[attr-defined]
     expected = job.sampler.sample(job.model.load(), x_T).add(1).div(2).clamp(0, 1).mul(255).round()
     found = torch.stack([torch.tensor(np.array(image)).view(1, 8, 8) for image in images])
     assert (found - expected).abs().max() <= 1
+
+
+def test_peers_run_apart_with_the_allocator_as_it_comes(job: Job) -> None:
+    """In a process each: what is set here for our own is not set there. One that fails says how; none is left over."""
+    given = peers.Given(_Allocator(), job.sampler, job.data.shape, torch.device("cpu"), compiled=False)
+    with peers.peers(given, [peers.PAPER]) as (paper,):
+        with pytest.raises(RuntimeError, match=f"^paper's code: ValueError: {allocator.AS_IT_COMES}$"):
+            paper.seconds(2)
+        (process,) = torch.multiprocessing.active_children()
+    assert not process.is_alive()
+    with pytest.raises(RuntimeError, match="its process has ended"):
+        paper.seconds(2)
+
+
+class _Allocator(nn.Module):
+    """Says what the allocator of its process is like before anything has asked for ours."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> None:
+        asked = allocator.keep_freed_memory.cache_info().currsize
+        raise ValueError(allocator.KEPT if asked else allocator.AS_IT_COMES)
+
+
+# -- memory ----------------------------------------------------------------------------------------------
+
+FAULTS = """
+import resource, torch
+from ddim_lab.device import allocator
+allocator.keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(allocator.malloc_settings(), "|", min([faults() for _ in range(20)][-5:]))
+"""
+
+
+@pytest.mark.skipif(not allocator._is_glibc(), reason="the C library is another")
+@pytest.mark.parametrize("variables", [{}, {"MALLOC_TOP_PAD_": "0"}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}])
+def test_freed_memory_is_used_again_unless_the_environment_says_otherwise(variables: dict[str, str]) -> None:
+    """64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB; memory that was kept has all of its own already."""
+    found = subprocess.run(
+        [sys.executable, "-c", FAULTS], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    ).stdout
+    words, faults = found.split(" | ")
+    assert words == (allocator.AS_IT_COMES if variables else allocator.KEPT)
+    assert (int(faults) >= 32) == bool(variables)
 
 
 # -- the numbers -----------------------------------------------------------------------------------------
@@ -332,7 +380,7 @@ def precision(outputs: Path, *more: str) -> dict[str, Any]:
 
 
 def test_fp32_beside_itself_differs_by_nothing(tmp_path: Path) -> None:
-    found = precision(tmp_path, "runtime=reference")
+    found = precision(tmp_path, "runtime=deterministic")
     for name in ("max_abs_diff", "mse", "fd_change", "fd_change_se", "fd_percent"):
         assert found[f"precision_{name}"] == 0.0
 

@@ -94,12 +94,12 @@ def test_the_reference_is_sampled_once_for_all_cells(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Sampler, "sample", counted)
     batches = math.ceil(44 / 16)
-    measured(tmp_path, "task=consistency", "task.reference_steps=40", "steps=2,5,40", "-m")
+    measured(tmp_path, "task=consistency", "task.many_steps=40", "steps=2,5,40", "-m")
     assert [sampled.count(steps) for steps in (2, 5, 40)] == [batches] * 3
     assert len(list((tmp_path / "references").glob("*/states.npy"))) == 1
-    measured(tmp_path, "task=consistency", "task.reference_steps=40", "steps=7")
+    measured(tmp_path, "task=consistency", "task.many_steps=40", "steps=7")
     assert sampled.count(40) == batches
-    measured(tmp_path, "task=consistency", "task.reference_steps=40", "steps=7", "seed=1")
+    measured(tmp_path, "task=consistency", "task.many_steps=40", "steps=7", "seed=1")
     assert sampled.count(40) == 2 * batches
 
 
@@ -252,7 +252,7 @@ def test_every_task_runs_on_every_model_and_is_cached(together: Path, models: st
     settings = tiny.TINY if models == "digits" else tiny.SMALL
     arguments = [f"task={task}", f"model={models}", "steps=3,6", "logger=csv", "metrics.features=pixels", "-m"]
     if task == "consistency":
-        arguments.append("task.reference_steps=6")
+        arguments.append("task.many_steps=6")
     assert tiny.run(together, *arguments, settings=settings) == 0
     assert tiny.run(together, *arguments, settings=settings) == 0
     first, second = (tiny.results(sweep) for sweep in tiny.sweeps(together)[-2:])
@@ -282,8 +282,8 @@ def test_every_task_runs_on_every_model_and_is_cached(together: Path, models: st
         (("task=interpolate", "task.points=2"), "task.points=2: must be at least 3"),
         (("task=interpolate", "task.points=10"), "task.points=10 must be odd"),
         (
-            ("task=consistency", "task.reference_steps=1001"),
-            "task.reference_steps=1001: steps must be between 1 and 1000",
+            ("task=consistency", "task.many_steps=1001"),
+            "task.many_steps=1001: steps must be between 1 and 1000",
         ),
         (("task=consistency", "schedule.num_timesteps=500"), "steps must be between 1 and 500"),
         (("task=cannot_skip",), "set sampler=ddpm"),

@@ -275,8 +275,10 @@ def test_what_is_written_reads_back_and_unknown_entries_are_left_alone() -> None
     assert Pointer.read({**pointer.content(), "of a later version": 1}) == pointer
     result = Result(key="k", values=(sharpness(10),))
     assert Result.read(json.loads(json.dumps(result.content()))) == result
-    plan = Plan(name="x", reference={"source": "s", "metric": "m", "more": 1})
-    assert plan.content()["reference"] == {"source": "s", "metric": "m", "more": 1}
+    numbers = {"source": "s", "metric": "m", "more": 1}
+    plan = Plan(name="x", published=numbers)
+    assert Plan.read({"schema": 1, "name": "x", "reference": numbers}) == plan, "what earlier versions called it"
+    assert plan.content()["published"] == numbers
 
 
 @pytest.mark.parametrize("content", [None, [], {}, {"schema": 3}, {"schema": "2"}])

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Config"]
 
 AUTO: Final = 0
-"""What `batch_size=auto` is until the network is known; a job that runs has a number."""
+"""What `batch_size=auto` is until the device is known; a job that runs has a number."""
 
 
 def _batch_size(given: Any) -> Any:
@@ -148,18 +148,18 @@ class Config(Options):
                 f" training.max_steps={self.training.max_steps}: set training.warmup_steps to"
                 f" {self.training.max_steps} at most"
             )
-        self._check_reference()
+        self._check_published()
 
-    def _check_reference(self) -> None:
-        if (reference := self.study.reference) is None:
+    def _check_published(self) -> None:
+        if (published := self.study.published) is None:
             return
-        if unknown := [name for name in reference.rows if name not in reference.samplers]:
+        if unknown := [name for name in published.rows if name not in published.samplers]:
             raise ConfigError(
-                f"study.reference.rows.{unknown[0]}: conf/sampler has no such preset, so say what it is:"
-                f" study.reference.samplers.{unknown[0]}={{eta: ..., variance: ..., clip: ...}}"
+                f"study.published.rows.{unknown[0]}: conf/sampler has no such preset, so say what it is:"
+                f" study.published.samplers.{unknown[0]}={{eta: ..., variance: ..., clip: ...}}"
             )
-        if unknown := [name for name in reference.samplers if name not in reference.rows]:
-            raise ConfigError(f"study.reference.samplers.{unknown[0]}: study.reference.rows has no such row")
+        if unknown := [name for name in published.samplers if name not in published.rows]:
+            raise ConfigError(f"study.published.samplers.{unknown[0]}: study.published.rows has no such row")
 
     def _check_task(self) -> None:
         task = self.task

@@ -21,7 +21,7 @@ from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.schedule import SPACINGS
 from ddim_lab.transitions import Clip, Variance
 
-__all__ = ["ReferenceConfig", "RowConfig", "StudyConfig"]
+__all__ = ["PublishedConfig", "RowConfig", "StudyConfig"]
 
 
 def _spacings(given: Any) -> Any:
@@ -40,8 +40,8 @@ class RowConfig(Options):
     clip: Clip
 
 
-class ReferenceConfig(Options):
-    """study.reference: known numbers to stand beside ours, and what they were taken with.
+class PublishedConfig(Options):
+    """study.published: known numbers to stand beside ours, and what they were taken with.
 
     A number stands beside the cells whose sampler is its row's, whatever the cell's preset is called. A difference is
     given where all that is said here of the numbers holds for the cell, too.
@@ -90,4 +90,4 @@ class StudyConfig(Options):
 
     title: StrictStr | None
     notes: StrictStr | None
-    reference: ReferenceConfig | None
+    published: PublishedConfig | None

@@ -1,22 +1,17 @@
-"""Fitting batches into available memory, and how much of it a forward takes."""
+"""Fitting batches into available memory."""
 
 from __future__ import annotations
 
-import copy
 import logging
-import weakref
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ddim_lab.console import tick
 from ddim_lab.errors import one_line
 
-__all__ = ["Halving", "forward_bytes"]
+__all__ = ["Halving"]
 
 log = logging.getLogger("ddim_lab")
 
@@ -60,55 +55,3 @@ class Halving(nn.Module):
             if x.is_cuda:
                 torch.cuda.empty_cache()
             log.warning("out of memory with %s images a forward: %s from here on, same noise", size, self.at_most)
-
-
-@torch.no_grad()
-def forward_bytes(network: nn.Module, shape: tuple[int, int, int], batch_size: int = 1) -> int:
-    """Largest number of bytes that a forward's activations take at once; without weights and a library's workspaces.
-
-    Found without taking it, on tensors that have shapes and no data.
-
-    Args:
-        network: (x_t, t) -> anything; not run and not moved.
-        shape: (C, H, W) of an image.
-        batch_size: images at once.
-    """
-    shadow = copy.deepcopy(network).to("meta")
-    x = torch.empty(batch_size, *shape, device="meta")
-    t = torch.empty(batch_size, dtype=torch.int64, device="meta")
-    with _Live([x, t, *shadow.parameters(), *shadow.buffers()]) as live:
-        shadow(x, t)
-    return int(live.peak)
-
-
-@final
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations make, as long as something holds them.
-
-    Args:
-        there: tensors that existed before; views of them are not counted.
-    """
-
-    def __init__(self, there: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now: int = 0
-        self.peak: int = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in there}
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._known:
-                    self._known.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _release(self, name: int, size: int) -> None:
-        self._known.discard(name)
-        self.now -= size

@@ -14,6 +14,7 @@ import torch
 from torch.multiprocessing import active_children
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
+from ddim_lab.device.allocator import keep_freed_memory
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import Terminated
 from ddim_lab.store import Store
@@ -92,6 +93,7 @@ def _call(
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(threads)
+    keep_freed_memory()
     function(rank, *arguments)
 
 

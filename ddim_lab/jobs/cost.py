@@ -16,6 +16,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.config.model import PretrainedConfig, UNetConfig
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.speed import timed
+from ddim_lab.models.obtain import with_batch_size
 
 __all__ = [
     "ForwardTime",
@@ -33,6 +34,15 @@ LONG_ENOUGH: Final = 0.25
 
 TRAINING_FORWARDS: Final = 3
 """Cost of one image in one training step, in forwards: the backward pass is about two."""
+
+COMPILED_GAIN: Final = 1.15
+"""How many times as fast a compiled U-Net was on a CPU, at least: see "Speed on a CPU" in ddim_lab/README.md."""
+
+COMPILING: Final = 70.0
+"""Seconds that it took at most to compile one of them there; it is done again for each cell."""
+
+REPAID: Final = 3.0
+"""How many times over the seconds saved must repay compiling for it to be recommended."""
 
 
 def image_forwards(cells: Sequence[Config]) -> int:
@@ -107,15 +117,20 @@ def _network(config: Config) -> nn.Module | None:
     return None
 
 
-def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
+def describe_cost(cells: Sequence[Config]) -> str:
     """One line for the user: a sweep's image-forwards and, from WORTH_MEASURING on, the time that they take here.
 
     Each network is timed once under each runtime, whatever the cells that use it; each training is counted once.
 
     Args:
         cells: of the sweep.
-        runtime: of the first cell.
+
+    Raises:
+        ConfigError: a device is not there.
     """
+    runtimes = {config.runtime: Runtime.resolve(config.runtime) for config in cells}
+    cells = [with_batch_size(config, runtimes[config.runtime]) for config in cells]
+    runtime = runtimes[cells[0].runtime]
     costs = forwards_by_cell(cells)
     total, measuring = sum(costs), sum(config.task.measuring_forwards(config) for config in cells)
     text = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
@@ -128,18 +143,20 @@ def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
         return text
     times: dict[tuple[object, ...], ForwardTime | None] = {}
     trainings: dict[tuple[object, ...], float] = {}
-    seconds, thousand = 0.0, 0.0
+    seconds, thousand, saved = 0.0, 0.0, 0.0
     for config, cost in zip(cells, costs, strict=True):
         beside = config.task.measuring_forwards(config)
         if cost + beside == 0:
             continue
         network = config.data, config.model, config.runtime, config.batch_size
         if network not in times:
-            here = runtime if config.runtime == cells[0].runtime else Runtime.resolve(config.runtime)
-            times[network] = forward_time(config, here)
+            times[network] = forward_time(config, runtimes[config.runtime])
         if (time := times[network]) is None:
             continue
         seconds += (cost + beside) * time.seconds
+        if _would_compile(config, runtimes[config.runtime]):
+            gained = (cost + beside) * time.seconds * (1.0 - 1.0 / COMPILED_GAIN)
+            saved += gained - COMPILING if gained > REPAID * COMPILING else 0.0
         thousand += (cost * min(1.0, 1000 / config.num_samples) + beside) * time.seconds
         training = config.training
         if isinstance(config.model, UNetConfig) and config.model.weights != "random":
@@ -154,9 +171,18 @@ def describe_cost(cells: Sequence[Config], runtime: Runtime) -> str:
     if trainings:
         what = "training, if this model is" if len(trainings) == 1 else f"{len(trainings)} trainings, if they are"
         text += f"; {what} not stored, about {_duration(sum(trainings.values()))}"
+    if saved:
+        text += f"; runtime=fast compiles the network, and would save about {_duration(saved)}"
     if max(config.num_samples for config in cells) > 1000:
         text += f"; num_samples=1000 samples in {_duration(thousand)}"
     return text
+
+
+def _would_compile(config: Config, runtime: Runtime) -> bool:
+    """Whether compiling is all that `runtime=fast` would change: on a CPU that can, where it is not done already."""
+    on_cpu = runtime.torch_device.type == "cpu"
+    fast = config.runtime.model_copy(update={"aim": "speed"})
+    return on_cpu and config.runtime.aim == "faithful" and not runtime.compile and Runtime.resolve(fast).compile
 
 
 def _duration(seconds: float) -> str:

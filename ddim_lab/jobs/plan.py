@@ -67,14 +67,14 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
     # Resolved, or the way from the sweep to its outputs and back would lead elsewhere past a symbolic link.
     outputs = Path(first.outputs_dir).resolve()
     sweep = _sweep_folder(base, overrides, outputs, many).resolve()
-    reference = first.study.reference
+    published = first.study.published
     plan = Plan(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", "-m", "ddim_lab", *arguments]),
         name=sweep.name,
         title=first.study.title,
         notes=first.study.notes,
-        reference=None if reference is None else Published.model_validate(reference.model_dump()),
+        published=None if published is None else Published.model_validate(published.model_dump()),
         outputs_dir=os.path.relpath(outputs, sweep),
         cells=tuple(
             PlanCell(

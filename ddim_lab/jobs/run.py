@@ -20,14 +20,14 @@ from typing import Any, Final, final
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ddim_lab.config.job import AUTO, Config
+from ddim_lab.config.job import Config
 from ddim_lab.console import forgiving_output, show_progress
 from ddim_lab.data.base import load_data, without_images
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import TRACEBACKS, Terminated, one_line, terminating
 from ddim_lab.jobs.tracking import Role, Run, TrackingConfig, offline_sync_hint, track
 from ddim_lab.jobs.workers import known_to_its_command
-from ddim_lab.models.obtain import Mirror, obtain_model
+from ddim_lab.models.obtain import Mirror, obtain_model, with_batch_size
 from ddim_lab.report import Sweep, curves, rows, static_charts, text_tables
 from ddim_lab.report.rows import measured
 from ddim_lab.report.series import noise_label
@@ -156,16 +156,14 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
             model = obtain_model(config, data, runtime, store, training_mirror)
             if runs and model.fingerprint is not None:
                 _log_object(runs[-1], store, config.data.name, "models", model.fingerprint, "output")
-        if config.batch_size == AUTO:
-            config = config.model_copy(update={"batch_size": runtime.batch_size(model.load(), data.shape)})
-        job = Job(config, data, model, runtime, store, f"{_progress(place)} {name}")
+        job = Job(with_batch_size(config, runtime), data, model, runtime, store, f"{_progress(place)} {name}")
         with _phase(phases, "feature_network"):
             identity = _identity(job)
         cell, cached, measured = _cell(job, identity)
         result = Result.read(read_json(cell / "result.json"))
         objects = _objects(store, result.objects)
         with _phase(phases, "tracking"):
-            _mirror(run, config, result, cell)
+            _mirror(run, job.config, result, cell)
             for kind, key in objects:
                 if kind != "cells":
                     _log_object(run, store, config.data.name, kind, key, "input")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddim_lab.device.allocator import malloc_settings
 from ddim_lab.device.cores import allowed_cores
 from ddim_lab.store.records import Value
 
@@ -94,9 +95,11 @@ def _waited_for_a_core() -> float:
 
 
 def timed_libraries() -> dict[str, str | int | None]:
-    """Versions of what brings the kernels that are timed: a time taken with others is another measurement."""
+    """Versions of what brings the kernels that are timed, and how memory is handed out: a time taken with others is
+    another measurement.
+    """
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": cudnn}
+    return {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": cudnn, "malloc": malloc_settings()}
 
 
 def synchronize(device: torch.device) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
-from ddim_lab.config.job import Config
+from ddim_lab.config.job import AUTO, Config
 from ddim_lab.config.model import EmpiricalConfig, PretrainedConfig, UNetConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_recipe"]
+__all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_recipe", "with_batch_size"]
 
 CURVE: Final = "training_curve.csv"
 
@@ -122,6 +122,18 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
         return _Function(GaussianEps(schedule, images.double().mean(0), variance))
 
     return Model(kind, digest, "exact", 0, None, "eps", False, load)
+
+
+def with_batch_size(config: Config, runtime: Runtime) -> Config:
+    """The job with `batch_size=auto` settled; a checkpoint's config.json is read for it, no weights are loaded."""
+    if config.batch_size != AUTO:
+        return config
+    model, channels = config.model, None
+    if isinstance(model, UNetConfig):
+        channels = model.block_out_channels[0]
+    elif isinstance(model, PretrainedConfig):
+        channels = _pretrained(config, model).channels
+    return config.model_copy(update={"batch_size": runtime.batch_size(channels, config.data.shape)})
 
 
 HELD_AT_MOST: Final = 2**28

@@ -20,6 +20,9 @@ __all__ = ["Pretrained", "inspect_pretrained"]
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
+UNET_CHANNELS: Final = (224,)
+"""Of the first level, where a config.json leaves them out: diffusers' default for `UNet2DModel`."""
+
 
 @final
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Pretrained:
         folder: where its U-Net is.
         digest: `weights_digest` of it.
         parameters: number of them.
+        channels: of its first layer.
         prediction: what it predicts.
         note: what was assumed of it, for the user; None if the checkpoint is self-describing.
     """
@@ -37,6 +41,7 @@ class Pretrained:
     folder: Path
     digest: str
     parameters: int
+    channels: int
     prediction: Prediction
     note: str | None
 
@@ -68,7 +73,8 @@ def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tu
     _check_time(path, config, schedule.build().num_timesteps)
     states = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(network.iterdir()) if f.is_file())
     digest, parameters = _read_weights(network, states)
-    return Pretrained(network, digest, parameters, prediction, note)
+    channels = int(config.get("block_out_channels", UNET_CHANNELS)[0])
+    return Pretrained(network, digest, parameters, channels, prediction, note)
 
 
 @functools.lru_cache(maxsize=8)

@@ -38,10 +38,10 @@ def join_sweeps(sweeps: Mapping[str, Sweep], folder: Path) -> Sweep:
         for cell in sweep.cells:
             labels = {**cell.labels, "sweep": name}
             cells.append(replace(cell, plan=cell.plan.model_copy(update={"number": len(cells), "labels": labels})))
-    references = [sweep.plan.reference for sweep in sweeps.values() if sweep.plan.reference is not None]
+    numbers = [sweep.plan.published for sweep in sweeps.values() if sweep.plan.published is not None]
     plan = Plan(
         title=f"Comparison of {', '.join(names[:-1])} and {names[-1]}",
-        reference=references[0] if references and all(one == references[0] for one in references) else None,
+        published=numbers[0] if numbers and all(one == numbers[0] for one in numbers) else None,
         environment=_join_environments({name: sweep.plan.environment for name, sweep in sweeps.items()}),
         cells=tuple(cell.plan for cell in cells),
     )

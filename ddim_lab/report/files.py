@@ -43,7 +43,7 @@ def texts_of(sweep: Sweep) -> list[TextTable]:
         if not found:
             texts.append(time_text(table))
         for values in found:
-            texts.append(value_text(sweep.plan.reference, values))
+            texts.append(value_text(sweep.plan.published, values))
             if (seeds := over_training_seeds(values)) is not None:
                 texts.append(seeds)
     return texts

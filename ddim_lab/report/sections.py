@@ -98,7 +98,7 @@ def _results(sweep: Sweep, charts: Sequence[Chart]) -> Section:
 
 
 def _value_blocks(sweep: Sweep, charts: Sequence[Chart], values: ValueTable) -> Iterator[Block]:
-    yield text_grid(value_text(sweep.plan.reference, values))
+    yield text_grid(value_text(sweep.plan.published, values))
     if (seeds := over_training_seeds(values)) is not None:
         yield text_grid(seeds)
     yield from (Figure(chart) for chart in charts if chart.of is values)

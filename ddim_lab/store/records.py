@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from ddim_lab.store.schema1 import upgraded
 
@@ -106,7 +106,7 @@ class Published(Record):
 
     `samplers` says what each row's sampler is. The others say what the numbers were taken with; None where that is not
     said: data, number of images, split of the real images, weights, timesteps (one spacing, or by steps) and schedule.
-    Whatever else study.reference says is kept.
+    Whatever else study.published says is kept.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -128,14 +128,14 @@ class Published(Record):
 
 
 class Plan(Written):
-    """plan.json: what the sweep set out to do."""
+    """plan.json: what the sweep set out to do; earlier versions called the published numbers "reference"."""
 
     created: str = ""
     command: str = ""
     name: str = ""
     title: str | None = None
     notes: str | None = None
-    reference: Published | None = None
+    published: Published | None = Field(default=None, validation_alias=AliasChoices("published", "reference"))
     outputs_dir: str = "../.."
     environment: dict[str, Any] = {}
     phases: dict[str, float] = {}

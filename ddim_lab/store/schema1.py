@@ -293,11 +293,18 @@ def _tasks(measurements: Mapping[str, Any]) -> Iterator[Dict]:
             more["count"] = _given(measurements, count, int)
         se = _given(measurements, f"{name}_se")
         error = {"error": more.pop("error", "over images")} if se is not None else {}
-        yield {"name": name, "value": _given(own, name) if more else own[name], **more, "se": se, **error}
+        yield {
+            "name": RENAMED.get(name, name),
+            "value": _given(own, name) if more else own[name],
+            **more,
+            "se": se,
+            **error,
+        }
 
 
 RUNTIME: Final = "the same x_T under this runtime and in fp32 on deterministic kernels"
-UNRELATED: Final = "Two references from different x_T"
+RENAMED: Final = {"reference_steps": "many_steps"}
+UNRELATED: Final = "Two of them from different x_T"
 
 TASKS: Final[dict[str, Dict]] = {
     "reconstruction_mse": {
@@ -309,16 +316,16 @@ TASKS: Final[dict[str, Dict]] = {
         "level_says": "Median over images instead of mean",
     },
     "consistency_mse": {
-        "heading": "MSE to the reference steps",
-        "facts": "the same x_T at S steps and at the reference's, a dimension, on the [0, 1] scale",
+        "heading": "MSE to many steps",
+        "facts": "the same x_T at S steps and at many, a dimension, on the [0, 1] scale",
         "count": "compared_images",
         "better": "lower",
         "level": "unrelated_mse",
         "level_says": UNRELATED,
     },
     "feature_distance": {
-        "heading": "Feature distance to the reference steps",
-        "facts": "the same x_T at S steps and at the reference's, mean Euclidean distance in the feature network",
+        "heading": "Feature distance to many steps",
+        "facts": "the same x_T at S steps and at many, mean Euclidean distance in the feature network",
         "count": "compared_images",
         "better": "lower",
         "level": "unrelated_feature_distance",

@@ -1,7 +1,7 @@
-"""Task `consistency`: the same x_T at S steps and at `reference_steps` (paper, section 5.2 and Figure 5).
+"""Task `consistency`: the same x_T at S steps and at `many_steps` (paper, section 5.2 and Figure 5).
 
-At eta = 0 the image is a function of x_T that converges as S grows; at eta = 1 the noise of the steps decides it. The
-reference is this very sampler with more steps; what differs is S alone.
+At eta = 0 the image is a function of x_T that converges as S grows; at eta = 1 the noise of the steps decides it. What
+is compared with is this very sampler with more steps: what differs is S alone.
 """
 
 from __future__ import annotations
@@ -35,60 +35,60 @@ from ddim_lab.tasks.walks import (
 
 __all__ = ["Consistency"]
 
-REFERENCE_VERSION: Final = 1
+STATES_VERSION: Final = 1
 SHOWN: Final = 12
-UNRELATED: Final = "Two references from different x_T"
+UNRELATED: Final = "Two of them from different x_T"
 
 
 @final
 class Consistency(Task):
-    """conf/task/consistency: the same x_T at S steps and at `reference_steps` (paper, Figure 5)."""
+    """conf/task/consistency: the same x_T at S steps and at `many_steps` (paper, Figure 5)."""
 
     name: Literal["consistency"]
-    reference_steps: PositiveInt
+    many_steps: PositiveInt
 
     def check(self, config: Config) -> None:
         try:
-            config.build_transitions(steps=self.reference_steps)
+            config.build_transitions(steps=self.many_steps)
         except ValueError as error:
-            raise ConfigError(f"task.reference_steps={self.reference_steps}: {error}") from None
+            raise ConfigError(f"task.many_steps={self.many_steps}: {error}") from None
         need_room(config)
 
     def forwards(self, config: Config) -> int:
-        own, longest = config.build_transitions(), config.build_transitions(steps=self.reference_steps)
+        own, longest = config.build_transitions(), config.build_transitions(steps=self.many_steps)
         return 0 if own == longest else config.num_samples * len(own)
 
     def shared(self, config: Config) -> tuple[Hashable, int]:
-        longest = config.build_transitions(steps=self.reference_steps)
-        return (drawn(config), config.runtime, self.reference_steps), config.num_samples * len(longest)
+        longest = config.build_transitions(steps=self.many_steps)
+        return (drawn(config), config.runtime, self.many_steps), config.num_samples * len(longest)
 
     def identity(self, job: Job) -> dict[str, Any]:
-        """The reference that this cell is compared with, and the network of the feature distance."""
+        """The walk that this cell is compared with, and the network of the feature distance."""
         return {
-            "reference": content_key(_reference_identity(job, _reference_sampler(job))),
+            "many": content_key(_many_identity(job, _many_sampler(job))),
             "features": job.features.digest,
         }
 
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
-        """Sample, and compare with the reference; writes preview.png and against_reference.png into `folder`.
+        """Sample, and compare with many steps; writes preview.png and against_many.png into `folder`.
 
-        A cell at the reference's own steps is the reference: sampled once, with distances of exactly 0.
+        A cell of that many steps is compared with itself: sampled once, with distances of exactly 0.
         """
         own, count = job.sampler, job.config.num_samples
-        reference_sampler = _reference_sampler(job)
+        many_sampler = _many_sampler(job)
         clock = time.perf_counter()
         with network_in_place(job) as network:
-            reference = _reference(job, reference_sampler, network)
+            many = _many_steps(job, many_sampler, network)
             referred = time.perf_counter()
-            same = own.transitions == reference_sampler.transitions
-            images = reference if same else sample_states(job, own, network, count)
+            same = own.transitions == many_sampler.transitions
+            images = many if same else sample_states(job, own, network, count)
         sampled = time.perf_counter()
-        of_images, of_reference = (features.cpu().double() for features in extract(job, images, reference))
-        mse, mse_se = mean_and_se(squared_error(images, reference))
-        distance, distance_se = mean_and_se((of_images - of_reference).norm(dim=1))
+        of_images, of_many = (features.cpu().double() for features in extract(job, images, many))
+        mse, mse_se = mean_and_se(squared_error(images, many))
+        distance, distance_se = mean_and_se((of_images - of_many).norm(dim=1))
         preview(folder, images)
-        sheet(folder / "against_reference.png", torch.stack([images[:SHOWN], reference[:SHOWN]]))
-        steps = reference_sampler.steps
+        sheet(folder / "against_many.png", torch.stack([images[:SHOWN], many[:SHOWN]]))
+        steps = many_sampler.steps
         return Outcome(
             nfe=own.nfe,
             headline=f"MSE {mse:.3g}, feature distance {distance:.3g} to S = {steps}",
@@ -96,8 +96,8 @@ class Consistency(Task):
                 Value(
                     name="consistency_mse",
                     value=mse,
-                    heading="MSE to the reference steps",
-                    facts="the same x_T at S steps and at the reference's, a dimension, on the [0, 1] scale",
+                    heading="MSE to many steps",
+                    facts="the same x_T at S steps and at many, a dimension, on the [0, 1] scale",
                     se=mse_se,
                     error="over images",
                     count=count,
@@ -108,9 +108,8 @@ class Consistency(Task):
                 Value(
                     name="feature_distance",
                     value=distance,
-                    heading="Feature distance to the reference steps",
-                    facts="the same x_T at S steps and at the reference's, mean Euclidean distance in the feature"
-                    " network",
+                    heading="Feature distance to many steps",
+                    facts="the same x_T at S steps and at many, mean Euclidean distance in the feature network",
                     se=distance_se,
                     error="over images",
                     count=count,
@@ -119,42 +118,40 @@ class Consistency(Task):
                     level_says=UNRELATED,
                 ),
                 # what images of different x_T score: the scale of the two above
-                Value(name="unrelated_mse", value=float(squared_error(reference, reference.roll(1, 0)).mean())),
+                Value(name="unrelated_mse", value=float(squared_error(many, many.roll(1, 0)).mean())),
                 Value(
                     name="unrelated_feature_distance",
-                    value=float((of_reference - of_reference.roll(1, 0)).norm(dim=1).mean()),
+                    value=float((of_many - of_many.roll(1, 0)).norm(dim=1).mean()),
                 ),
-                Value(name="reference_steps", value=steps),
+                Value(name="many_steps", value=steps),
                 Value(name="compared_images", value=count),
             ],
             phases={
-                "reference": referred - clock,
+                "many_steps": referred - clock,
                 "sampling": sampled - referred,
                 "metrics": time.perf_counter() - sampled,
             },
             pictures=[
-                Pictured(
-                    title=f"Each cell over S = {steps} from the same x_T", file="against_reference.png", caption=""
-                )
+                Pictured(title=f"Each cell over S = {steps} from the same x_T", file="against_many.png", caption="")
             ],
         )
 
 
-def _reference_sampler(job: Job) -> Sampler:
+def _many_sampler(job: Job) -> Sampler:
     task = job.task
     assert isinstance(task, Consistency)
-    return job.config.build_sampler(job.model.prediction, steps=task.reference_steps)
+    return job.config.build_sampler(job.model.prediction, steps=task.many_steps)
 
 
-def _reference_identity(job: Job, sampler: Sampler) -> dict[str, Any]:
-    return {"kind": "states", "version": REFERENCE_VERSION, **states_identity(job, sampler, job.runtime)}
+def _many_identity(job: Job, sampler: Sampler) -> dict[str, Any]:
+    return {"kind": "states", "version": STATES_VERSION, **states_identity(job, sampler, job.runtime)}
 
 
-def _reference(job: Job, sampler: Sampler, network: nn.Module) -> Tensor:
-    """The reference's x_0, float32 [N, C, H, W]: from the store, or sampled and kept there."""
+def _many_steps(job: Job, sampler: Sampler, network: nn.Module) -> Tensor:
+    """x_0 at many steps, float32 [N, C, H, W]: from the store, or sampled and kept there."""
 
     def build(folder: Path) -> None:
         np.save(folder / "states.npy", sample_states(job, sampler, network, job.config.num_samples).numpy())
 
-    folder, _ = job.store.obtain("references", content_key(_reference_identity(job, sampler)), build)
+    folder, _ = job.store.obtain("references", content_key(_many_identity(job, sampler)), build)
     return torch.from_numpy(np.load(io.BytesIO((folder / "states.npy").read_bytes()), allow_pickle=False))

@@ -1,19 +1,10 @@
-"""Task `speed_peers`: the same weights under other people's loops, timed in turns in one process.
+"""Task `speed_peers`: the same weights under other people's loops (`ddim_lab.tasks.peers`) and ours, timed in turns.
 
-    diffusers             its DDIMPipeline as a user calls it: fp32, torch's own switches
-    diffusers, optimised  the same with what its documentation of inference names: fp16 weights, channels-last,
-                          torch.compile; on a CPU channels-last, and torch.compile where the job's runtime compiles
-    paper's code          the loop of the paper's published code, written again from its formulas: alpha_bar is
-                          computed anew in every step, noise drawn whatever eta is, and each state and prediction sent
-                          to the host
-    ours                  the job's sampler and runtime
-
-Everyone starts from nothing and ends with images in the host's memory.
+Ours is the job's sampler and runtime, in the job's process, from noise to images in the host's memory.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,30 +14,28 @@ from typing import Annotated, Any, ClassVar, Final, Literal, final
 import numpy as np
 import torch
 from pydantic import Field, StrictInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddim_lab.config.job import Config
 from ddim_lab.data.images import to_uint8
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.speed import speed_values, timed, timed_libraries
-from ddim_lab.sampler import Sampler
 from ddim_lab.store.records import Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task
+from ddim_lab.tasks.peers import DIFFUSERS, OPTIMISED, PAPER, Given, peers
 from ddim_lab.tasks.walks import start
 
-__all__ = ["SpeedPeers", "papers_loop", "pipeline"]
+__all__ = ["SpeedPeers"]
 
 OURS: Final = "ours"
-DIFFUSERS: Final = "diffusers"
-OPTIMISED: Final = "diffusers, optimised"
-PAPER: Final = "paper's code"
 
-Run = Callable[[int], object]
+MEASURED_VERSION: Final = 2
+"""Raise when what is timed changes; 2: each peer in a process of its own."""
 
 
 @final
 class SpeedPeers(Task):
-    """conf/task/speed_peers: other people's loops around the same network, in the same process."""
+    """conf/task/speed_peers: other people's loops around the same network, in turns with ours."""
 
     any_formula: ClassVar[bool] = False
     reads_images: ClassVar[bool] = False
@@ -78,7 +67,7 @@ class SpeedPeers(Task):
         """The package that is compared with, and the libraries whose kernels are timed."""
         from diffusers import __version__
 
-        return {"diffusers": __version__, "libraries": timed_libraries()}
+        return {"version": MEASURED_VERSION, "diffusers": __version__, "libraries": timed_libraries()}
 
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
         """Seconds of everyone for a full batch and for one image; ratios to ours, round by round."""
@@ -86,18 +75,22 @@ class SpeedPeers(Task):
         phases: dict[str, float] = {}
         seconds: dict[int, dict[str, list[float]]] = {}
         first: dict[int, dict[str, float]] = {}
-        with job.timed_alone("times") as meanwhile:
-            network = job.model.load().to(device)
+        given = Given(job.model.load(), job.sampler, job.data.shape, device, job.runtime.compile)
+        with job.timed_alone("times") as meanwhile, peers(given) as others:
             for size in sorted({1, config.batch_size}):
                 clock = time.perf_counter()
-                # Without the optimised pipeline for one image: it would be compiled once more, for a minute on a GPU.
-                runs = _runs(job, network, size, optimised=size > 1)
-                first[size] = {name: timed(partial(run, size), device)[1] for name, run in runs.items()}
+                run = _ours(job, size)
+                runs = {peer.name: peer.seconds for peer in others}
+                if size == 1:
+                    # It would be compiled once more, for a minute on a GPU.
+                    del runs[OPTIMISED]
+                runs[OURS] = lambda count, run=run: timed(partial(run, count), device)[1]  # type: ignore[misc]
+                first[size] = {name: take(size) for name, take in runs.items()}
                 seconds[size] = {name: [] for name in runs}
                 for _ in range(self.rounds):
                     meanwhile.begin()
-                    for name, run in runs.items():
-                        seconds[size][name].append(timed(partial(run, size), device)[1])
+                    for name, take in runs.items():
+                        seconds[size][name].append(take(size))
                     meanwhile.look()
                 phases[f"batch {size}"] = time.perf_counter() - clock
         largest = max(seconds)
@@ -141,7 +134,7 @@ class SpeedPeers(Task):
                         "images_per_second": largest / median,
                         "seconds_per_image": median / largest,
                         "warmup_seconds": first[largest][OURS],
-                        "contended": meanwhile.seen,
+                        "contended": meanwhile.seen or any(peer.contended for peer in others),
                     }
                 ),
             ],
@@ -150,77 +143,17 @@ class SpeedPeers(Task):
         )
 
 
-def _runs(job: Job, network: nn.Module, size: int, *, optimised: bool) -> dict[str, Run]:
-    """What each of them does for a batch: everyone has a copy of the network."""
-    sampler, device = job.sampler, job.runtime.torch_device
-    runs: dict[str, Run] = {DIFFUSERS: pipeline(job, copy.deepcopy(network), optimised=False)}
-    if optimised:
-        runs[OPTIMISED] = pipeline(job, copy.deepcopy(network), optimised=True)
-    other, betas = copy.deepcopy(network), torch.tensor(sampler.schedule.betas, dtype=torch.float32, device=device)
-
-    def paper(count: int) -> Tensor:
-        x = torch.randn(count, *job.data.shape, device=device)
-        return to_uint8(papers_loop(x, sampler, other, betas))
-
-    engine, noise = job.network(size), job.runtime.noise(job.config.seed)
+def _ours(job: Job, size: int) -> Callable[[int], Tensor]:
+    """What we do for a batch: call it with a number of images."""
+    sampler, engine, noise = job.sampler, job.network(size), job.runtime.noise(job.config.seed)
 
     def ours(count: int) -> Tensor:
         with job.runtime.applied(), torch.inference_mode():
-            indices = torch.arange(count, device=device)
+            indices = torch.arange(count, device=job.runtime.torch_device)
             x_0 = sampler.sample(engine, start(job, indices), indices=indices, noise=noise)
             return to_uint8(x_0).cpu()
 
-    return {**runs, PAPER: paper, OURS: ours}
-
-
-def pipeline(job: Job, network: Any, *, optimised: bool) -> Run:
-    """diffusers' DDIMPipeline on a U-Net, with our schedule: call it with a number of images."""
-    from diffusers import DDIMPipeline, DDIMScheduler
-
-    from ddim_lab.models.unet import scheduler_config
-
-    schedule = job.sampler.schedule
-    config = scheduler_config(schedule, {"name": "betas"})
-    network.to(dtype=torch.float32)
-    if optimised:
-        network.to(memory_format=torch.channels_last)
-        on_gpu = job.runtime.torch_device.type == "cuda"
-        if on_gpu:
-            network.to(dtype=torch.float16)  # its DDIMPipeline hands images to numpy, which has no bfloat16
-        if on_gpu or job.runtime.compile:
-            network.compile(fullgraph=True, dynamic=False)  # all peers share one cache: another size would be dynamic
-    pipe = DDIMPipeline(unet=network, scheduler=DDIMScheduler.from_config(config))
-    pipe.set_progress_bar_config(disable=True)
-    return lambda count: pipe(batch_size=count, eta=job.sampler.eta, num_inference_steps=job.sampler.steps)
-
-
-@torch.no_grad()
-def papers_loop(x_T: Tensor, sampler: Sampler, network: Callable[[Tensor, Tensor], Any], betas: Tensor) -> Tensor:
-    """x_0 on the host, from x_T, as the paper's code walks: every quantity a tensor that is computed in every step.
-
-    Args:
-        x_T: [B, C, H, W] on the device.
-        sampler: names the timesteps and eta; posterior variance, no clipping.
-        network: (x_t, t) -> an object with eps as `.sample`.
-        betas: float32 [T] on the device.
-    """
-    states, predictions = [x_T.cpu()], []
-    for transition in sampler.transitions:
-        t, t_prev = (torch.full((len(x_T),), step, device=x_T.device) for step in (transition.t, transition.t_prev))
-        ab, ab_prev = _alpha_bar(betas, t), _alpha_bar(betas, t_prev)
-        x_t = states[-1].to(x_T.device)
-        eps = network(x_t, t.float()).sample
-        x_0 = (x_t - (1 - ab).sqrt() * eps) / ab.sqrt()
-        predictions.append(x_0.cpu())
-        std = sampler.eta * ((1 - ab / ab_prev) * (1 - ab_prev) / (1 - ab)).sqrt()
-        along = (1 - ab_prev - std**2).sqrt()
-        states.append((ab_prev.sqrt() * x_0 + std * torch.randn_like(x_t) + along * eps).cpu())
-    return states[-1]
-
-
-def _alpha_bar(betas: Tensor, t: Tensor) -> Tensor:
-    with_clean = torch.cat([torch.zeros(1, device=betas.device), betas])
-    return (1 - with_clean).cumprod(0).index_select(0, t + 1)[:, None, None, None]
+    return ours
 
 
 @final
