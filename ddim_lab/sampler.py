@@ -159,6 +159,9 @@ class Formula(ABC):
         """Calls of `predict` that these transitions cost."""
         return len(transitions)
 
+    def check(self, transitions: Sequence[Transition]) -> None:  # noqa: B027 (most take any)
+        """Raise ValueError, saying what is possible, where it can't take these; a `Sampler` asks when it is made."""
+
     def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
         """The states from noise to image, x_T first: one after each transition.
 
@@ -243,6 +246,7 @@ class Sampler:
             raise ValueError(f"clip={clip} is for the default formula: {formula} says itself whether it clips")
         self.formula: Final = Ddim(clip) if formula is None else formula
         self.transitions: Final = transitions(schedule, steps, eta, variance, spacing, timesteps)
+        self.formula.check(self.transitions)
         self.schedule: Final = schedule
         self.steps: Final = int(steps) if timesteps is None else len(timesteps)
         self.eta: Final = float(eta)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddim_lab.config.folders import config_folder
+from ddim_lab.config.sampler import FORMULAS, SamplerOptions
 from ddim_lab.errors import ConfigError
 from ddim_lab.jobs.compose import compose, composer, explain
 
@@ -82,11 +83,17 @@ def test_every_choice_starts(name: str, choices: list[str], tmp_path: Path) -> N
 
 
 def test_every_sampler_preset_has_every_key() -> None:
-    """A sweep over presets together with one of their keys must not find it missing in one of them."""
-    files = sorted((config_folder() / "sampler").glob("*.yaml"))
-    keys = {file.stem: set(OmegaConf.load(file)) for file in files}
-    assert len(set(map(frozenset, keys.values()))) == 1, keys
-    assert all(OmegaConf.load(file)["name"] == file.stem for file in files)
+    """A sweep over presets together with one of their keys must not find it missing in one of them.
+
+    A formula has options of its own beside those that all have: the same in each of its presets.
+    """
+    presets = {file.stem: OmegaConf.load(file) for file in sorted((config_folder() / "sampler").glob("*.yaml"))}
+    common = set(presets["ddim"])
+    for name, preset in presets.items():
+        options = FORMULAS[preset["formula"]] if "formula" in preset else SamplerOptions
+        assert preset["name"] == name
+        assert set(preset) | {"formula"} == set(options.model_fields), name
+        assert common <= set(preset)
 
 
 def test_a_recipe_says_only_what_is_not_the_defaults() -> None:

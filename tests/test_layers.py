@@ -21,6 +21,7 @@ MATHEMATICS = {
     "diffusion": {"torch", "ddim_lab.transitions"},
     "noise": {"torch"},
     "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule", "ddim_lab.transitions"},
+    "multistep": {"numpy", "torch", "ddim_lab.diffusion", "ddim_lab.sampler", "ddim_lab.transitions"},
     "analytic": {"torch", "ddim_lab.schedule"},
     "interpolate": {"torch", "ddim_lab.diffusion"},
 }
@@ -28,7 +29,7 @@ MATHEMATICS = {
 
 # From the mathematics to the commands: a room imports from itself and from those before it.
 LAYERS = (
-    "schedule transitions diffusion noise sampler analytic interpolate errors console",
+    "schedule transitions diffusion noise sampler multistep analytic interpolate errors console",
     "store config",
     "device data",
     "models metrics",

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any, Final, Generic, TypeVar, final
@@ -56,13 +57,17 @@ class Kind(Generic[T]):
         room: the package that ours lie in, as "ddim_lab.tasks"; None where ours are no files of their own.
         base: the class that all of the kind derive from; abstract, mostly.
         points: the group of entry points, where that is not the room's name.
+        names: of ours that are no files of their own.
     """
 
-    def __init__(self, group: str, room: str | None, base: type[T], points: str | None = None) -> None:
+    def __init__(
+        self, group: str, room: str | None, base: type[T], points: str | None = None, names: Collection[str] = ()
+    ) -> None:
         self.group: Final = group
         self.room: Final = room
         self.base: Final = base
         self.points: Final = points or room or ""
+        self.names: Final = names
 
     def ours(self) -> dict[str, type[T]]:
         """Those of this package, by name; every file of the room is imported for it."""
@@ -91,7 +96,7 @@ class Kind(Generic[T]):
         return found
 
     def _is_ours(self, name: str) -> bool:
-        if (config_folder() / self.group / f"{name}.yaml").exists():
+        if name in self.names or (config_folder() / self.group / f"{name}.yaml").exists():
             return True
         return self.room is not None and importlib.util.find_spec(f"{self.room}.{name}") is not None
 

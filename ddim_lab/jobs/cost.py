@@ -29,8 +29,8 @@ __all__ = [
 WORTH_MEASURING: Final = 1_000_000
 """Image-forwards from which the hours are said: below, the measurement would cost more than it tells."""
 
-LONG_ENOUGH: Final = 0.25
-"""Seconds that a timed batch must take, unless it is a whole one."""
+LONG_ENOUGH: Final = 1.0
+"""Seconds that a timed batch must take, unless it is a whole one: few images at once take longer each."""
 
 TRAINING_FORWARDS: Final = 3
 """Cost of one image in one training step, in forwards: the backward pass is about two."""
@@ -79,8 +79,8 @@ class ForwardTime:
 def forward_time(config: Config, runtime: Runtime) -> ForwardTime | None:
     """Time one batch of the cell's network on its device; None for an exact model, which has no network.
 
-    Batches double from one image until one takes LONG_ENOUGH or is as large as the cell's, so that this costs about a
-    second on any device. A network that is still to be trained is timed as it is initialised, and none is compiled for
+    Batches double from one image until one takes LONG_ENOUGH or is as large as the cell's, so that this costs a few
+    seconds on any device. A network that is still to be trained is timed as it is initialised, and none is compiled for
     this: that would take longer than it tells.
     """
     network = _network(config)

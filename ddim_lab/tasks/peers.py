@@ -36,6 +36,9 @@ DIFFUSERS: Final = "diffusers"
 OPTIMISED: Final = "diffusers, optimised"
 PAPER: Final = "paper's code"
 
+PATIENCE: Final = 30.0
+"""Seconds that a process which is dismissed has to end by itself."""
+
 Run = Callable[[int], object]
 
 
@@ -91,6 +94,10 @@ class Peer:
         assert isinstance(seconds, float)
         return seconds
 
+    def dismiss(self) -> None:
+        """Nothing more is asked of it: its process ends."""
+        self._connection.close()
+
 
 @contextlib.contextmanager
 def peers(given: Given, names: Iterable[str] = (DIFFUSERS, OPTIMISED, PAPER)) -> Iterator[list[Peer]]:
@@ -102,7 +109,7 @@ def peers(given: Given, names: Iterable[str] = (DIFFUSERS, OPTIMISED, PAPER)) ->
     """
     context = get_context("spawn")
     with contextlib.ExitStack() as started:
-        found = []
+        found, processes = [], []
         for name in names:
             ours, theirs = context.Pipe()
             process = context.Process(
@@ -114,7 +121,12 @@ def peers(given: Given, names: Iterable[str] = (DIFFUSERS, OPTIMISED, PAPER)) ->
             started.callback(process.kill)
             started.callback(ours.close)
             found.append(Peer(name, ours))
+            processes.append(process)
         yield found
+        for peer in found:
+            peer.dismiss()
+        for process in processes:
+            process.join(PATIENCE)  # killed, it would leave what its libraries have shared
 
 
 def _serve(name: str, given: Given, threads: int, connection: Connection) -> None:

@@ -1,0 +1,290 @@
+"""Solvers of higher order: how they converge on an exact model, what they share with DDIM, and other people's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from official import Counting, relative_difference
+from official import one_thread as one_thread
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from ddim_lab.analytic import GaussianMixtureEps
+from ddim_lab.config.sampler import FORMULAS
+from ddim_lab.errors import ConfigError
+from ddim_lab.multistep import Deis, DpmSolverPP, Heun, Ipndm, Multistep, Pndm, UniPC, half_log_snr
+from ddim_lab.sampler import Formula, Sampler
+from ddim_lab.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule.linear()
+MEANS = torch.tensor([[-0.8, 0.3], [0.7, 0.5], [0.1, -0.9]], dtype=torch.float64)
+VARIANCES = torch.tensor([0.10, 0.15, 0.20], dtype=torch.float64)
+
+EVERY: dict[str, Formula] = {
+    "deis": Deis(3),
+    "ipndm": Ipndm(4),
+    "pndm": Pndm(),
+    "heun": Heun(),
+    "dpmpp_2m": DpmSolverPP(2),
+    "dpmpp_3m": DpmSolverPP(3),
+    "dpmpp_3m full": DpmSolverPP(3, "full"),
+    "unip_3": UniPC(3, corrector=False),
+    "unipc_2": UniPC(2),
+    "unipc_3": UniPC(3, bh="bh1"),
+}
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def mixture(schedule: NoiseSchedule = SCHEDULE) -> GaussianMixtureEps:
+    return GaussianMixtureEps(schedule, MEANS, VARIANCES)
+
+
+# -- the order of convergence ------------------------------------------------------------------------------------
+
+TOP, BOTTOM = SCHEDULE.alpha_bar(999), SCHEDULE.alpha_bar(0)
+
+
+def uniform_in_lambda(steps: int) -> NoiseSchedule:
+    """A schedule whose timesteps are steps + 1 levels, equally far apart in lambda: a grid without rounding."""
+    lambdas = np.linspace(half_log_snr(BOTTOM), half_log_snr(TOP), steps + 1)
+    alpha_bars = 1.0 / (1.0 + np.exp(-2.0 * lambdas))
+    return NoiseSchedule(1.0 - alpha_bars / np.concatenate([[1.0], alpha_bars[:-1]]))
+
+
+def solution(x_T: Tensor) -> Tensor:
+    """The ODE d(x / alpha) / d rho = eps from TOP to BOTTOM, by an adaptive solver of order 8."""
+    rho = [math.exp(-half_log_snr(level)) for level in (TOP, BOTTOM)]
+
+    def slope(log_rho: float, scaled: Any) -> Any:
+        level = 1.0 / (1.0 + math.exp(2.0 * log_rho))
+        here = NoiseSchedule(np.array([1.0 - level]))
+        x = torch.from_numpy(scaled).view(x_T.shape) * math.sqrt(level)
+        eps = mixture(here)(x, torch.zeros(len(x), dtype=torch.int64))
+        return math.exp(log_rho) * eps.flatten().numpy()
+
+    start = (x_T / math.sqrt(TOP)).flatten().numpy()
+    found = solve_ivp(slope, [math.log(r) for r in rho], start, method="DOP853", rtol=1e-12, atol=1e-12)
+    return torch.from_numpy(found.y[:, -1]).view(x_T.shape) * math.sqrt(BOTTOM)
+
+
+def error_at_0(formula: Formula | None, steps: int, x_T: Tensor, exact: Tensor) -> float:
+    """Root mean square error at the cleanest level before the image, over steps that are equal in lambda."""
+    schedule = uniform_in_lambda(steps)
+    sampler = Sampler(schedule, timesteps=list(range(steps + 1)), formula=formula)
+    (at_0,) = (state.x for state in sampler.walk(mixture(schedule), x_T) if state.t == 0)
+    return float((at_0 - exact).square().mean().sqrt())
+
+
+@pytest.mark.parametrize(
+    ("formula", "order"),
+    [
+        (None, 1),
+        (Heun(), 2),
+        (Pndm(), 2),
+        (Ipndm(4, lower_order_final=False), 2),
+        (Deis(2, lower_order_final=False), 2),
+        (Deis(3, lower_order_final=False), 3),
+        (DpmSolverPP(2), 2),
+        (DpmSolverPP(3), 2),
+        (DpmSolverPP(3, "full"), 3),
+        (UniPC(2, corrector=False), 2),
+        (UniPC(2), 3),
+    ],
+    ids=str,
+)
+def test_the_order_is_what_it_says(formula: Formula | None, order: int) -> None:
+    x_T = normal(8, 2, seed=3)
+    exact = solution(x_T)
+    steps = np.array([80, 120, 160, 240, 320])
+    errors = [error_at_0(formula, int(count), x_T, exact) for count in steps]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(order, abs=0.15)
+
+
+# -- what they share with DDIM -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "trailing", "linspace", "quadratic"])
+@pytest.mark.parametrize(
+    "formula", [Deis(1), Ipndm(1), DpmSolverPP(1), UniPC(1, corrector=False)], ids=lambda formula: repr(formula)
+)
+def test_the_first_order_is_ddim(formula: Formula, spacing: str) -> None:
+    x_T = normal(4, 2)
+    ours, ddim = (Sampler(SCHEDULE, 12, spacing=spacing, formula=each) for each in (formula, None))
+    assert relative_difference(ours.sample(mixture(), x_T), ddim.sample(mixture(), x_T)) < 1e-12
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 10, 37, 50])
+def test_forwards_said_are_forwards_done_and_images_are_finite(name: str, steps: int) -> None:
+    model, sampler = Counting(mixture()), Sampler(SCHEDULE, steps, spacing="trailing", formula=EVERY[name])
+    found = sampler.sample(model, normal(3, 2))
+    assert len(model.seen) == sampler.nfe
+    assert found.abs().max() < 3.0
+    if steps == 1:
+        ddim = Sampler(SCHEDULE, 1, spacing="trailing").sample(mixture(), normal(3, 2))
+        torch.testing.assert_close(found, ddim, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_sample_does_not_depend_on_its_batch_and_repeats_bitwise(name: str) -> None:
+    sampler, x_T = Sampler(SCHEDULE, 10, spacing="trailing", formula=EVERY[name]), normal(6, 2, dtype=torch.float32)
+    whole = sampler.sample(mixture(), x_T)
+    assert torch.equal(whole, sampler.sample(mixture(), x_T))
+    parts = torch.cat([sampler.sample(mixture(), part) for part in x_T.split([1, 2, 3])])
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_repeated_timestep_moves_nothing(name: str) -> None:
+    """As in DDIM it costs a forward; the step is over no distance."""
+    walks = [
+        Sampler(SCHEDULE, timesteps=list_, formula=EVERY[name])
+        for list_ in ([999, 600, 300, 60], [999, 600, 300, 60, 60])
+    ]
+    states = [[state.x for state in walk.walk(mixture(), normal(2, 2)) if state.t == 60] for walk in walks]
+    assert all(bool(torch.isfinite(x).all()) for of in states for x in of)
+    assert torch.equal(states[1][0], states[1][1])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_noise_and_clipping_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="solves the ODE, without noise: eta must be 0"):
+        Sampler(SCHEDULE, 10, eta=0.5, formula=EVERY[name])
+    with pytest.raises(ValueError, match="clip=x0 is for the default formula"):
+        Sampler(SCHEDULE, 10, clip="x0", formula=EVERY[name])
+
+
+def test_no_two_of_them_have_the_same_recipe() -> None:
+    settings = [*EVERY.values(), Deis(2), Ipndm(3), UniPC(3), UniPC(2, lower_order_final=False), DpmSolverPP(1)]
+    assert len({str(formula.recipe()) for formula in settings}) == len(settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Deis(5), "order must be from 1 to 4, got 5"),
+        (lambda: DpmSolverPP(4), "order must be from 1 to 3, got 4"),
+        (lambda: DpmSolverPP(3, "half"), "unknown correction 'half'"),  # type: ignore[arg-type]
+        (lambda: UniPC(3, bh="bh3"), "unknown bh 'bh3'"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Callable[[], Multistep], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_noise_that_eta_asks_for_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="DpmSolverPP solves the ODE, without noise: eta must be 0"):
+        tiny.configure("sampler=dpmpp_2m", "sampler.eta=0.5")
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_every_formula_is_built_from_its_options(formula: str) -> None:
+    presets = {"dpmpp": "dpmpp_3m"}
+    config = tiny.configure(f"sampler={presets.get(formula, formula)}", "steps=7")
+    sampler = config.build_sampler()
+    assert sampler.recipe()["formula"]["name"] == {"dpmpp": "dpmsolverpp"}.get(formula, formula)
+    assert config.nfe == sampler.nfe == {"heun": 13, "pndm": 8}.get(formula, 7)
+
+
+# -- other people's ----------------------------------------------------------------------------------------------
+
+COMMON = {"beta_start": 1e-4, "beta_end": 0.02, "timestep_spacing": "trailing"}
+
+
+def theirs(scheduler: Any, steps: int, x_T: Tensor) -> list[Tensor]:
+    """The states after each step of a scheduler of diffusers, on the same model."""
+    scheduler.set_timesteps(steps)
+    x, states, model = x_T * float(scheduler.init_noise_sigma), [], mixture()
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        x = scheduler.step(model(scaled, torch.full((len(x),), int(t))), t, x).prev_sample
+        states.append(x)
+    return states
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+@pytest.mark.parametrize(
+    ("scheduler", "formula"),
+    [
+        (
+            lambda: DPMSolverMultistepScheduler(solver_order=2, **COMMON),
+            lambda low: DpmSolverPP(2, lower_order_final=low),
+        ),
+        (
+            lambda: DPMSolverMultistepScheduler(solver_order=3, **COMMON),
+            lambda low: DpmSolverPP(3, lower_order_final=low),
+        ),
+        (lambda: UniPCMultistepScheduler(solver_order=2, **COMMON), lambda low: UniPC(2)),
+        (lambda: UniPCMultistepScheduler(solver_order=3, **COMMON), lambda low: UniPC(3)),
+        (lambda: PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True, **COMMON), lambda low: Pndm()),
+    ],
+    ids=["2M", "3M", "UniPC-2", "UniPC-3", "PNDM"],
+)
+def test_diffusers_images_are_ours(scheduler: Any, formula: Any, steps: int) -> None:
+    """Theirs lowers DPM-Solver++'s order towards the end below 15 steps alone."""
+    x_T = normal(4, 2, dtype=torch.float32)
+    ours = Sampler(SCHEDULE, steps, spacing="trailing", formula=formula(steps < 15)).sample(mixture(), x_T)
+    assert relative_difference(theirs(scheduler(), steps, x_T)[-1], ours) < 5e-5
+
+
+def test_diffusers_unipc_with_bh1_is_ours_until_its_last_step_is_nan() -> None:
+    """To alpha_bar = 1 its h is infinite, and its bh1 multiplies it by a sum over nothing."""
+    x_T = normal(4, 2, dtype=torch.float32)
+    *others, last = theirs(UniPCMultistepScheduler(solver_order=3, solver_type="bh1", **COMMON), 10, x_T)
+    ours = Sampler(SCHEDULE, 10, spacing="trailing", formula=UniPC(3, bh="bh1"))
+    _, *states = (state.x for state in ours.walk(mixture(), x_T))
+    assert all(relative_difference(other, mine) < 5e-5 for other, mine in zip(others, states[:-1], strict=True))
+    assert last.isnan().all()
+    assert states[-1].isfinite().all()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_diffusers_deis_is_ours_until_the_last_step(order: int) -> None:
+    """It ends at the first timestep's noise level unless told otherwise, which is not the image."""
+    x_T = normal(4, 2, dtype=torch.float32)
+    rival = DEISMultistepScheduler(solver_order=order, lower_order_final=False, **COMMON)
+    ours = Sampler(SCHEDULE, 20, spacing="trailing", formula=Deis(order, lower_order_final=False))
+    states = [state.x for state in ours.walk(mixture(), x_T)]
+    for mine, other in list(zip(states[1:], theirs(rival, 20, x_T), strict=True))[:-1]:
+        assert relative_difference(other, mine) < 1e-4
+
+
+def test_diffusers_heun_is_ours() -> None:
+    """Its state is x / alpha; two calls a step, one in the last."""
+    x_T = normal(4, 2, dtype=torch.float32)
+    rival = HeunDiscreteScheduler(**COMMON)
+    rival.set_timesteps(20)
+    ours = Sampler(SCHEDULE, 20, spacing="trailing", formula=Heun())
+    start = x_T / math.sqrt(SCHEDULE.alpha_bar(999))
+    x = start
+    for t in rival.timesteps:
+        scaled = rival.scale_model_input(x, t)
+        x = rival.step(mixture()(scaled, torch.full((4,), int(t))), t, x).prev_sample
+    assert len(rival.timesteps) == ours.nfe
+    assert relative_difference(x, ours.sample(mixture(), x_T)) < 1e-4
+
+
+def test_half_log_snr_is_its_definition_and_infinite_at_the_image() -> None:
+    assert half_log_snr(1.0) == math.inf
+    for high, low in pairwise([0.999, 0.5, 1e-5]):
+        assert half_log_snr(high) > half_log_snr(low)
+        assert half_log_snr(low) == pytest.approx(math.log(math.sqrt(low) / math.sqrt(1 - low)), rel=1e-12)
