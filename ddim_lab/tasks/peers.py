@@ -76,23 +76,35 @@ class Peer:
         self.contended = False
         self._connection: Final = connection
 
+    def wait(self) -> None:
+        """Until it is ready: what starts up takes the cores of who is timed.
+
+        Raises:
+            RuntimeError: it failed; says how.
+        """
+        self._answer()
+
     def seconds(self, count: int) -> float:
         """Seconds that it takes for `count` images.
 
         Raises:
             RuntimeError: it failed; says how.
         """
-        try:
+        with contextlib.suppress(OSError):  # it has ended: so says what is read
             self._connection.send(count)
+        seconds, contended = self._answer()
+        self.contended = self.contended or contended
+        return seconds
+
+    def _answer(self) -> tuple[float, bool]:
+        try:
             answer = self._connection.recv()
         except (EOFError, OSError):
             answer = "its process has ended"
         if isinstance(answer, str):
             raise RuntimeError(f"{self.name}: {answer}")
-        seconds, contended = answer
-        self.contended = self.contended or contended
-        assert isinstance(seconds, float)
-        return seconds
+        found: tuple[float, bool] = answer
+        return found
 
     def dismiss(self) -> None:
         """Nothing more is asked of it: its process ends."""
@@ -122,6 +134,8 @@ def peers(given: Given, names: Iterable[str] = (DIFFUSERS, OPTIMISED, PAPER)) ->
             started.callback(ours.close)
             found.append(Peer(name, ours))
             processes.append(process)
+        for peer in found:
+            peer.wait()
         yield found
         for peer in found:
             peer.dismiss()
@@ -133,20 +147,21 @@ def _serve(name: str, given: Given, threads: int, connection: Connection) -> Non
     """Make images whenever a number of them is asked for, until nobody can ask any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for who has started this one
     torch.set_num_threads(threads)
-    given.network.to(given.device)
-    run: Run | None = None
     meanwhile = Contention(lambda: False, threads if given.device.type == "cpu" else 0)
-    with contextlib.suppress(EOFError):
+    try:
+        given.network.to(given.device)
+        run = _run(name, given)
+        connection.send((0.0, False))
         while True:
             count = connection.recv()
-            try:
-                run = run or _run(name, given)
-                meanwhile.begin()
-                seconds = timed(partial(run, count), given.device)[1]
-                answer: tuple[float, bool] | str = seconds, meanwhile.look()
-            except Exception as error:  # it ends the task, in the process that asked
-                answer = f"{type(error).__name__}: {one_line(error)}"
-            connection.send(answer)
+            meanwhile.begin()
+            seconds = timed(partial(run, count), given.device)[1]
+            connection.send((seconds, meanwhile.look()))
+    except EOFError:
+        return
+    except Exception as error:  # it ends the task, in the process that asked
+        with contextlib.suppress(OSError):
+            connection.send(f"{type(error).__name__}: {one_line(error)}")
 
 
 def _run(name: str, given: Given) -> Run:
