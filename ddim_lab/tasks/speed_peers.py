@@ -110,8 +110,7 @@ class SpeedPeers(Task):
                     value=ratio.median,
                     heading="Times diffusers' pipeline",
                     facts="how many times as long diffusers' DDIMPipeline took for the same weights, steps and batch,"
-                    " in a process of its own; median over rounds in turns, the cell's table has the intervals and other"
-                    " peers",
+                    " in a process of its own; median over rounds in turns; the cell's table has the others, too",
                 ),
                 Value(
                     name="one_image_times_diffusers",
