@@ -1,4 +1,4 @@
-"""Solvers of higher order for the walk without noise: the probability-flow ODE, of which DDIM is the first-order step.
+"""Solvers of higher order: of the probability-flow ODE, whose first-order step is DDIM, and of its SDE (eta = 1).
 
 With alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar), lambda = log(alpha / sigma), the half log-SNR, and
 rho = sigma / alpha = exp(-lambda), the ODE from a level s to a less noisy one t is solved exactly by either of
@@ -12,6 +12,8 @@ forward a step: `Deis`, `Ipndm` and `Pndm` its eps, `DpmSolverPP` and `UniPC` it
 
 The walk's last step reaches alpha_bar = 1, where lambda is infinite. A polynomial in lambda through x_0 diverges
 there, so that this step is of first order in `DpmSolverPP` and `UniPC`: x = x_0. In eps the integral is finite.
+
+`DpmSolverPPSde` adds DDPM's noise, named as everywhere by seed, sample and timestep.
 
 All coefficients are float64, and enter the steps as Python floats.
 """
@@ -32,9 +34,21 @@ from torch import Tensor
 from ddim_lab.diffusion import x0_from_eps
 from ddim_lab.sampler import Draw, Formula, Predict, State
 from ddim_lab.sampler import step as ddim_step
-from ddim_lab.transitions import Transition, check_choice
+from ddim_lab.transitions import Transition, check_choice, sigma
 
-__all__ = ["Bh", "Correction", "Deis", "DpmSolverPP", "Heun", "Ipndm", "Multistep", "Pndm", "UniPC", "half_log_snr"]
+__all__ = [
+    "Bh",
+    "Correction",
+    "Deis",
+    "DpmSolverPP",
+    "DpmSolverPPSde",
+    "Heun",
+    "Ipndm",
+    "Multistep",
+    "Pndm",
+    "UniPC",
+    "half_log_snr",
+]
 
 Correction = Literal["published", "full"]
 """Of DPM-Solver++(3M)'s second difference; see `DpmSolverPP`."""
@@ -93,7 +107,11 @@ class Multistep(Quiet):
         return eps
 
     def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
-        return self.advance(x_t, [transition], [self.output(transition, x_t, eps)])
+        return self._noised(transition, self.advance(x_t, [transition], [self.output(transition, x_t, eps)]), z)
+
+    def _noised(self, transition: Transition, mean: Tensor, z: Tensor | None) -> Tensor:
+        """The mean, which is this walk's own, with noise where the step has any."""
+        return mean if z is None else mean.add_(z, alpha=self.noise_std(transition))
 
     def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
         past: deque[tuple[Transition, Tensor]] = deque(maxlen=self.order)
@@ -106,7 +124,9 @@ class Multistep(Quiet):
                 continue
             past.appendleft((transition, self.output(transition, x, eps)))
             used = list(past)[: left if self.lower_order_final else None]
-            x_prev = self.advance(x, [level for level, _ in used], [output for _, output in used])
+            z = draw(transition.t, x) if self.noise_std(transition) > 0.0 else None
+            mean = self.advance(x, [level for level, _ in used], [output for _, output in used])
+            x_prev = self._noised(transition, mean, z)
             yield State(transition.t_prev, x_prev, functools.partial(self.x0, transition, x, eps))
             x = x_prev
 
@@ -274,6 +294,45 @@ class DpmSolverPP(_OfImages):
 
     def recipe(self) -> dict[str, Any]:
         return {**super().recipe(), "correction": self.correction}
+
+
+@final
+class DpmSolverPPSde(_OfImages):
+    """SDE-DPM-Solver++(2M): the reverse SDE instead of the ODE, with as much noise as DDPM adds, which is its order 1.
+
+    With phi = 1 - exp(-2 h) and D, D' as in `DpmSolverPP`,
+
+        x_t = (sigma_t / sigma_s) exp(-h) x_s + alpha_t phi (D + D' / 2) + sigma_t sqrt(phi) z
+
+    where sigma_t sqrt(phi) is sigma(eta = 1) of Song et al. 2021, Eq. 16. Source: Lu et al. 2022, 2211.01095, Eq. 18.
+
+    Args:
+        order: 1 or 2.
+        lower_order_final: see `Multistep`; the step to alpha_bar = 1 is x = x_0 in any case.
+    """
+
+    MOST = 2
+
+    def noise_std(self, transition: Transition) -> float:
+        return transition.noise_std
+
+    def check(self, transitions: Sequence[Transition]) -> None:
+        for each in transitions:
+            if not each.sigma == each.noise_std == sigma(1.0, each.alpha_bar, each.alpha_bar_prev):
+                raise ValueError(f"{type(self).__name__} solves the SDE: eta must be 1, and variance posterior")
+
+    def advance(self, x: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor]) -> Tensor:
+        now = levels[0]
+        start, stop = half_log_snr(now.alpha_bar), half_log_snr(now.alpha_bar_prev)
+        h = stop - start
+        if math.isinf(h):
+            return outputs[0]
+        whole = -math.sqrt(now.alpha_bar_prev) * math.expm1(-2.0 * h)
+        weights = [whole]
+        if len(levels) == 2:
+            slope = 0.5 * whole * h / (start - half_log_snr(levels[1].alpha_bar))
+            weights = [whole + slope, -slope]
+        return _linear(x, _noise_ratio(now) * math.exp(-h), outputs, weights)
 
 
 @final

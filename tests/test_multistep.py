@@ -23,14 +23,16 @@ from official import one_thread as one_thread
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from ddim_lab.analytic import GaussianMixtureEps
+from ddim_lab.analytic import GaussianEps, GaussianMixtureEps
 from ddim_lab.config.sampler import FORMULAS
 from ddim_lab.errors import ConfigError
-from ddim_lab.multistep import Deis, DpmSolverPP, Heun, Ipndm, Multistep, Pndm, UniPC, half_log_snr
+from ddim_lab.multistep import Deis, DpmSolverPP, DpmSolverPPSde, Heun, Ipndm, Multistep, Pndm, UniPC, half_log_snr
+from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Formula, Sampler
 from ddim_lab.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.linear()
+COMMON = {"beta_start": 1e-4, "beta_end": 0.02, "timestep_spacing": "trailing"}
 MEANS = torch.tensor([[-0.8, 0.3], [0.7, 0.5], [0.1, -0.9]], dtype=torch.float64)
 VARIANCES = torch.tensor([0.10, 0.15, 0.20], dtype=torch.float64)
 
@@ -198,16 +200,59 @@ def test_noise_that_eta_asks_for_is_one_line() -> None:
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_every_formula_is_built_from_its_options(formula: str) -> None:
-    presets = {"dpmpp": "dpmpp_3m"}
+    presets = {"dpmpp": "dpmpp_3m", "dpmpp_sde": "dpmpp_2m_sde"}
     config = tiny.configure(f"sampler={presets.get(formula, formula)}", "steps=7")
     sampler = config.build_sampler()
-    assert sampler.recipe()["formula"]["name"] == {"dpmpp": "dpmsolverpp"}.get(formula, formula)
+    assert sampler.recipe()["formula"]["name"] == {"dpmpp": "dpmsolverpp", "dpmpp_sde": "dpmsolverppsde"}.get(
+        formula, formula
+    )
     assert config.nfe == sampler.nfe == {"heun": 13, "pndm": 8}.get(formula, 7)
 
 
-# -- other people's ----------------------------------------------------------------------------------------------
+# -- the SDE -----------------------------------------------------------------------------------------------------
 
-COMMON = {"beta_start": 1e-4, "beta_end": 0.02, "timestep_spacing": "trailing"}
+
+@pytest.mark.parametrize("spacing", ["uniform", "trailing", "quadratic"])
+def test_the_first_order_of_the_sde_is_ddpm(spacing: str) -> None:
+    x_T = normal(4, 2)
+    found = Sampler(SCHEDULE, 12, eta=1.0, spacing=spacing, formula=DpmSolverPPSde(1)).sample(mixture(), x_T, seed=3)
+    ddpm = Sampler(SCHEDULE, 12, eta=1.0, spacing=spacing).sample(mixture(), x_T, seed=3)
+    assert relative_difference(found, ddpm) < 1e-10
+
+
+def test_the_second_order_has_the_targets_variance_sooner_than_ddpm() -> None:
+    """A Gaussian of variance 0.25: the variance after 20 steps, over 40,000 samples."""
+    schedule, x_T = SCHEDULE, normal(40_000, 1, seed=1)
+    model = GaussianEps(schedule, 0.3, 0.25)
+    variances = [
+        float(Sampler(schedule, 20, eta=1.0, spacing="trailing", formula=formula).sample(model, x_T, seed=2).var())
+        for formula in (DpmSolverPPSde(2), None)
+    ]
+    second, first = (abs(variance - 0.25) for variance in variances)
+    assert second < first / 3
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+def test_diffusers_sde_is_ours_on_the_same_noise(steps: int) -> None:
+    x_T = normal(4, 2, dtype=torch.float32)
+    rival = DPMSolverMultistepScheduler(solver_order=2, algorithm_type="sde-dpmsolver++", **COMMON)
+    rival.set_timesteps(steps)
+    noise, names, x = NamedNoise(3), torch.arange(4), x_T
+    for t in rival.timesteps:
+        eps = mixture()(x, torch.full((4,), int(t)))
+        x = rival.step(eps, t, x, variance_noise=noise(names, int(t), x)).prev_sample
+    formula = DpmSolverPPSde(2, lower_order_final=steps < 15)
+    ours = Sampler(SCHEDULE, steps, eta=1.0, spacing="trailing", formula=formula).sample(mixture(), x_T, seed=3)
+    assert relative_difference(x, ours) < 5e-5
+
+
+@pytest.mark.parametrize("settings", [{"eta": 0.0}, {"eta": 0.5}, {"eta": 1.0, "variance": "large"}])
+def test_another_noise_than_the_sdes_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="DpmSolverPPSde solves the SDE: eta must be 1, and variance posterior"):
+        Sampler(SCHEDULE, 10, formula=DpmSolverPPSde(2), **settings)
+
+
+# -- other people's ----------------------------------------------------------------------------------------------
 
 
 def theirs(scheduler: Any, steps: int, x_T: Tensor) -> list[Tensor]:

@@ -95,6 +95,18 @@ class DpmSolverPPOptions(SamplerOptions):
         return DpmSolverPP(self.order, self.correction, self.lower_order_final)
 
 
+class DpmSolverPPSdeOptions(SamplerOptions):
+    """conf/sampler/dpmpp_2m_sde: `ddim_lab.multistep.DpmSolverPPSde`."""
+
+    order: Annotated[StrictInt, Field(ge=1, le=2)]
+    lower_order_final: StrictBool
+
+    def build_formula(self) -> Formula:
+        from ddim_lab.multistep import DpmSolverPPSde
+
+        return DpmSolverPPSde(self.order, self.lower_order_final)
+
+
 class UniPCOptions(SamplerOptions):
     """conf/sampler/unipc: `ddim_lab.multistep.UniPC`."""
 
@@ -112,6 +124,7 @@ class UniPCOptions(SamplerOptions):
 FORMULAS: Final[dict[str, type[SamplerOptions]]] = {
     "deis": DeisOptions,
     "dpmpp": DpmSolverPPOptions,
+    "dpmpp_sde": DpmSolverPPSdeOptions,
     "heun": HeunOptions,
     "ipndm": IpndmOptions,
     "pndm": PndmOptions,
