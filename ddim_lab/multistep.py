@@ -73,7 +73,7 @@ class Quiet(Formula):
             raise ValueError(f"{type(self).__name__} solves the ODE, without noise: eta must be 0")
 
 
-class Multistep(Quiet):
+class Multistep(Formula):
     """A step from x_t by the model's outputs at this timestep and at earlier ones; abstract. One forward a step.
 
     The first steps have fewer outputs to go by, and are of lower order.
@@ -117,13 +117,15 @@ class Multistep(Quiet):
         past: deque[tuple[Transition, Tensor]] = deque(maxlen=self.order)
         x = x_T
         yield State(transitions[0].t, x)
-        for left, transition in zip(range(len(transitions), 0, -1), transitions, strict=True):
+        left = _moving(transitions)
+        for transition in transitions:
             eps = predict(x, transition.t)
             if transition.t_prev == transition.t:  # a repeated timestep moves nothing
                 yield State(transition.t, x, functools.partial(self.x0, transition, x, eps))
                 continue
             past.appendleft((transition, self.output(transition, x, eps)))
             used = list(past)[: left if self.lower_order_final else None]
+            left -= 1
             z = draw(transition.t, x) if self.noise_std(transition) > 0.0 else None
             mean = self.advance(x, [level for level, _ in used], [output for _, output in used])
             x_prev = self._noised(transition, mean, z)
@@ -136,7 +138,7 @@ class Multistep(Quiet):
 
 
 @final
-class Deis(Multistep):
+class Deis(Quiet, Multistep):
     """The integral of eps with eps a polynomial in lambda through the last `order` outputs.
 
         x_t = (alpha_t / alpha_s) x_s - alpha_t sum_j c_j eps_j,   c_j = int_s^t exp(-lambda) L_j(lambda) d lambda
@@ -157,7 +159,7 @@ class Deis(Multistep):
 
 
 @final
-class Ipndm(Multistep):
+class Ipndm(Quiet, Multistep):
     """DDIM's step with eps extrapolated by Adams-Bashforth's weights for equal steps, of order 1 to 4.
 
         eps' = eps;  (3 eps - eps_1) / 2;  (23 eps - 16 eps_1 + 5 eps_2) / 12;
@@ -183,22 +185,24 @@ class Pndm(Quiet):
         return ddim_step(transition, x_t, eps)
 
     def nfe(self, transitions: Sequence[Transition]) -> int:
-        """S + 1; a single step, which ends at the image, is DDIM's."""
-        return len(transitions) + (len(transitions) > 1)
+        """S + 1; where one step alone moves, which ends at the image, it is DDIM's."""
+        return len(transitions) + (_moving(transitions) > 1)
 
     def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
         past: deque[Tensor] = deque(maxlen=4)
         x = x_T
         yield State(transitions[0].t, x)
-        for number, transition in enumerate(transitions):
+        for transition in transitions:
             eps = predict(x, transition.t)
-            past.appendleft(eps)
-            x_prev = ddim_step(transition, x, _adams_bashforth(past))
-            if number == 0 and len(transitions) > 1:
-                ahead = predict(x_prev, transition.t_prev)
-                x_prev = ddim_step(transition, x, torch.add(eps, ahead).mul_(0.5))
-            yield State(transition.t_prev, x_prev, functools.partial(self.x0, transition, x, eps))
-            x = x_prev
+            predicted = functools.partial(self.x0, transition, x, eps)
+            if transition.t_prev != transition.t:
+                past.appendleft(eps)
+                x_prev = ddim_step(transition, x, _adams_bashforth(past))
+                if len(past) == 1 and transition.t_prev >= 0:
+                    ahead = predict(x_prev, transition.t_prev)
+                    x_prev = ddim_step(transition, x, torch.add(eps, ahead).mul_(0.5))
+                x = x_prev
+            yield State(transition.t_prev, x, predicted)
 
     def recipe(self) -> dict[str, Any]:
         return {"name": "pndm", "start": "linear"}
@@ -245,7 +249,7 @@ class _OfImages(Multistep):
 
 
 @final
-class DpmSolverPP(_OfImages):
+class DpmSolverPP(Quiet, _OfImages):
     """DPM-Solver++(2M) and (3M): x_0 with its first, and second, difference in lambda. Order 1 is DDIM.
 
     With h = lambda_t - lambda_s, h_1 and h_2 the steps before it, r = h_1 / h, r' = h_2 / h, D = x_0(s) and
@@ -313,9 +317,6 @@ class DpmSolverPPSde(_OfImages):
 
     MOST = 2
 
-    def noise_std(self, transition: Transition) -> float:
-        return transition.noise_std
-
     def check(self, transitions: Sequence[Transition]) -> None:
         for each in transitions:
             if not each.sigma == each.noise_std == sigma(1.0, each.alpha_bar, each.alpha_bar_prev):
@@ -336,7 +337,7 @@ class DpmSolverPPSde(_OfImages):
 
 
 @final
-class UniPC(_OfImages):
+class UniPC(Quiet, _OfImages):
     """The unified predictor UniP-p and, with it, the corrector UniC-p: no forward more than the predictor's.
 
     With h = lambda_t - lambda_s, u_k = (lambda_k - lambda_s) / h for earlier levels (u < 0) and u = 1 for t,
@@ -373,7 +374,8 @@ class UniPC(_OfImages):
         x = x_T
         before: tuple[Tensor, list[tuple[Transition, Tensor]]] | None = None
         yield State(transitions[0].t, x)
-        for left, transition in zip(range(len(transitions), 0, -1), transitions, strict=True):
+        left = _moving(transitions)
+        for transition in transitions:
             eps = predict(x, transition.t)
             predicted = functools.partial(self.x0, transition, x, eps)
             if transition.t_prev == transition.t:
@@ -385,6 +387,7 @@ class UniPC(_OfImages):
                 x = self._taken(origin, [level for level, _ in used], [of for _, of in used], output)
             past.appendleft((transition, output))
             used = list(past)[: left if self.lower_order_final else None]
+            left -= 1
             x_prev = self.advance(x, [level for level, _ in used], [of for _, of in used])
             before = x, used
             yield State(transition.t_prev, x_prev, predicted)
@@ -414,6 +417,11 @@ class UniPC(_OfImages):
 
     def recipe(self) -> dict[str, Any]:
         return {**super().recipe(), "corrector": self.corrector, "bh": self.bh}
+
+
+def _moving(transitions: Sequence[Transition]) -> int:
+    """How many of them lead anywhere: a repeated timestep costs a forward, and moves nothing."""
+    return sum(transition.t_prev != transition.t for transition in transitions)
 
 
 # -- numbers ----------------------------------------------------------------------------------------------

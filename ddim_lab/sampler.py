@@ -226,7 +226,8 @@ class Sampler:
         ValueError: any argument outside its range; the message names the valid one.
 
     A model is any callable (x_t [B, ...], t [B] int64) -> output of x_t's shape, or an object with such a tensor
-    as `.sample` (diffusers). The state is float32, or float64 if x_T is; the model is given it in its own dtype.
+    as `.sample` (diffusers), in memory that it does not write to again: solvers keep outputs. The state is float32,
+    or float64 if x_T is; the model is given it in its own dtype.
     """
 
     def __init__(

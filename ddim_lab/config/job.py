@@ -191,7 +191,13 @@ class Config(Options):
     @property
     def nfe(self) -> int:
         """Forwards that one sample costs."""
-        return len(self.build_transitions()) if self.sampler.formula is None else self.build_sampler().nfe
+        return self.nfe_at()
+
+    def nfe_at(self, steps: int | None = None) -> int:
+        """The same with that many steps (instead of a list of timesteps)."""
+        if self.sampler.formula is None:
+            return len(self.build_transitions(steps))
+        return self.build_sampler(steps=steps).nfe
 
     def build_transitions(self, steps: int | None = None) -> tuple[Transition, ...]:
         """The walk from noise to image; with `steps`, of that many (instead of a list of timesteps). Needs no torch.

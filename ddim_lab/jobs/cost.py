@@ -35,8 +35,9 @@ LONG_ENOUGH: Final = 1.0
 TRAINING_FORWARDS: Final = 3
 """Cost of one image in one training step, in forwards: the backward pass is about two."""
 
-COMPILED_GAIN: Final = 1.15
-"""How many times as fast a compiled U-Net was on a CPU, at least: see "Speed on a CPU" in ddim_lab/README.md."""
+COMPILED_GAIN: Final = 1.1
+"""How many times as fast a compiled U-Net is on a CPU: 1.0 to 1.3 in "Batches, memory and compiling" of
+ddim_lab/README.md, where it was measured."""
 
 COMPILING: Final = 70.0
 """Seconds that it took at most to compile one of them there; it is done again for each cell."""
@@ -179,7 +180,7 @@ def describe_cost(cells: Sequence[Config]) -> str:
 
 
 def _would_compile(config: Config, runtime: Runtime) -> bool:
-    """Whether compiling is all that `runtime=fast` would change: on a CPU that can, where it is not done already."""
+    """Whether `runtime=fast` would compile the network: on a CPU that can, where it is not done already."""
     on_cpu = runtime.torch_device.type == "cpu"
     fast = config.runtime.model_copy(update={"aim": "speed"})
     return on_cpu and config.runtime.aim == "faithful" and not runtime.compile and Runtime.resolve(fast).compile

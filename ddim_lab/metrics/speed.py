@@ -63,6 +63,10 @@ class Contention:
         """What is timed begins now: what was before it does not count."""
         self._since = time.perf_counter(), _waited_for_a_core()
 
+    def forget(self) -> None:
+        """What was seen so far does not count."""
+        self.seen = False
+
     def look(self) -> bool:
         """Whether it was so since `begin` or the last look; call it between two timings, never in one."""
         clock, waited = self._since

@@ -125,7 +125,7 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
 
 
 def with_batch_size(config: Config, runtime: Runtime) -> Config:
-    """The job with `batch_size=auto` settled; a checkpoint's config.json is read for it, no weights are loaded."""
+    """The job with `batch_size=auto` settled; a checkpoint is looked at for it, as when it was checked."""
     if config.batch_size != AUTO:
         return config
     model, channels = config.model, None

@@ -52,6 +52,7 @@ class Benchmark(Task):
 
     reads_images: ClassVar[bool] = False
 
+    any_formula: ClassVar[bool] = False  # it times the walk with noise, too
     name: Literal["benchmark"]
     batch_sizes: tuple[PositiveInt, ...]
     fitted_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=3)]

@@ -56,11 +56,11 @@ class Consistency(Task):
 
     def forwards(self, config: Config) -> int:
         own, longest = config.build_transitions(), config.build_transitions(steps=self.many_steps)
-        return 0 if own == longest else config.num_samples * len(own)
+        return 0 if own == longest else config.num_samples * config.nfe
 
     def shared(self, config: Config) -> tuple[Hashable, int]:
-        longest = config.build_transitions(steps=self.many_steps)
-        return (drawn(config), config.runtime, self.many_steps), config.num_samples * len(longest)
+        many = config.num_samples * config.nfe_at(self.many_steps)
+        return (drawn(config), config.runtime, self.many_steps), many
 
     def identity(self, job: Job) -> dict[str, Any]:
         """The walk that this cell is compared with, and the network of the feature distance."""

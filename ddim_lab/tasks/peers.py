@@ -14,6 +14,7 @@ All start from nothing and end with images in the host's memory. The allocator i
 from __future__ import annotations
 
 import contextlib
+import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Given:
     """What every peer works with; goes to another process.
 
     Attributes:
-        network: (x_t, t) -> an object with eps as `.sample`; a peer changes it as it likes.
+        network: (x_t, t) -> an object with eps as `.sample`; every process has a copy.
         sampler: the walk: posterior variance, no clipping, spacing uniform.
         shape: (C, H, W) of an image.
         device: where it computes.
@@ -106,6 +107,10 @@ class Peer:
         found: tuple[float, bool] = answer
         return found
 
+    def forget(self) -> None:
+        """What took its cores so far does not count."""
+        self.contended = False
+
     def dismiss(self) -> None:
         """Nothing more is asked of it: its process ends."""
         self._connection.close()
@@ -119,13 +124,13 @@ def peers(given: Given, names: Iterable[str] = (DIFFUSERS, OPTIMISED, PAPER)) ->
         given: with its network on the CPU; every process has a copy.
         names: who.
     """
-    context = get_context("spawn")
+    context, content = get_context("spawn"), pickle.dumps(given)  # bytes: torch would share the weights instead
     with contextlib.ExitStack() as started:
         found, processes = [], []
         for name in names:
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(name, given, torch.get_num_threads(), theirs), daemon=True, name=name
+                target=_serve, args=(name, content, torch.get_num_threads(), theirs), daemon=True, name=name
             )
             process.start()
             theirs.close()  # where its process ends, ours finds the end of the connection
@@ -143,10 +148,11 @@ def peers(given: Given, names: Iterable[str] = (DIFFUSERS, OPTIMISED, PAPER)) ->
             process.join(PATIENCE)  # killed, it would leave what its libraries have shared
 
 
-def _serve(name: str, given: Given, threads: int, connection: Connection) -> None:
+def _serve(name: str, content: bytes, threads: int, connection: Connection) -> None:
     """Make images whenever a number of them is asked for, until nobody can ask any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for who has started this one
     torch.set_num_threads(threads)
+    given: Given = pickle.loads(content)
     meanwhile = Contention(lambda: False, threads if given.device.type == "cpu" else 0)
     try:
         given.network.to(given.device)

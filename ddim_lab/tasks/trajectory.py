@@ -41,7 +41,7 @@ class Trajectory(Task):
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
         """Sample, stopping at `self.columns` moments; writes preview.png and trajectory.png into `folder`."""
         sampler = job.sampler
-        moments = shown_moments(sampler.nfe, self.columns)
+        moments = shown_moments(len(sampler.transitions), self.columns)
         timesteps = [transition.t for transition in sampler.transitions] + [sampler.transitions[-1].t_prev]
         noise = job.runtime.noise(job.config.seed)
         clock = time.perf_counter()
