@@ -94,8 +94,9 @@ class SpeedPeers(Task):
 
                 runs[OURS] = alone
                 first[size] = {name: take(size) for name, take in runs.items()}
-                for each in (meanwhile, *others):  # who compiles waits for cores by itself
-                    each.forget()
+                meanwhile.forget()  # who compiles waits for cores by itself
+                for peer in others:
+                    peer.forget()
                 seconds[size] = {name: [] for name in runs}
                 for _ in range(self.rounds):
                     for name, take in runs.items():
