@@ -14,7 +14,6 @@ All start from nothing and end with images in the host's memory. The allocator i
 from __future__ import annotations
 
 import contextlib
-import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -49,7 +48,8 @@ class Given:
     """What every peer works with; goes to another process.
 
     Attributes:
-        network: (x_t, t) -> an object with eps as `.sample`; every process has a copy.
+        network: (x_t, t) -> an object with eps as `.sample`; on a CPU the processes share the memory
+            of its weights as they come (in /dev/shm), and a peer that converts them has its own.
         sampler: the walk: posterior variance, no clipping, spacing uniform.
         shape: (C, H, W) of an image.
         device: where it computes.
@@ -121,16 +121,16 @@ def peers(given: Given, names: Iterable[str] = (DIFFUSERS, OPTIMISED, PAPER)) ->
     """The named peers, each in a new process as long as the context lasts.
 
     Args:
-        given: with its network on the CPU; every process has a copy.
+        given: with its network on the CPU.
         names: who.
     """
-    context, content = get_context("spawn"), pickle.dumps(given)  # bytes: torch would share the weights instead
+    context = get_context("spawn")
     with contextlib.ExitStack() as started:
         found, processes = [], []
         for name in names:
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(name, content, torch.get_num_threads(), theirs), daemon=True, name=name
+                target=_serve, args=(name, given, torch.get_num_threads(), theirs), daemon=True, name=name
             )
             process.start()
             theirs.close()  # where its process ends, ours finds the end of the connection
@@ -148,11 +148,10 @@ def peers(given: Given, names: Iterable[str] = (DIFFUSERS, OPTIMISED, PAPER)) ->
             process.join(PATIENCE)  # killed, it would leave what its libraries have shared
 
 
-def _serve(name: str, content: bytes, threads: int, connection: Connection) -> None:
+def _serve(name: str, given: Given, threads: int, connection: Connection) -> None:
     """Make images whenever a number of them is asked for, until nobody can ask any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for who has started this one
     torch.set_num_threads(threads)
-    given: Given = pickle.loads(content)
     meanwhile = Contention(lambda: False, threads if given.device.type == "cpu" else 0)
     try:
         given.network.to(given.device)
