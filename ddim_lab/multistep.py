@@ -54,7 +54,7 @@ Correction = Literal["published", "full"]
 """Of DPM-Solver++(3M)'s second difference; see `DpmSolverPP`."""
 
 Bh = Literal["bh1", "bh2"]
-"""UniPC's B(h): h, or exp(h) - 1, here with h for the negative step; see `UniPC`."""
+"""UniPC's B(h): h (bh1) or 1 - exp(-h) (bh2); see `UniPC`."""
 
 
 def half_log_snr(alpha_bar: float) -> float:
@@ -165,7 +165,7 @@ class Ipndm(Quiet, Multistep):
         eps' = eps;  (3 eps - eps_1) / 2;  (23 eps - 16 eps_1 + 5 eps_2) / 12;
                (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
 
-    The weights stay these where the steps are not equal. Source: Zhang & Chen 2022, 2204.13902, section 3.3 (iPNDM).
+    The weights stay these where the steps are not equal. Source: Zhang & Chen 2022, 2204.13902 (iPNDM).
     """
 
     def advance(self, x: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor]) -> Tensor:
@@ -308,7 +308,7 @@ class DpmSolverPPSde(_OfImages):
 
         x_t = (sigma_t / sigma_s) exp(-h) x_s + alpha_t phi (D + D' / 2) + sigma_t sqrt(phi) z
 
-    where sigma_t sqrt(phi) is sigma(eta = 1) of Song et al. 2021, Eq. 16. Source: Lu et al. 2022, 2211.01095, Eq. 18.
+    where sigma_t sqrt(phi) is sigma(eta = 1) of Song et al. 2021, Eq. 16. Source: Lu et al. 2022, 2211.01095.
 
     Args:
         order: 1 or 2.
@@ -348,7 +348,7 @@ class UniPC(Quiet, _OfImages):
     where b_n = h int_0^1 exp(-h (1 - u)) u^n du: polynomials in u up to that power are integrated exactly. The
     predictor goes by p - 1 earlier levels. The corrector goes by them and by t itself: the evaluation there, which is
     the next step's, corrects x_t before the next step is taken from it. For one unknown the paper sets a = 1/2 instead
-    of solving. Source: Zhao et al. 2023, "UniPC", 2302.04867, Algorithms 5 to 8, in the form that predicts x_0.
+    of solving. Source: Zhao et al. 2023, "UniPC", 2302.04867, in the form that predicts x_0.
 
     Args:
         order: p, 1 to 3.
