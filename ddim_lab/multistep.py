@@ -115,22 +115,40 @@ class Multistep(Formula):
 
     def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
         past: deque[tuple[Transition, Tensor]] = deque(maxlen=self.order)
-        x = x_T
+        x, origin = x_T, x_T
+        levels: list[Transition] = []
+        outputs: list[Tensor] = []
         yield State(transitions[0].t, x)
         left = _moving(transitions)
         for transition in transitions:
             eps = predict(x, transition.t)
+            predicted = functools.partial(self.x0, transition, x, eps)
             if transition.t_prev == transition.t:  # a repeated timestep moves nothing
-                yield State(transition.t, x, functools.partial(self.x0, transition, x, eps))
+                yield State(transition.t, x, predicted)
                 continue
-            past.appendleft((transition, self.output(transition, x, eps)))
+            output = self.output(transition, x, eps)
+            if past:
+                x = self.corrected(x, origin, levels, outputs, output)
+            past.appendleft((transition, output))
             used = list(past)[: left if self.lower_order_final else None]
+            levels, outputs = [level for level, _ in used], [of for _, of in used]
             left -= 1
             z = draw(transition.t, x) if self.noise_std(transition) > 0.0 else None
-            mean = self.advance(x, [level for level, _ in used], [output for _, output in used])
-            x_prev = self._noised(transition, mean, z)
-            yield State(transition.t_prev, x_prev, functools.partial(self.x0, transition, x, eps))
-            x = x_prev
+            x_prev = self._noised(transition, self.advance(x, levels, outputs), z)
+            yield State(transition.t_prev, x_prev, predicted)
+            x, origin = x_prev, x
+
+    def corrected(
+        self, x: Tensor, origin: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor], ahead: Tensor
+    ) -> Tensor:
+        """The state x again, once the model has been asked there: the one that the next step is taken from.
+
+        Args:
+            x: what `advance` made of the others.
+            origin, levels, outputs: as it was given them.
+            ahead: what `output` made of the model's eps at x.
+        """
+        return x
 
     def recipe(self) -> dict[str, Any]:
         name = type(self).__name__.lower()
@@ -368,30 +386,10 @@ class UniPC(Quiet, _OfImages):
             return outputs[0]
         return self._taken(x, levels, outputs)
 
-    def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
-        """As every multistep solver's; the state that a step is taken from is the corrected one."""
-        past: deque[tuple[Transition, Tensor]] = deque(maxlen=self.order)
-        x = x_T
-        before: tuple[Tensor, list[tuple[Transition, Tensor]]] | None = None
-        yield State(transitions[0].t, x)
-        left = _moving(transitions)
-        for transition in transitions:
-            eps = predict(x, transition.t)
-            predicted = functools.partial(self.x0, transition, x, eps)
-            if transition.t_prev == transition.t:
-                yield State(transition.t, x, predicted)
-                continue
-            output = self.output(transition, x, eps)
-            if self.corrector and before is not None:
-                origin, used = before
-                x = self._taken(origin, [level for level, _ in used], [of for _, of in used], output)
-            past.appendleft((transition, output))
-            used = list(past)[: left if self.lower_order_final else None]
-            left -= 1
-            x_prev = self.advance(x, [level for level, _ in used], [of for _, of in used])
-            before = x, used
-            yield State(transition.t_prev, x_prev, predicted)
-            x = x_prev
+    def corrected(
+        self, x: Tensor, origin: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor], ahead: Tensor
+    ) -> Tensor:
+        return self._taken(origin, levels, outputs, ahead) if self.corrector else x
 
     def _taken(
         self, x: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor], ahead: Tensor | None = None
