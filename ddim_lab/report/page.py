@@ -87,7 +87,7 @@ def summary(sweep: Sweep) -> str:
     parts.append(model + (f" ({', '.join(extra)})" if extra else ""))
     if counts := values("num_samples"):
         text = f"{_listed(f'{n:,}' for n in counts)} samples a cell"
-        if batches := values("batch_size"):
+        if batches := recipe("batch_size") or values("batch_size"):
             text += f", in batches of {_listed(map(str, batches))}"
         if seeds := values("seed"):
             text += f", seed {_listed(map(str, seeds))}"
