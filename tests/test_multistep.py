@@ -204,7 +204,7 @@ def test_every_formula_is_built_from_its_options(formula: str) -> None:
     assert sampler.recipe()["formula"]["name"] == {"dpmpp": "dpmsolverpp", "dpmpp_sde": "dpmsolverppsde"}.get(
         formula, formula
     )
-    assert config.nfe == sampler.nfe == {"heun": 13, "pndm": 8}.get(formula, 7)
+    assert config.forwards == sampler.nfe == {"heun": 13, "pndm": 8}.get(formula, 7)
 
 
 # -- the SDE -----------------------------------------------------------------------------------------------------

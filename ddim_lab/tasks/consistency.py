@@ -56,10 +56,10 @@ class Consistency(Task):
 
     def forwards(self, config: Config) -> int:
         own, longest = config.build_transitions(), config.build_transitions(steps=self.many_steps)
-        return 0 if own == longest else config.num_samples * config.nfe
+        return 0 if own == longest else config.num_samples * config.forwards
 
     def shared(self, config: Config) -> tuple[Hashable, int]:
-        many = config.num_samples * config.nfe_at(self.many_steps)
+        many = config.num_samples * config.forwards_at(self.many_steps)
         return (drawn(config), config.runtime, self.many_steps), many
 
     def identity(self, job: Job) -> dict[str, Any]:
