@@ -92,9 +92,13 @@ class GaussianMixtureEps:
         self._alpha_bars = _AlphaBars(schedule)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.at_level(x_t, self._alpha_bars(t, 2))
+
+    def at_level(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        """The same at any level: alpha_bar in (0, 1], float64 [B, 1] or [1, 1]; 0 at alpha_bar = 1."""
         means = self._means.to(x_t.device).flatten(1)  # [K, D]
         x = x_t.double().flatten(1)  # [B, D]
-        ab = self._alpha_bars(t, 2)  # [B, 1]
+        ab = alpha_bar
         spread = ab * self._variances.to(x.device) + 1.0 - ab  # [B, K], variance of component k at t
         offset = x[:, None, :] - ab.sqrt()[:, :, None] * means  # [B, K, D]
         log_density = -0.5 * offset.square().sum(-1) / spread - 0.5 * x.shape[1] * spread.log()

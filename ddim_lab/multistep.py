@@ -165,6 +165,9 @@ class Deis(Quiet, Multistep):
     with Exponential Integrator", 2204.13902, with the polynomial in log rho = -lambda instead of t.
     """
 
+    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
+        return self.order
+
     def advance(self, x: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor]) -> Tensor:
         now = levels[0]
         start, stop = half_log_snr(now.alpha_bar), half_log_snr(now.alpha_bar_prev)
@@ -186,6 +189,9 @@ class Ipndm(Quiet, Multistep):
     The weights stay these where the steps are not equal. Source: Zhang & Chen 2022, 2204.13902 (iPNDM).
     """
 
+    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
+        return min(self.order, 2)
+
     def advance(self, x: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor]) -> Tensor:
         return ddim_step(levels[0], x, _adams_bashforth(outputs))
 
@@ -205,6 +211,9 @@ class Pndm(Quiet):
     def nfe(self, transitions: Sequence[Transition]) -> int:
         """S + 1; where one step alone moves, which ends at the image, it is DDIM's."""
         return len(transitions) + (_moving(transitions) > 1)
+
+    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
+        return 2
 
     def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
         past: deque[Tensor] = deque(maxlen=4)
@@ -241,6 +250,9 @@ class Heun(Quiet):
 
     def nfe(self, transitions: Sequence[Transition]) -> int:
         return 2 * len(transitions) - 1
+
+    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
+        return 2
 
     def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
         x = x_T
@@ -291,6 +303,9 @@ class DpmSolverPP(Quiet, _OfImages):
         check_choice("correction", correction, get_args(Correction))
         super().__init__(order, lower_order_final)
         self.correction: Final = correction
+
+    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
+        return self.order
 
     def advance(self, x: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor]) -> Tensor:
         now = levels[0]
@@ -380,6 +395,9 @@ class UniPC(Quiet, _OfImages):
         super().__init__(order, lower_order_final)
         self.corrector: Final = corrector
         self.bh: Final = bh
+
+    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
+        return self.order + self.corrector
 
     def advance(self, x: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor]) -> Tensor:
         if math.isinf(half_log_snr(levels[0].alpha_bar_prev)):

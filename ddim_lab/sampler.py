@@ -159,6 +159,14 @@ class Formula(ABC):
         """Calls of `predict` that these transitions cost."""
         return len(transitions)
 
+    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
+        """The order of convergence that its authors say it has on the probability-flow ODE, as task=order checks it.
+
+        The error at a level shrinks as NFE^-order where all steps in lambda shrink together. None where nothing is
+        said, or where these transitions follow no ODE.
+        """
+        return None
+
     def check(self, transitions: Sequence[Transition]) -> None:  # noqa: B027 (most take any)
         """Raise ValueError, saying what is possible, where it can't take these; a `Sampler` asks when it is made."""
 
@@ -202,6 +210,11 @@ class Ddim(Formula):
     def x0(self, transition: Transition, x_t: Tensor, eps: Tensor) -> Tensor:
         x_0 = super().x0(transition, x_t, eps)
         return x_0 if self.clip == "none" else x_0.clamp(-1.0, 1.0)
+
+    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
+        """1 for DDIM; None with noise, and where the predicted image is clamped."""
+        noisy = any(transition.sigma or transition.noise_std for transition in transitions)
+        return None if noisy or self.clip != "none" else 1
 
     def recipe(self) -> dict[str, Any]:
         return {"clip": self.clip}

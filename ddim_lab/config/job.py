@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Config"]
 
+EXACT: Final = "exact"
+"""What the model is called of a task that brings models of its own."""
+
 AUTO: Final = 0
 """What `batch_size=auto` is until the device is known; a job that runs has a number."""
 
@@ -115,7 +118,7 @@ class Config(Options):
             raise ConfigError(f"{error.full_key} {text}" if raised else ours) from None
         config = checked(cls, values)
         if config.nfe is not None:
-            config = config.model_copy(update={"steps": config._steps_for(config.nfe)})
+            config = config.model_copy(update={"steps": config.steps_for(config.nfe)})
         config.check()
         return config
 
@@ -187,6 +190,8 @@ class Config(Options):
     @property
     def needs_images(self) -> bool:
         """Whether the job reads its data set: timing a network that is there already does not."""
+        if not self.task.samples_model:
+            return self.task.reads_images
         given = isinstance(self.model, PretrainedConfig) or (
             isinstance(self.model, UNetConfig) and self.model.weights == "random"
         )
@@ -203,7 +208,7 @@ class Config(Options):
             return len(self.build_transitions(steps))
         return self.build_sampler(steps=steps).nfe
 
-    def _steps_for(self, nfe: int) -> int:
+    def steps_for(self, nfe: int) -> int:
         """The largest number of steps that costs at most `nfe` forwards a sample; or one that `check` refuses.
 
         Raises:
@@ -287,6 +292,11 @@ class Config(Options):
             "timesteps": sampler.timesteps if steps is None else None,
         }
 
+    def _model_name(self) -> str:
+        if not self.task.samples_model:
+            return EXACT
+        return self.model.path if isinstance(self.model, PretrainedConfig) else self.model.kind
+
     def plugins(self) -> list[dict[str, str]]:
         """What installed packages bring to this job: which package, version and files; it enters the cell's key."""
         chosen = [("data", self.data), ("sampler", self.sampler), ("task", self.task), *self.metrics.owners]
@@ -299,7 +309,7 @@ class Config(Options):
         return {
             **formula,
             "data": self.data.name,
-            "model": self.model.path if isinstance(self.model, PretrainedConfig) else self.model.kind,
+            "model": self._model_name(),
             "sampler": self.sampler.name,
             "eta": self.sampler.eta,
             "variance": self.sampler.variance,

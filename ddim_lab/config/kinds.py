@@ -22,6 +22,7 @@ class TaskOptions(Options, ABC):
 
     Attributes:
         reads_images: whether it needs the data set; one that times networks alone does not.
+        samples_model: whether it samples the cell's model; one that brings models of its own needs no training.
         scores_samples: whether it compares its samples with metrics.reference, or with a file of statistics.
         keeps_samples: whether save_samples=true means something to it.
         on_several_devices: whether sampling_devices may exceed 1.
@@ -31,6 +32,7 @@ class TaskOptions(Options, ABC):
     """
 
     reads_images: ClassVar[bool] = True
+    samples_model: ClassVar[bool] = True
     scores_samples: ClassVar[bool] = False
     keeps_samples: ClassVar[bool] = False
     on_several_devices: ClassVar[bool] = False

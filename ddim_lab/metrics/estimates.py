@@ -43,13 +43,15 @@ def paired_se(first: Sequence[float], second: Sequence[float]) -> float:
 class Line:
     """y = intercept + slope · x by least squares, from `points` points.
 
-    `r_squared` is None where it says nothing: from two points, or where all y are equal.
+    `r_squared` is None where it says nothing: from two points, or where all y are equal. `slope_se` is the slope's
+    standard error by the scatter about the line, None from two points.
     """
 
     slope: float
     intercept: float
     r_squared: float | None
     points: int
+    slope_se: float | None = None
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
@@ -59,4 +61,9 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
     slope, intercept = statistics.linear_regression(x, y)
     telling = len(x) > 2 and len(set(y)) > 1
     r_squared = statistics.correlation(x, y) ** 2 if telling else None
-    return Line(slope=slope, intercept=intercept, r_squared=r_squared, points=len(x))
+    slope_se = None
+    if len(x) > 2:
+        about = math.fsum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+        spread = math.fsum((a - statistics.fmean(x)) ** 2 for a in x)
+        slope_se = math.sqrt(about / (len(x) - 2) / spread)
+    return Line(slope=slope, intercept=intercept, r_squared=r_squared, points=len(x), slope_se=slope_se)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
-from ddim_lab.config.job import AUTO, Config
+from ddim_lab.config.job import AUTO, EXACT, Config
 from ddim_lab.config.model import EmpiricalConfig, PretrainedConfig, UNetConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
@@ -99,6 +99,8 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
         config, data, runtime, store: of the job.
         mirror: called if training starts; a context manager that gives a `Mirror` for the training's values.
     """
+    if not config.task.samples_model:
+        return Model(EXACT, "", "exact", 0, None, "eps", False, _not_sampled)
     schedule = config.build_schedule()
     if isinstance(config.model, UNetConfig):
         return _unet(config, config.model, data, schedule, runtime, store, mirror)
@@ -122,6 +124,10 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
         return _Function(GaussianEps(schedule, images.double().mean(0), variance))
 
     return Model(kind, digest, "exact", 0, None, "eps", False, load)
+
+
+def _not_sampled() -> nn.Module:
+    raise RuntimeError("this task brings models of its own")
 
 
 def with_batch_size(config: Config, runtime: Runtime) -> Config:

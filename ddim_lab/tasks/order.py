@@ -1,0 +1,276 @@
+"""Task `order`: does a sampler do what it says? On models that are known exactly, and with the numbers it announces.
+
+The cell's model and data play no part: the models are the task's own (`ddim_lab.metrics.exactness`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, final
+
+import torch
+from pydantic import Field, StrictInt
+
+from ddim_lab.config.job import Config
+from ddim_lab.config.options import PositiveInt
+from ddim_lab.errors import ConfigError
+from ddim_lab.metrics.estimates import fit_line
+from ddim_lab.metrics.exactness import (
+    TARGET,
+    Errors,
+    Moments,
+    Watched,
+    ddpm_moments,
+    errors_on_a_mixture,
+    mixture,
+    moments_of,
+    noise_left,
+    one_thread,
+    starts,
+)
+from ddim_lab.sampler import Ddim
+from ddim_lab.store.records import Tabled, Value
+from ddim_lab.tasks.base import Job, Outcome, Task
+
+if TYPE_CHECKING:
+    from ddim_lab.sampler import Sampler
+
+__all__ = ["Order"]
+
+VERSION: Final = 1
+"""Raised whenever the same cell would be measured otherwise."""
+
+FINITE_TO: Final = 50
+"""Every NFE up to this one is tried."""
+
+TOLERANCE: Final = 0.15
+"""An order counts as reached from this much below it."""
+
+FINE: Final = 0.15
+"""Steps in lambda must not exceed this at the largest S, or the errors are not in their asymptotic range."""
+
+SURE: Final = 4.5
+"""Standard errors that a moment may be off: of five moments one in 30,000 runs is, by chance."""
+
+SECTION: Final = "Does it do what it says?"
+CHECKS: Final = "On exact models"
+CONVERGENCE: Final = "Convergence to the ODE's solution"
+
+
+@final
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: `holds` is None where it does not apply."""
+
+    name: str
+    column: str
+    holds: bool | None
+    found: str
+
+    @property
+    def verdict(self) -> str:
+        if self.holds is None:
+            return "not applicable"
+        return "holds" if self.holds else f"fails: {self.found}"
+
+
+@final
+class Order(Task):
+    """conf/task/order: errors over NFE, the order they fall with, and what else a sampler announces."""
+
+    reads_images: ClassVar[bool] = False
+    samples_model: ClassVar[bool] = False
+
+    name: Literal["order"]
+    steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    fitted_from: PositiveInt
+    starts: Annotated[StrictInt, Field(ge=2)]
+    draws: Annotated[StrictInt, Field(ge=100)]
+
+    def check(self, config: Config) -> None:
+        if config.sampler.timesteps is not None:
+            raise ConfigError("task=order looks at many numbers of steps, and sampler.timesteps lists one: drop it")
+        if len({steps for steps in self.steps if steps >= self.fitted_from}) < 3:
+            raise ConfigError(f"task.steps needs 3 different numbers from task.fitted_from={self.fitted_from} on")
+        if max(self.steps) > (most := config.build_schedule().num_timesteps):
+            raise ConfigError(f"task.steps={max(self.steps)} exceeds the schedule's {most} timesteps")
+
+    def forwards(self, config: Config) -> int:
+        return 0  # of the cell's model
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """Beyond the task's own settings: how it measures."""
+        return {"version": VERSION}
+
+    def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
+        """Walk on the exact models; writes no file."""
+        clock = time.perf_counter()
+        sampler = job.sampler
+        noisy = any(sampler.formula.noise_std(transition) > 0.0 for transition in sampler.transitions)
+        with one_thread():
+            errors = [] if noisy else list(self._errors(job))
+            order = _fitted(errors, self.fitted_from)
+            checks = [
+                self._order(sampler, errors, order),
+                self._moments(job) if noisy else Check("moments", "mean, covariance", None, ""),
+                *_walked(job, sampler),
+            ]
+        told = [check for check in checks if check.holds is not None]
+        failed = [check for check in told if not check.holds]
+        return Outcome(
+            nfe=sampler.nfe,
+            headline=(f"order {order[0]:.2f} ± {order[1]:.2f}, " if order else "")
+            + (f"{len(failed)} of {len(told)} checks fail: " if failed else f"all {len(told)} checks hold")
+            + "; ".join(f"{check.column}: {check.found}" for check in failed),
+            values=[
+                *_convergence(sampler, errors, order, self.fitted_from),
+                *(Value(name=check.name, value=check.verdict, column=check.column, **_CHECKED) for check in checks),
+                Value(
+                    name="checks_failed",
+                    value=len(failed),
+                    heading="Checks that fail",
+                    facts=f"of {len(told)} that apply" if len(told) == len(checks) else "of those that apply",
+                    against=None,
+                    better="lower",
+                ),
+            ],
+            phases={"walks": time.perf_counter() - clock},
+            tables=[_table(sampler, errors)] if errors else [],
+        )
+
+    def _errors(self, job: Job) -> Iterator[Errors]:
+        x_T = starts(self.starts)
+        for steps in sorted(set(self.steps)):
+            try:
+                sampler = job.config.build_sampler(steps=steps)
+            except ValueError:  # it can't take so few
+                continue
+            yield errors_on_a_mixture(sampler, x_T)
+
+    def _order(self, sampler: Sampler, errors: Sequence[Errors], order: tuple[float, float] | None) -> Check:
+        claimed = sampler.formula.claimed_order(sampler.transitions)
+        fine = bool(errors) and errors[-1].largest_step <= FINE
+        holds = order[0] >= claimed - TOLERANCE if claimed is not None and order is not None and fine else None
+        return Check("order_reached", "order", holds, f"{order[0]:.2f}, said {claimed}" if order else "")
+
+    def _moments(self, job: Job) -> Check:
+        """Mean and covariance of a Gaussian's samples: exactly known of the DDIM family; others near the target."""
+        sampler = job.sampler
+        if isinstance(sampler.formula, Ddim) and sampler.formula.clip == "none":
+            exact = ddpm_moments(sampler.schedule, sampler.transitions)
+            off = _furthest(sampler, exact, self.draws)
+            return Check("moments", "mean, covariance", off <= SURE, f"{off:.1f} standard errors from the exact ones")
+        steps = min(steps for steps in self.steps if steps >= self.fitted_from), max(self.steps)
+        few, many = (_furthest(job.config.build_sampler(steps=count), TARGET, self.draws) for count in steps)
+        told = f"{many:.1f} standard errors from the target at S = {steps[1]}, {few:.1f} at {steps[0]}"
+        return Check("moments", "mean, covariance", many <= max(SURE, few / 2.0), told)
+
+
+def _furthest(sampler: Sampler, expected: Moments, draws: int) -> float:
+    return max(map(abs, moments_of(sampler, draws).deviations(expected, draws)))
+
+
+_CHECKED: Final[dict[str, Any]] = {
+    "section": SECTION,
+    "table": CHECKS,
+    "notes": (
+        f"order: measured at least what its authors say less {TOLERANCE}. Not applicable with noise, or where the"
+        f" largest step in lambda at the largest S exceeds {FINE}: there it is not asymptotic yet.",
+        "mean, covariance: of a Gaussian's samples, what the DDIM family's steps make of it exactly; of other samplers"
+        " the target, at the largest S, or half as far from it as where the fit begins."
+        f" {SURE} standard errors are granted.",
+        "noise left: images of data that are a single point are that point, to 1e-6.",
+        "timesteps, NFE: those announced are those that the model was asked for.",
+        "batch, repeats: the same images one by one, to 1e-10, and once more, bitwise.",
+        f"finite: at every NFE that it can do, from its fewest to {FINITE_TO}.",
+    ),
+}
+
+
+def _fitted(errors: Sequence[Errors], fitted_from: int) -> tuple[float, float] | None:
+    """The order and its standard error: minus the slope of log error over log NFE."""
+    points = [e for e in errors if e.steps >= fitted_from and e.before > 0.0]
+    line = fit_line([math.log(e.nfe) for e in points], [math.log(e.before) for e in points])
+    return None if line is None or line.slope_se is None else (-line.slope, line.slope_se)
+
+
+def _convergence(
+    sampler: Sampler, errors: Sequence[Errors], order: tuple[float, float] | None, fitted_from: int
+) -> list[Value]:
+    if not errors or order is None:
+        return []
+    shared: dict[str, Any] = {
+        "section": SECTION,
+        "table": CONVERGENCE,
+        "notes": (
+            "error: root mean square, on a mixture of three Gaussians, to the probability-flow ODE's solution from the"
+            " same x_T, at the last level before the image.",
+            f"order: minus the slope of log error over log NFE from S = {fitted_from} on, ± its standard"
+            " error by the scatter about the line.",
+            "last step: to alpha_bar = 1, by itself: from the walk's own state, to the ODE's solution from there. It is"
+            " of first order by nature.",
+            "largest step: in lambda, the half log-SNR, at the largest S.",
+        ),
+    }
+    ten = next((e for e in errors if e.steps == 10), errors[0])
+    last = errors[-1]
+    claimed = sampler.formula.claimed_order(sampler.transitions)
+    return [
+        Value(name="order_claimed", value=claimed, column="order said", **shared),
+        Value(name="order", value=order[0], se=order[1], column="order", **shared),
+        Value(name="largest_step", value=last.largest_step, column="largest step", **shared),
+        Value(name="error_before_few", value=ten.before, column=f"error, S = {ten.steps}", **shared),
+        Value(name="error_before_many", value=last.before, column=f"error, S = {last.steps}", **shared),
+        Value(name="error_last_step_few", value=ten.last_step, column=f"last step, S = {ten.steps}", **shared),
+        Value(name="error_last_step_many", value=last.last_step, column=f"last step, S = {last.steps}", **shared),
+    ]
+
+
+def _table(sampler: Sampler, errors: Sequence[Errors]) -> Tabled:
+    return Tabled(
+        title=f"Errors over NFE, {sampler.spacing}",
+        columns=("S", "NFE", "before the last step", "of the last step", "image", "largest step in lambda"),
+        rows=tuple((e.steps, e.nfe, e.before, e.last_step, e.image, e.largest_step) for e in errors),
+    )
+
+
+def _walked(job: Job, sampler: Sampler) -> list[Check]:
+    """What it announces, and what every sampler here must do."""
+    model, x_T = Watched(mixture(sampler.schedule)), starts(6)
+    images = sampler.sample(model, x_T)
+    left = noise_left(sampler, x_T)
+    known = {t for transition in sampler.transitions for t in (transition.t, transition.t_prev) if t >= 0}
+    skipped = {transition.t for transition in sampler.transitions} - set(model.timesteps)
+    strangers = set(model.timesteps) - known
+    one_by_one = torch.cat(
+        [sampler.sample(mixture(sampler.schedule), x_T[i : i + 1], indices=torch.tensor([i])) for i in range(len(x_T))]
+    )
+    apart = float((one_by_one - images).abs().max())
+    again = torch.equal(images, sampler.sample(mixture(sampler.schedule), x_T))
+    done = len(model.timesteps)
+    broken = _not_finite(job)
+    return [
+        Check("noise_left", "noise left", left <= 1e-6, f"{left:.1e}"),
+        Check("timesteps_visited", "timesteps", not skipped and not strangers, f"{sorted(skipped | strangers)[:3]}"),
+        Check("nfe_done", "NFE", done == sampler.nfe, f"{done}, said {sampler.nfe}"),
+        Check("batch_alike", "batch", apart <= 1e-10, f"{apart:.1e} apart"),
+        Check("repeats", "repeats", again, "another image"),
+        Check("finite", "finite", not broken, f"not at NFE {', '.join(map(str, broken[:3]))}"),
+    ]
+
+
+def _not_finite(job: Job) -> list[int]:
+    """The NFE, of all that it can do up to FINITE_TO, that give no finite image."""
+    x_T, broken = starts(2), []
+    for nfe in range(1, FINITE_TO + 1):
+        try:
+            sampler = job.config.build_sampler(steps=job.config.steps_for(nfe))
+        except (ConfigError, ValueError):  # fewer than it can do
+            continue
+        if not torch.isfinite(sampler.sample(mixture(sampler.schedule), x_T)).all():
+            broken.append(nfe)
+    return broken
