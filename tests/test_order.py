@@ -27,6 +27,8 @@ from ddim_lab.metrics.exactness import (
     starts,
 )
 from ddim_lab.multistep import DpmSolverPP, Heun
+from ddim_lab.report.charts import sweep_charts
+from ddim_lab.report.read import read_sweep
 from ddim_lab.sampler import Draw, Formula, Predict, Sampler, State
 from ddim_lab.sampler import step as ddim_step
 from ddim_lab.schedule import NoiseSchedule
@@ -233,6 +235,11 @@ def test_a_sweep_of_it_needs_no_model_and_shows_its_tables(tmp_path: Path) -> No
     html = (sweep / "report.html").read_text()
     assert "Does it do what it says?" in html
     assert "Errors over NFE" in html
+    (chart,) = (chart for chart in sweep_charts(read_sweep(sweep)) if chart.table == "Errors over NFE")
+    lines: dict[str, list[int]] = {}
+    for point in chart.spec["datasets"]["points"]:
+        lines.setdefault(point["series"], []).append(point["x"])
+    assert list(lines.values()) == [[10, 50, 100, 200], [19, 99, 199, 399]]
     assert tiny.run(tmp_path / "outputs", *line, settings=tiny.SMALL) == 0
     assert {row["cached"] for row in tiny.results(tiny.sweeps(tmp_path / "outputs")[1])} == {"True"}
 

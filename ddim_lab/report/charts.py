@@ -38,7 +38,8 @@ FORWARDS = "network forwards a sample (NFE)"
 class Chart:
     """A chart: `name` is unique in the sweep, `spec` Vega-Lite without width, configuration and legend.
 
-    `of` is the table whose values it draws; None for a chart of something else.
+    `of` is the table whose values it draws; None for a chart of something else. `table` is the title of what it draws
+    of the tables that tasks add to their cells.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Chart:
     keys: tuple[Key, ...]
     caption: str
     of: ValueTable | None = None
+    table: str | None = None
 
 
 def sweep_charts(sweep: Sweep) -> list[Chart]:
@@ -67,7 +69,7 @@ def sweep_charts(sweep: Sweep) -> list[Chart]:
                 charts.append(_steps_chart(values, f"{name}_forwards{suffix}", forwards=True))
             if values.leads and values.value.better is not None:
                 charts.append(_front_chart(values, f"{name}_seconds{suffix}"))
-    charts += [_time_chart(sweep), _training_chart(sweep), _phases_chart(sweep)]
+    charts += [*_table_charts(sweep), _time_chart(sweep), _training_chart(sweep), _phases_chart(sweep)]
     return [chart for chart in charts if chart is not None]
 
 
@@ -210,6 +212,33 @@ def _front_chart(of: ValueTable, name: str) -> Chart | None:
     )
     spec = spec_of(layers, {"points": records, "front": [records[index] for index in front]})
     return Chart(name, f"{of.heading} against time", spec, keys, caption + _left_out(of.table.cells), of)
+
+
+def _table_charts(sweep: Sweep) -> list[Chart]:
+    """What tasks want drawn of their tables: those of one title together."""
+    found: dict[tuple[str, tuple[str, str]], list[tuple[Series, float, float]]] = {}
+    for cell in sweep.by_series:
+        for table in cell.result.tables if cell.result else ():
+            if table.drawn is not None and set(table.drawn) <= set(table.columns):
+                x, y = map(table.columns.index, table.drawn)
+                found.setdefault((table.title, table.drawn), []).extend(
+                    (sweep.series[cell.number], row[x], row[y]) for row in table.rows if row[x] > 0 and row[y] > 0
+                )
+    charts = []
+    for number, ((title, (of_x, of_y)), points) in enumerate(found.items(), 1):
+        if not points:
+            continue
+        records: list[Spec] = [{"series": series.label, "x": x, "value": y} for series, x, y in points]
+        keys = _keys(series for series, _, _ in points)
+        x_axis = log_axis("x", [r["x"] for r in records], of_x)
+        y_axis = log_axis("value", [r["value"] for r in records], of_y)
+        tooltip = [
+            tip("series", "series"),
+            *(tip(field, name, "quantitative", ".4~g") for field, name in (("x", of_x), ("value", of_y))),
+        ]
+        spec = spec_of(points_of(x_axis, y_axis, keys, tooltip), {"points": records})
+        charts.append(Chart(f"table_{number}", title, spec, keys, "Both axes are logarithmic.", table=title))
+    return charts
 
 
 # -- time, training -------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def sections(sweep: Sweep, charts: Sequence[Chart]) -> list[Section]:
         _results(sweep, charts),
         _samples(sweep),
         *(_measured(sweep, charts, title) for title in titles if title),
-        _tasks(sweep),
+        _tasks(sweep, charts),
         _cost(charts),
         _recipes(sweep),
         _environment(sweep),
@@ -148,7 +148,7 @@ def _samples(sweep: Sweep) -> Section:
     return _section("Samples", blocks)
 
 
-def _tasks(sweep: Sweep) -> Section:
+def _tasks(sweep: Sweep, charts: Sequence[Chart]) -> Section:
     """Tables and pictures that tasks added to their cells, those of one title together."""
     tables: dict[tuple[str, tuple[str, ...]], list[tuple[str, Tabled]]] = {}
     pictures: dict[str, list[tuple[str, Path, str]]] = {}
@@ -159,7 +159,10 @@ def _tasks(sweep: Sweep) -> Section:
         for picture in cell.result.pictures if cell.result else ():
             if cell.folder is not None and Path(picture.file).name == picture.file:  # beside result.json, nowhere else
                 pictures.setdefault(picture.title, []).append((name, cell.folder / picture.file, picture.caption))
-    blocks: list[Block] = [_task_grid(*key, found) for key, found in tables.items()]
+    blocks: list[Block] = []
+    for (title, columns), tabled in tables.items():
+        blocks += [Figure(chart) for chart in charts if chart.table == title]
+        blocks.append(_task_grid(title, columns, tabled))
     files = [path for found in pictures.values() for _, path, _ in found]
     embedded = dict(zip(files, embed(files, TASK_PICTURE_BUDGET), strict=True))
     blocks += [

@@ -266,11 +266,16 @@ class Value(Record):
 
 
 class Tabled(Record):
-    """A table that a task adds to its cell, shown as it is."""
+    """A table that a task adds to its cell, shown as it is.
+
+    `drawn` names two of its columns, x and y, of positive numbers: the cells' tables of one title are drawn together,
+    log-log, a line a cell.
+    """
 
     title: str = ""
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Any, ...], ...] = ()
+    drawn: tuple[str, str] | None = None
 
 
 class Pictured(Record):

@@ -139,7 +139,7 @@ class Order(Task):
                 ),
             ],
             phases={"walks": time.perf_counter() - clock},
-            tables=[_table(sampler, errors)] if errors else [],
+            tables=[_table(errors)] if errors else [],
         )
 
     def _errors(self, job: Job) -> Iterator[Errors]:
@@ -230,9 +230,10 @@ def _convergence(
     ]
 
 
-def _table(sampler: Sampler, errors: Sequence[Errors]) -> Tabled:
+def _table(errors: Sequence[Errors]) -> Tabled:
     return Tabled(
-        title=f"Errors over NFE, {sampler.spacing}",
+        title="Errors over NFE",
+        drawn=("NFE", "before the last step"),
         columns=("S", "NFE", "before the last step", "of the last step", "image", "largest step in lambda"),
         rows=tuple((e.steps, e.nfe, e.before, e.last_step, e.image, e.largest_step) for e in errors),
     )
