@@ -26,10 +26,12 @@ from torch import Tensor
 from ddim_lab.analytic import GaussianEps, GaussianMixtureEps
 from ddim_lab.config.sampler import FORMULAS
 from ddim_lab.errors import ConfigError
-from ddim_lab.multistep import Deis, DpmSolverPP, DpmSolverPPSde, Heun, Ipndm, Multistep, Pndm, UniPC, half_log_snr
+from ddim_lab.multistep import Deis, DpmSolverPP, DpmSolverPPSde, Multistep, UniPC
 from ddim_lab.noise import NamedNoise
+from ddim_lab.pndm import Ipndm, Pndm
 from ddim_lab.sampler import Formula, Sampler
-from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.schedule import NoiseSchedule, half_log_snr
+from ddim_lab.singlestep import DpmSolver2, Heun
 
 SCHEDULE = NoiseSchedule.linear()
 COMMON = {"beta_start": 1e-4, "beta_end": 0.02, "timestep_spacing": "trailing"}
