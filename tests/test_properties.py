@@ -45,7 +45,7 @@ def samplers(draw: st.DrawFn, deterministic: bool = False) -> Sampler:
     where: dict[str, Any]
     if draw(st.booleans()):
         where = {"steps": draw(st.integers(1, total)), "spacing": draw(st.sampled_from(sorted(SPACINGS)))}
-        timesteps = spaced_timesteps(where["spacing"], where["steps"], total).tolist()
+        timesteps = spaced_timesteps(where["spacing"], where["steps"], schedule).tolist()
     else:
         timesteps = draw(st.lists(st.integers(0, total - 1), min_size=1, max_size=12).map(sorted))
         where = {"timesteps": draw(st.sampled_from([timesteps, timesteps[::-1]]))}
@@ -153,7 +153,7 @@ def test_no_eta_and_no_step_count_gives_nan(schedule: NoiseSchedule, eta: float,
     """Either a ValueError or finite numbers: there is no third outcome."""
     valid = 1 <= steps <= schedule.num_timesteps and math.isfinite(eta) and eta >= 0
     if valid:
-        pairs = timestep_pairs(spaced_timesteps(spacing, steps, schedule.num_timesteps), schedule.num_timesteps)
+        pairs = timestep_pairs(spaced_timesteps(spacing, steps, schedule), schedule.num_timesteps)
         valid = eta <= largest_eta(schedule, pairs)
     if not valid:
         with pytest.raises(ValueError, match=r"eta|steps"):
