@@ -488,6 +488,10 @@ def test_a_compiled_network_is_compiled_once_and_near() -> None:
         x, t = inputs(count)
         torch.testing.assert_close(engine(x, t), network(x, t))
     assert counters["stats"]["unique_graphs"] == before + 1
+    for count in (4, 1, 6):
+        x, t = inputs(count)
+        torch.testing.assert_close(engine(x, t + 0.5), network(x, t + 0.5))
+    assert counters["stats"]["unique_graphs"] == before + 2, "once more for walks between whole timesteps"
     assert {name for name, _ in engine.named_parameters()} == {
         f"forwarded.network.{name}" for name, _ in network.named_parameters()
     }

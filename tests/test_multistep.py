@@ -127,6 +127,20 @@ def test_the_order_is_what_it_says(formula: Formula | None, order: int) -> None:
     assert slope == pytest.approx(order, abs=0.15)
 
 
+@pytest.mark.parametrize(
+    ("formula", "order"), [(None, 1), (DpmSolver2(), 2), (DpmSolverPP(2), 2), (UniPC(2), 3)], ids=str
+)
+def test_the_order_is_what_it_says_on_the_logsnr_grid_of_a_schedule(formula: Formula | None, order: int) -> None:
+    """Its timesteps are float32 and not whole: levels stand where alpha_bar of these is, which bends no order."""
+    x_T, errors = normal(8, 2, seed=3), []
+    exact, forwards = solution(x_T), np.array([80, 120, 160, 240, 320])
+    for count in (forwards // (2 if isinstance(formula, DpmSolver2) else 1)).tolist():
+        sampler = Sampler(SCHEDULE, count + 1, spacing="logsnr", formula=formula)
+        (at_0,) = (state.x for state in sampler.walk(mixture(), x_T) if state.t == 0)
+        errors.append(float((at_0 - exact).square().mean().sqrt()))
+    assert -np.polyfit(np.log(forwards), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
+
+
 # -- what they share with DDIM -----------------------------------------------------------------------------------
 
 
@@ -207,6 +221,16 @@ def test_settings_out_of_range_are_refused(make: Callable[[], Multistep], messag
 def test_noise_that_eta_asks_for_is_one_line() -> None:
     with pytest.raises(ConfigError, match="DpmSolverPP solves the ODE, without noise: eta must be 0"):
         tiny.configure("sampler=dpmpp_2m", "sampler.eta=0.5")
+
+
+def test_rounded_timesteps_go_by_another_name_in_reports() -> None:
+    """Two cells of a sweep that differ in nothing else."""
+    words = ("sampler.spacing=logsnr", "steps=10")
+    names = [tiny.configure(*words, f"sampler.timesteps_as={how}").labels()["spacing"] for how in ("given", "integer")]
+    assert names == ["logsnr", "logsnr (integer)"]
+    listed = tiny.configure("sampler.timesteps=[999.0,500.5,20]")
+    assert listed.sampler.timesteps == (999, 500.5, 20)
+    assert [type(t) for t in listed.sampler.timesteps] == [int, float, int]
 
 
 def test_the_paper_s_start_is_an_option() -> None:

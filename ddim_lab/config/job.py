@@ -252,7 +252,7 @@ class Config(Options):
     def _spacing(self) -> str:
         """What the timesteps go by in reports."""
         spacing = self.sampler.spacing if self.sampler.timesteps is None else "custom"
-        return f"{spacing}, integer" if self.sampler.timesteps_as == "integer" else spacing
+        return f"{spacing} (integer)" if self.sampler.timesteps_as == "integer" else spacing
 
     def plugins(self) -> list[dict[str, str]]:
         """What installed packages bring to this job: which package, version and files; it enters the cell's key."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictBool, StrictInt, StrictStr
 
 from ddim_lab.config.found import Kind
-from ddim_lab.config.options import NonNegative, Options, Words, checked
+from ddim_lab.config.options import NonNegative, Number, Options, Words, checked
+from ddim_lab.schedule import is_whole
 from ddim_lab.transitions import Clip, TimestepsAs, Variance
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMULAS", "SAMPLERS", "SamplerConfig", "SamplerOptions"]
 
 
-Timestep = StrictInt | StrictFloat
+Timestep = Annotated[Number, AfterValidator(lambda t: int(t) if is_whole(t) else t)]
 
 
 class SamplerOptions(Options):
