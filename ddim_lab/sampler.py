@@ -291,7 +291,7 @@ class Sampler:
         """Forwards a sample costs. Below `steps` where a spacing drops repeats."""
         return self.formula.nfe(self.transitions)
 
-    def timesteps(self, t: float, count: int, device: torch.device) -> Tensor:
+    def timestep_tensor(self, t: float, count: int, device: torch.device) -> Tensor:
         """t [count] as the model is given it: int64 where the walk is whole, or else float32.
 
         Raises:
@@ -410,7 +410,7 @@ class Sampler:
         return self.formula.walk(predict, _state(x_T), self.transitions, lambda t, x: source(names, t, x))
 
     def _predict_eps(self, model: EpsModel, x: Tensor, t: float) -> Tensor:
-        output = model(x.to(_input_dtype(model, x.dtype)), self.timesteps(t, len(x), x.device))
+        output = model(x.to(_input_dtype(model, x.dtype)), self.timestep_tensor(t, len(x), x.device))
         if not isinstance(output, Tensor):
             output = getattr(output, "sample", output)  # diffusers wraps its tensor
         if not isinstance(output, Tensor):

@@ -200,7 +200,7 @@ class _Timing:
         self._noise = job.runtime.noise(job.config.seed)
         self._indices = torch.arange(size, device=self._device)
         self._x_T: Tensor = start(job, self._indices)
-        self._t = job.sampler.timesteps(job.sampler.transitions[0].t, size, self._device)
+        self._t = job.sampler.timestep_tensor(job.sampler.transitions[0].t, size, self._device)
         # A CUDA graph's memory is allocated here, as it is recorded; its replays allocate none.
         with PeakMemory(self._device) as peak:
             self.first_seconds = timed(lambda: network(self._x_T, self._t), self._device)[1]

@@ -378,6 +378,7 @@ variance: {sampler.variance}
 spacing: {sampler.spacing}    # not used: the list is
 clip: {sampler.clip}
 timesteps: {list(timesteps)}
+timesteps_as: given
 """,
     )
 
