@@ -236,7 +236,10 @@ def test_rounded_timesteps_go_by_another_name_in_reports() -> None:
 def test_the_paper_s_start_is_an_option() -> None:
     config = tiny.configure("sampler=pndm", "sampler.start=runge_kutta", "steps=7")
     assert config.build_sampler().recipe()["formula"] == {"name": "pndm", "start": "runge_kutta"}
-    assert config.nfe == 7 + 9
+    assert config.forwards == 7 + 9
+    assert tiny.configure("sampler=pndm", "sampler.start=runge_kutta", "nfe=13").steps == 4
+    with pytest.raises(ConfigError, match=r"nfe=12 is too few for sampler=pndm: it takes 13 forwards at the least"):
+        tiny.configure("sampler=pndm", "sampler.start=runge_kutta", "nfe=12")
     assert tiny.configure("sampler=pndm").build_sampler().recipe()["formula"] == {"name": "pndm", "start": "linear"}
     with pytest.raises(ConfigError, match=r"needs 4 steps \(13 forwards\) at least, got 3"):
         tiny.configure("sampler=pndm", "sampler.start=runge_kutta", "steps=3")
@@ -252,7 +255,7 @@ def test_every_formula_is_built_from_its_options(formula: str) -> None:
     assert sampler.recipe()["formula"]["name"] == {"dpmpp": "dpmsolverpp", "dpmpp_sde": "dpmsolverppsde"}.get(
         formula, formula
     )
-    assert config.nfe == sampler.nfe == {"heun": 13, "dpm_solver_2": 13, "pndm": 8}.get(formula, 7)
+    assert config.forwards == sampler.nfe == {"heun": 13, "dpm_solver_2": 13, "pndm": 8}.get(formula, 7)
 
 
 # -- the SDE -----------------------------------------------------------------------------------------------------

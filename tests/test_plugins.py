@@ -36,7 +36,7 @@ class Brightness(Task):
     scale: float
 
     def forwards(self, config):
-        return config.num_samples * config.nfe
+        return config.num_samples * config.forwards
 
     def identity(self, job):
         return {}

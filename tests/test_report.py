@@ -896,7 +896,7 @@ def test_contended_times_are_flagged_and_left_out(tmp_path: Path) -> None:
     assert "1 cell marked “contended”" in page.text
     points = drawn_values(page.charts["time_against_steps"])
     assert {record["forwards"] for record in points} == {10, 50}
-    assert {record["steps"] for record in drawn_values(page.charts["fd_against_seconds"])} == {"10", "50"}
+    assert {record["budget"] for record in drawn_values(page.charts["fd_against_seconds"])} == {"10", "50"}
     captions = {chart.name: chart.caption for chart in sweep_charts(read_sweep(sweep))}
     for name in ("time_against_steps", "fd_against_seconds"):
         assert captions[name].endswith(" 1 timed beside other work, left out.")

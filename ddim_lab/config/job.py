@@ -6,6 +6,7 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -85,6 +86,7 @@ class Config(Options):
     logger: LoggerConfig
     study: StudyConfig
     steps: PositiveInt
+    nfe: PositiveInt | None
     num_samples: Annotated[StrictInt, Field(ge=2)]
     batch_size: Annotated[
         StrictInt, BeforeValidator(_batch_size), PlainSerializer(lambda n: "auto" if n == AUTO else n)
@@ -112,6 +114,8 @@ class Config(Options):
             ours, raised, text = _first_line(error).partition("ConfigError raised while resolving interpolation: ")
             raise ConfigError(f"{error.full_key} {text}" if raised else ours) from None
         config = checked(cls, values)
+        if config.nfe is not None:
+            config = config.model_copy(update={"steps": config._steps_for(config.nfe)})
         config.check()
         return config
 
@@ -189,15 +193,51 @@ class Config(Options):
         return self.task.reads_images or not given
 
     @property
-    def nfe(self) -> int:
-        """Forwards that one sample costs."""
-        return self.nfe_at()
+    def forwards(self) -> int:
+        """NFE: network forwards that one sample costs."""
+        return self.forwards_at()
 
-    def nfe_at(self, steps: int | None = None) -> int:
+    def forwards_at(self, steps: int | None = None) -> int:
         """The same with that many steps (instead of a list of timesteps)."""
         if self.sampler.formula is None:
             return len(self.build_transitions(steps))
         return self.build_sampler(steps=steps).nfe
+
+    def _steps_for(self, nfe: int) -> int:
+        """The largest number of steps that costs at most `nfe` forwards a sample; or one that `check` refuses.
+
+        Raises:
+            ConfigError: there is none; says the fewest forwards that the sampler can do.
+        """
+        if self.sampler.timesteps is not None:
+            raise ConfigError(f"nfe={nfe} chooses how many steps are taken, and sampler.timesteps lists them: drop one")
+
+        def cost(steps: int) -> int | None:
+            """None where the sampler can't take so many, or so few."""
+            try:
+                return self.forwards_at(steps)
+            except ValueError:
+                return None
+
+        most = self.build_schedule().num_timesteps
+
+        def ordered(steps: int) -> int:
+            """Costs grow with the steps; those that are refused stand at their end of the line."""
+            found = cost(steps)
+            return (0 if steps <= nfe else most + 1) if found is None else found
+
+        above = bisect.bisect_right(range(1, most + 1), nfe, key=ordered)
+        for steps in range(above, 0, -1):
+            if (found := cost(steps)) is not None and found <= nfe:
+                if steps < most and cost(steps + 1) is None:  # eta, say, that one step bears and two do not
+                    return steps + 1
+                return steps
+        fewest = next(filter(None, map(cost, range(1, most + 1))), None)
+        if fewest is None:  # what is wrong is so at every number of steps, and `check` says it
+            return min(nfe, most)
+        raise ConfigError(
+            f"nfe={nfe} is too few for sampler={self.sampler.name}: it takes {fewest} forwards at the least"
+        )
 
     def build_transitions(self, steps: int | None = None) -> tuple[Transition, ...]:
         """The walk from noise to image; with `steps`, of that many (instead of a list of timesteps). Needs no torch.
@@ -273,6 +313,7 @@ class Config(Options):
             "spacing": self._spacing,
             "clip": self.sampler.clip,
             "steps": self.steps if self.sampler.timesteps is None else len(self.sampler.timesteps),
+            **({} if self.nfe is None else {"nfe_asked": self.nfe}),
             "num_samples": self.num_samples,
             "batch_size": "auto" if self.batch_size == AUTO else self.batch_size,
             "seed": self.seed,

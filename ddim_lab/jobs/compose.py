@@ -177,7 +177,11 @@ def composed_already() -> Iterator[None]:
 
 def split_cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesParser) -> list[list[str]]:
     """The overrides of each job of a sweep, as Hydra's basic sweeper makes them."""
-    from_file = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
+    rivals = {"steps": "nfe", "nfe": "steps"}  # two ways to say one thing: the command line's word counts
+    given = {override.key_or_group for override in overrides}
+    from_file = [
+        f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items() if rivals.get(key) not in given
+    ]
     swept = [*parser.parse_overrides(from_file), *overrides]
     for override in swept:
         if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):

@@ -99,6 +99,10 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
 def _checked(cell: Sequence[str]) -> Config:
     """One cell's configuration, with all that can be known without torch."""
     config = Config.from_hydra(compose([text for text in cell if not text.lstrip("+~").startswith("hydra.")]))
+    if config.nfe is not None and (steps := [text for text in cell if text.lstrip("+").startswith("steps=")]):
+        raise ConfigError(
+            f"{steps[-1]} and nfe={config.nfe} are both given, and nfe chooses how many steps are taken: drop one"
+        )
     check_secrets(config.model_dump())
     if config.logger.name == "wandb":
         check_mode(config.logger.mode)

@@ -111,6 +111,8 @@ def describe(config: Config) -> str:
         words.insert(0, config.task.name)
     if labels["spacing"] != "uniform":
         words.append(labels["spacing"])
+    if (asked := labels.get("nfe_asked")) is not None:
+        words.append(f"NFE={asked}")
     return " ".join([*words, f"S={labels['steps']}"])
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from ddim_lab.store.records import PlanCell, Pointer, Result, Value
 
 Status = Literal["done", "failed", "missing"]
+BudgetUnit = Literal["S", "NFE"]
 
 SECONDS_AN_IMAGE: Final = "s/image"
 """The unit of the time that cells are compared by."""
@@ -44,8 +45,17 @@ class Cell:
 
     @property
     def steps(self) -> int | None:
-        steps = self.labels.get("steps")
-        return steps if isinstance(steps, int) and not isinstance(steps, bool) else None
+        return _whole(self.labels.get("steps"))
+
+    @property
+    def budget(self) -> int | None:
+        """What it may cost, as it was asked for: the forwards (NFE) where the plan says them, else the steps S."""
+        asked = _whole(self.labels.get("nfe_asked"))
+        return self.steps if asked is None else asked
+
+    @property
+    def budget_unit(self) -> BudgetUnit:
+        return "S" if _whole(self.labels.get("nfe_asked")) is None else "NFE"
 
     @property
     def forwards(self) -> int | None:
@@ -80,6 +90,10 @@ class Cell:
     def recipe(self, *path: str) -> Any:
         """An entry of the result's recipe; None where there is none."""
         return self.result.recipe_value(*path) if self.result else None
+
+
+def _whole(label: Any) -> int | None:
+    return label if isinstance(label, int) and not isinstance(label, bool) else None
 
 
 def contended(cells: Sequence[Cell]) -> list[Cell]:

@@ -60,8 +60,10 @@ def sweep_charts(sweep: Sweep) -> list[Chart]:
         if values.value.against == "eta":
             charts.append(_eta_chart(values, f"{name}_eta{suffix}"))
         if values.value.against == "steps":
-            charts.append(_steps_chart(values, f"{name}_steps{suffix}"))
-            if any(cell.forwards not in (None, cell.steps) for cell in values.table.cells):
+            in_steps = values.table.unit == "S"
+            if in_steps:
+                charts.append(_steps_chart(values, f"{name}_steps{suffix}"))
+            if not in_steps or any(cell.forwards not in (None, cell.steps) for cell in values.table.cells):
                 charts.append(_steps_chart(values, f"{name}_forwards{suffix}", forwards=True))
             if values.leads and values.value.better is not None:
                 charts.append(_front_chart(values, f"{name}_seconds{suffix}"))
@@ -138,16 +140,18 @@ def _not_on_a_log_axis(of: ValueTable) -> str:
 def _eta_chart(of: ValueTable, name: str) -> Chart | None:
     """A value against eta, linear, a line for each number of steps; from three etas on."""
     places: dict[tuple[int, str], dict[float, tuple[float, float | None]]] = {}
-    spacings = {str(cell.labels.get("spacing")) for cell in of.table.cells}
-    for cell in of.table.cells:
+    table = of.table
+    spacings = {str(cell.labels.get("spacing")) for cell in table.cells}
+    for cell in table.cells:
         value, eta = of.number_of(cell), cell.labels.get("eta")
-        if value is not None and isinstance(eta, int | float) and cell.steps and cell.labels.get("variance") != "large":
+        budget, large = cell.budget, cell.labels.get("variance") == "large"
+        if value is not None and isinstance(eta, int | float) and budget and not large:
             spacing = str(cell.labels.get("spacing")) if len(spacings) > 1 else ""
-            places.setdefault((cell.steps, spacing), {}).setdefault(float(eta), (value, of.se_of(cell)))
+            places.setdefault((budget, spacing), {}).setdefault(float(eta), (value, of.se_of(cell)))
     lines = {key: points for key, points in sorted(places.items()) if len(points) > 2}
     if not lines:
         return None
-    names = {key: f"S = {key[0]}" + (f", {key[1]}" if key[1] else "") for key in lines}
+    names = {key: table.heading(key[0]) + (f", {key[1]}" if key[1] else "") for key in lines}
     records: list[Spec] = [
         {"series": names[key], "eta": eta, "value": value, "low": value - (se or 0.0), "high": value + (se or 0.0)}
         | {"shown": with_error(value, se, 4)}
@@ -180,7 +184,7 @@ def _front_chart(of: ValueTable, name: str) -> Chart | None:
     front = pareto_front([(seconds, sign * value) for _, _, seconds, value in found])
     records: list[Spec] = [
         {"series": series.label, "ms": seconds * 1e3, "value": value, "shown": with_error(value, None, of.places)}
-        | {"steps": str(cell.steps if cell.steps is not None else ""), "front": "yes" if index in front else "no"}
+        | {"budget": str(cell.budget if cell.budget is not None else ""), "front": "yes" if index in front else "no"}
         for index, (series, cell, seconds, value) in enumerate(found)
     ]
     times = [r["ms"] for r in records]
@@ -189,7 +193,7 @@ def _front_chart(of: ValueTable, name: str) -> Chart | None:
     y = log_axis("value", [r["value"] for r in records], of.value.heading, room=1.35)
     keys = _keys(series for series, _, _, _ in found)
     tooltip = [
-        *(tip("series", "series"), tip("steps", "steps"), tip("shown", of.value.heading)),
+        *(tip("series", "series"), tip("budget", of.table.unit), tip("shown", of.value.heading)),
         *(tip("ms", "ms an image", "quantitative", ".3~g"), tip("front", "on the front")),
     ]
     line = {"type": "line", "color": GREY, "strokeDash": [6, 4], "interpolate": "step-after"}
@@ -198,10 +202,10 @@ def _front_chart(of: ValueTable, name: str) -> Chart | None:
         layer_of("front", line, x=x, y=y),
         layer_of("front", rings, x=x, y=y),
         points_of(x, y, keys, tooltip)[-1],
-        layer_of("front", {"type": "text", "dx": -14, "dy": 12}, x=x, y=y, text=field_of("steps")),
+        layer_of("front", {"type": "text", "dx": -14, "dy": 12}, x=x, y=y, text=field_of("budget")),
     ]
     caption = (
-        "Ringed and dashed: the Pareto front, which nothing beats in both, with its numbers of steps. Both axes are "
+        f"Ringed and dashed: the Pareto front, which nothing beats in both, with its {of.table.unit}. Both axes are "
         f"logarithmic; {'low' if sign > 0 else 'high'} and left is better."
     )
     spec = spec_of(layers, {"points": records, "front": [records[index] for index in front]})

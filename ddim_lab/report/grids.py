@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ddim_lab.report.blocks import Box, Grid
 from ddim_lab.report.cells import SECONDS_AN_IMAGE, Cell, contended
-from ddim_lab.report.numbers import DASH, column_heading, decimals, exact, number, steps_text
+from ddim_lab.report.numbers import DASH, column_heading, decimals, exact, number
 from ddim_lab.report.read import Sweep
 from ddim_lab.report.tables import Entry, TextTable, ValueTable
 from ddim_lab.report.timing import conditions, timing_fits
@@ -94,21 +94,22 @@ def difference_grid(of: ValueTable) -> Grid | None:
     rows = tuple(
         (
             Box(f"{c.second.label} − {c.first.label}", head=True),
-            *(box(c.differences.get(steps)) for steps in of.table.columns),
+            *(box(c.differences.get(column)) for column in of.table.columns),
         )
         for c in comparisons
     )
+    budget = "steps" if of.table.unit == "S" else of.table.unit
     which = "Neighbouring rows"
     if any(not c.adjacent for c in comparisons):
         which = "Neighbouring rows, and the neighbours among the rows of each sweep,"
     return Grid(
         f"Paired differences of {of.heading}",
-        ("", *map(steps_text, of.table.columns)),
+        ("", *of.table.headings),
         rows,
         facts=of.facts,
         notes=(
-            f"{which} at the same steps, lower minus upper, ± the paired jackknife standard error: sample i starts "
-            "from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
+            f"{which} at the same {budget}, lower minus upper, ± the paired jackknife standard error: sample i "
+            "starts from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
         ),
         wide=True,
     )

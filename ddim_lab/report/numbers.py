@@ -85,10 +85,6 @@ def is_digest(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32,}", text) is not None
 
 
-def steps_text(steps: int | None) -> str:
-    return DASH if steps is None else f"S = {steps}"
-
-
 def counted(counts: Iterable[int | None], of: str) -> str:
     """How many of what, as "360 images"; as "N = 360" where it is not said of what."""
     told = ", ".join(f"{count:,}" for count in sorted({count for count in counts if count is not None}))

@@ -76,7 +76,11 @@ def summary(sweep: Sweep) -> str:
 
     series = sorted(set(sweep.series.values()), key=lambda s: s.index)
     parts = [f"{_count(len(cells), 'cell')}: {_listed(s.label for s in series)}"]
-    if steps := sorted(values("steps")):
+    if nfe := sorted(values("nfe_asked")):
+        parts[0] += (
+            f"; at {_listed(map(str, nfe))} forwards a sample (NFE), of which each takes as many steps as it can"
+        )
+    elif steps := sorted(values("steps")):
         parts[0] += f"; {_listed(map(str, steps))} steps"
     if values("spacing"):
         parts[0] += f"; spacing {_listed(map(str, values('spacing')))}"

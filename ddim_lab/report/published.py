@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ddim_lab.report.cells import Cell
-from ddim_lab.report.numbers import steps_text
 from ddim_lab.report.series import PaperTable
 from ddim_lab.store.records import Published, RowSampler, Value
 
@@ -82,9 +81,9 @@ def paper_note(reference: Published, table: PaperTable, refused: Mapping[int, st
     """
     places: dict[str, list[str]] = {}
     for row in table.rows:
-        reasons = {steps: refused[cell.number] for steps, cell in row.cells.items() if cell.number in refused}
+        reasons = {column: refused[cell.number] for column, cell in row.cells.items() if cell.number in refused}
         for reason in dict.fromkeys(reason for reason in reasons.values() if reason):
-            at = [steps_text(steps) for steps in table.columns if steps in reasons and reasons[steps] == reason]
+            at = [table.heading(c) for c in table.columns if c in reasons and reasons[c] == reason]
             whole = len(at) == len(reasons)
             places.setdefault(reason, []).append(row.series.label if whole else f"{row.series.label}, {', '.join(at)}")
     if places and all(refused.values()):

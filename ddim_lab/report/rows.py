@@ -21,8 +21,8 @@ CONTRACT = (
 """The columns that results.csv always has, in this order. Others follow where a cell has a value."""
 
 LABELS = (
-    *("data", "model", "sampler", "eta", "variance", "spacing", "clip", "steps", "num_samples", "batch_size", "seed"),
-    *("training_seed", "sweep"),
+    *("data", "model", "sampler", "eta", "variance", "spacing", "clip", "steps", "nfe_asked", "num_samples"),
+    *("batch_size", "seed", "training_seed", "sweep"),
 )
 
 

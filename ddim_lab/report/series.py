@@ -1,8 +1,8 @@
 """Which cells belong on one line, what that line is called, and which lines may share a table.
 
-A series is a sampler with all its settings but the number of steps. Its name says what varies in the sweep and
-nothing else. A table holds cells whose values compare: a distance of one metric, one feature network, one reference
-and one N, for values that differ in any of these never share a table.
+A series is a sampler with all its settings but the number of steps, or of forwards where the sweep asks for those. Its
+name says what varies in the sweep and nothing else. A table holds cells whose values compare: a distance of one metric,
+one feature network, one reference and one N, for values that differ in any of these never share a table.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddim_lab.report.cells import Cell
+from ddim_lab.report.cells import BudgetUnit, Cell
+from ddim_lab.report.numbers import DASH
 
 SIGMA_HAT = "σ̂"
 
 
 @dataclass(frozen=True)
 class Series:
-    """Cells that differ in the number of steps. `index` orders the series and picks their colour.
+    """Cells that differ in their budget (`Cell.budget`). `index` orders the series and picks their colour.
 
     `family` is the label without the training seed: series of one family differ in nothing else.
     """
@@ -30,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One line of a table: a series, and its cell at each number of steps (planned ones only)."""
+    """One line of a table: a series, and its cell at each budget (planned ones only)."""
 
     series: Series
     cells: dict[int | None, Cell]
@@ -38,15 +39,25 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class PaperTable:
-    """Cells arranged as in the paper's Table 1: series down, steps across."""
+    """Cells arranged as in the paper's Table 1: series down, budgets across, which are all steps (S) or all NFE."""
 
     columns: tuple[int | None, ...]
     rows: tuple[Row, ...]
+    unit: BudgetUnit
 
     @property
     def cells(self) -> list[Cell]:
         """The cells, row by row."""
-        return [row.cells[steps] for row in self.rows for steps in self.columns if steps in row.cells]
+        return [row.cells[column] for row in self.rows for column in self.columns if column in row.cells]
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of the columns."""
+        return tuple(map(self.heading, self.columns))
+
+    def heading(self, column: int | None) -> str:
+        """Of one column, as "S = 10"."""
+        return DASH if column is None else f"{self.unit} = {column}"
 
 
 def noise_label(labels: dict[str, Any]) -> str:
@@ -95,7 +106,7 @@ def name_series(cells: Sequence[Cell]) -> dict[int, Series]:
 
     crowded: dict[tuple[Any, ...], set[tuple[str, ...]]] = {}
     for cell in cells:
-        place = (names[cell.number], cell.steps, _population(cell))
+        place = (names[cell.number], cell.budget, _population(cell))
         crowded.setdefault(place, set()).add(tuple(sorted(cell.plan.overrides)))
     if any(len(jobs) > 1 for jobs in crowded.values()):
         shared = set.intersection(*(set(cell.plan.overrides) for cell in cells))
@@ -103,7 +114,7 @@ def name_series(cells: Sequence[Cell]) -> dict[int, Series]:
             cell.number: " ".join(
                 text
                 for text in cell.plan.overrides
-                if text not in shared and text.partition("=")[0].lstrip("+") not in ("steps", "num_samples")
+                if text not in shared and text.partition("=")[0].lstrip("+") not in ("steps", "nfe", "num_samples")
             )
             for cell in cells
         }
@@ -148,7 +159,7 @@ def _noise_order(labels: dict[str, Any]) -> tuple[bool, float]:
 def _population(cell: Cell) -> tuple[Any, ...]:
     """What a cell's plan says of the table it belongs to."""
     labels = cell.labels
-    return cell.plan.task, labels.get("data"), labels.get("num_samples")
+    return cell.plan.task, labels.get("data"), labels.get("num_samples"), cell.budget_unit
 
 
 def paper_tables(cells: Sequence[Cell], series: Mapping[int, Series]) -> list[PaperTable]:
@@ -160,11 +171,11 @@ def paper_tables(cells: Sequence[Cell], series: Mapping[int, Series]) -> list[Pa
     groups: dict[tuple[Any, ...], dict[tuple[int, int | None], Cell]] = {}
 
     def place(cell: Cell) -> tuple[int, int | None]:
-        return series[cell.number].index, cell.steps
+        return series[cell.number].index, cell.budget
 
     for cell in cells:
         if (value := cell.compared_by) is not None:
-            trait = value.name, tuple(sorted(value.comparable.items()))
+            trait = value.name, cell.budget_unit, tuple(sorted(value.comparable.items()))
             # data of the same reference share a table; the plan's own values only place the holes
             key = next((k for k in groups if k[0] == trait), (trait, _population(cell)))
             groups.setdefault(key, {}).setdefault(place(cell), cell)
@@ -186,22 +197,22 @@ def paper_tables(cells: Sequence[Cell], series: Mapping[int, Series]) -> list[Pa
 
 
 def _arrange(taken: Mapping[tuple[int, int | None], Cell], series: Mapping[int, Series]) -> PaperTable:
-    columns = sorted({steps for _, steps in taken}, key=lambda steps: (steps is None, steps or 0))
+    columns = sorted({column for _, column in taken}, key=lambda column: (column is None, column or 0))
     rows = tuple(
-        Row(series[index], {steps: cell for (i, steps), cell in taken.items() if i == index})
+        Row(series[index], {column: cell for (i, column), cell in taken.items() if i == index})
         for index in sorted({index for index, _ in taken})
     )
-    return PaperTable(tuple(columns), rows)
+    return PaperTable(tuple(columns), rows, next(iter(taken.values())).budget_unit)
 
 
 def name_cells(cells: Sequence[Cell], series: Mapping[int, Series]) -> dict[int, str]:
-    """A short name for each cell, by cell number: its series and steps, and N or the job's number if need be."""
+    """A short name for each cell, by cell number: its series and budget, and N or the job's number if need be."""
     several_n = len({cell.labels.get("num_samples") for cell in cells}) > 1
     names: dict[int, str] = {}
     for cell in cells:
         parts = [series[cell.number].label]
-        if cell.steps is not None:
-            parts.append(f"S = {cell.steps}")
+        if cell.budget is not None:
+            parts.append(f"{cell.budget_unit} = {cell.budget}")
         if several_n:
             parts.append(f"N = {cell.labels.get('num_samples')}")
         names[cell.number] = ", ".join(parts)

@@ -1,4 +1,4 @@
-"""What stands in the paper-shaped tables: one for each value with a heading, series down and steps across.
+"""What stands in the paper-shaped tables: one for each value with a heading, series down and budgets across.
 
 A value is shown by what it says of itself (`ddim_lab.store.records.Value`); no name of one is known here.
 """
@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ddim_lab.report.cells import Cell
-from ddim_lab.report.numbers import DASH, counted, decimals, steps_text, with_error
+from ddim_lab.report.numbers import DASH, counted, decimals, with_error
 from ddim_lab.report.published import not_comparable, paper_note, published, stands_beside
 from ddim_lab.report.series import PaperTable, Row
 from ddim_lab.store.records import Published, Value
@@ -100,14 +100,14 @@ class ValueTable:
 
     @cached_property
     def levels(self) -> dict[tuple[str, int | None], Value]:
-        """What stands beside the values, by row and steps."""
+        """What stands beside the values, by row and column."""
         found = {}
         for row in self.table.rows:
-            for steps, cell in row.cells.items():
+            for column, cell in row.cells.items():
                 value = self.values.get(cell.number)
                 level = cell.values.get(value.level) if value and value.level else None
                 if level is not None and level.number is not None:
-                    found[row.series.label, steps] = level
+                    found[row.series.label, column] = level
         return found
 
     @cached_property
@@ -163,7 +163,7 @@ def _without(table: PaperTable, numbers: set[int]) -> PaperTable:
         return table
     left = [Row(r.series, {s: c for s, c in r.cells.items() if c.number not in numbers}) for r in table.rows]
     rows = tuple(row for row in left if row.cells)
-    return PaperTable(tuple(s for s in table.columns if any(s in row.cells for row in rows)), rows)
+    return PaperTable(tuple(s for s in table.columns if any(s in row.cells for row in rows)), rows, table.unit)
 
 
 # -- as texts -------------------------------------------------------------------------------------------
@@ -180,21 +180,21 @@ def value_text(reference: Published | None, of: ValueTable) -> TextTable:
         if beside and papers[cell.number] is not None and (value := of.values.get(cell.number)) is not None
     }
 
-    def entry(row: Row, steps: int | None) -> Entry | None:
-        cell = row.cells.get(steps)
+    def entry(row: Row, column: int | None) -> Entry | None:
+        cell = row.cells.get(column)
         if cell is None:
             return None
         value, se, paper = of.number_of(cell), of.se_of(cell), papers[cell.number]
         if value is None:
             why = _why_empty(of, cell)
-            note = None if why is None else f"{row.series.label}, {steps_text(steps)}: {why}"
+            note = None if why is None else f"{row.series.label}, {table.heading(column)}: {why}"
             return Entry(DASH, paper=paper, note=note, cell=cell.number)
         if value == se == 0:
             se = None  # equal in every image: there is nothing that an error could be of
         difference = value - paper if paper is not None and refused[cell.number] is None else None
         return Entry(with_error(value, se, places), value, se, paper, difference, cell=cell.number)
 
-    rows = [(row.series.label, tuple(entry(row, steps) for steps in table.columns)) for row in table.rows]
+    rows = [(row.series.label, tuple(entry(row, column) for column in table.columns)) for row in table.rows]
     notes = [paper_note(beside, table, refused)] if beside and any(p is not None for p in papers.values()) else []
     if any(of.se_of(cell) is not None for cell in table.cells):
         notes.append(f"{' '.join(['± is one standard error', of.value.error]).rstrip()}.")
@@ -210,16 +210,16 @@ def value_text(reference: Published | None, of: ValueTable) -> TextTable:
     return TextTable(
         of.heading,
         of.facts,
-        tuple(map(steps_text, table.columns)),
+        table.headings,
         tuple(rows),
-        (*notes, *unnamed_differences(table)),
+        (*notes, *_forwards_done(table), *unnamed_differences(table)),
         field=of.value.name,
         better=of.value.better,
     )
 
 
 def _level_note(of: ValueTable) -> list[str]:
-    """The level in a sentence; by steps where it is not the same for all."""
+    """The level in a sentence; by column where it is not the same for all."""
 
     def told(level: Value) -> str:
         return with_error(level.number or 0.0, level.finite_se, of.places)
@@ -231,16 +231,16 @@ def _level_note(of: ValueTable) -> list[str]:
         return [f"{of.value.level_says}: {at}. Compare it with samples at that N only."]
     if of.level is not None and of.level.facts:
         return [f"{of.value.level_says}: {told(of.level)}, {of.level.facts}."]
-    by_steps: dict[int | None, dict[str, str]] = {}
-    for (label, steps), level in of.levels.items():
-        by_steps.setdefault(steps, {})[label] = told(level)
-    texts = {text for rows in by_steps.values() for text in rows.values()}
+    by_column: dict[int | None, dict[str, str]] = {}
+    for (label, column), level in of.levels.items():
+        by_column.setdefault(column, {})[label] = told(level)
+    texts = {text for rows in by_column.values() for text in rows.values()}
     places = list(texts) if len(texts) == 1 else []
-    for steps in filter(by_steps.__contains__, of.table.columns if not places else ()):
-        rows = by_steps[steps]
+    for column in filter(by_column.__contains__, of.table.columns if not places else ()):
+        rows = by_column[column]
         if len(set(rows.values())) == 1:
             rows = {"": next(iter(rows.values()))}
-        places += [f"{text} at {steps_text(steps)}{label and f', {label}'}" for label, text in rows.items()]
+        places += [f"{text} at {of.table.heading(column)}{label and f', {label}'}" for label, text in rows.items()]
     return [f"{of.value.level_says}: {'; '.join(places)}."]
 
 
@@ -258,8 +258,8 @@ def time_text(table: PaperTable) -> TextTable:
     """Of cells that measured nothing under a heading: their times; what became of them, where none was timed."""
     timed = any(cell.seconds is not None for cell in table.cells)
 
-    def entry(row: Row, steps: int | None) -> Entry | None:
-        cell = row.cells.get(steps)
+    def entry(row: Row, column: int | None) -> Entry | None:
+        cell = row.cells.get(column)
         if cell is None:
             return None
         if not timed and cell.status == "done":
@@ -269,16 +269,16 @@ def time_text(table: PaperTable) -> TextTable:
         why = "not timed" if cell.time is None else "timed beside other work, left out"
         if cell.error is not None:
             why = f"{cell.status}: {cell.error}"
-        return Entry(DASH, note=f"{row.series.label}, {steps_text(steps)}: {why}", cell=cell.number)
+        return Entry(DASH, note=f"{row.series.label}, {table.heading(column)}: {why}", cell=cell.number)
 
     times = [cell.time.name for cell in table.cells if cell.time is not None]
     labels = table.cells[0].labels
     return TextTable(
         "Milliseconds an image" if timed else "What became of each cell",
         f"{labels.get('data', 'data not said')}, {labels.get('num_samples', '?')} samples a cell",
-        tuple(map(steps_text, table.columns)),
-        tuple((row.series.label, tuple(entry(row, steps) for steps in table.columns)) for row in table.rows),
-        tuple(unnamed_differences(table)),
+        table.headings,
+        tuple((row.series.label, tuple(entry(row, column) for column in table.columns)) for row in table.rows),
+        (*_forwards_done(table), *unnamed_differences(table)),
         field=times[0] if timed else "status",
         better="lower" if timed else None,
     )
@@ -292,6 +292,17 @@ def _shared_settings(table: PaperTable) -> list[str]:
         if len(values := {str(cell.labels.get(field)) for cell in table.cells}) == 1:
             facts.append(f"{field}: {values.pop()}")
     return facts
+
+
+def _forwards_done(table: PaperTable) -> list[str]:
+    """Where the forwards really done are fewer than the column says."""
+    places = [
+        f"{row.series.label} {cell.forwards} at {table.heading(column)}"
+        for row in table.rows
+        for column, cell in row.cells.items()
+        if table.unit == "NFE" and cell.forwards not in (None, column)
+    ]
+    return [f"Forwards done where no number of steps costs what was asked: {', '.join(places)}."] if places else []
 
 
 def unnamed_differences(table: PaperTable) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ddim_lab.metrics.estimates import paired_se
 from ddim_lab.report.cells import Cell
-from ddim_lab.report.numbers import DASH, decimals, number, steps_text
+from ddim_lab.report.numbers import DASH, decimals, number
 from ddim_lab.report.series import Row, Series
 from ddim_lab.report.tables import Entry, TextTable, ValueTable
 
@@ -35,9 +35,9 @@ def over_training_seeds(of: ValueTable) -> TextTable | None:
     # a row without a result would have been a network of its own
     planned = {name: len(set(networks[name]) - {None}) + networks[name].count(None) for name in families}
 
-    def measured(rows: Sequence[Row], steps: int | None) -> Iterator[tuple[float, float | None]]:
+    def measured(rows: Sequence[Row], column: int | None) -> Iterator[tuple[float, float | None]]:
         """Value and standard error of one cell of each network, where it has a value."""
-        found = {_network(row): row.cells[steps] for row in rows if steps in row.cells and _network(row) is not None}
+        found = {_network(row): row.cells[column] for row in rows if column in row.cells and _network(row) is not None}
         for cell in found.values():
             if (value := of.number_of(cell)) is not None:
                 yield value, of.se_of(cell)
@@ -60,8 +60,8 @@ def over_training_seeds(of: ValueTable) -> TextTable | None:
     return TextTable(
         f"{of.heading} over {' or '.join(map(str, sorted(set(planned.values()))))} training seeds",
         of.facts,
-        tuple(map(steps_text, of.table.columns)),
-        tuple((name, tuple(entry((name, steps)) for steps in of.table.columns)) for name in families),
+        of.table.headings,
+        tuple((name, tuple(entry((name, column)) for column in of.table.columns)) for name in families),
         (
             "Mean ± standard deviation over networks that were trained from other seeds: of one network's value, not "
             "of the mean. All start from the same x_T, so the sampling error is mostly common to them and not in the "
@@ -105,7 +105,7 @@ def paired_difference(of: ValueTable, first: Cell, second: Cell) -> Difference |
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two series and their paired differences (second minus first) by steps; `adjacent`: neighbours in the table."""
+    """Two series and their paired differences (second minus first) by column; `adjacent`: neighbours in the table."""
 
     first: Series
     second: Series
@@ -114,7 +114,7 @@ class Comparison:
 
 
 def neighbours(of: ValueTable) -> list[Comparison]:
-    """Each series of the table against the next, and the next of its sweep, where a number of steps can be paired."""
+    """Each series of the table against the next, and the next of its sweep, where a column can be paired."""
     comparisons = []
     of_sweep: dict[Any, list[int]] = {}
     for position, row in enumerate(of.table.rows):
@@ -124,10 +124,10 @@ def neighbours(of: ValueTable) -> list[Comparison]:
     for i, j in sorted(pairs):
         first, second = of.table.rows[i], of.table.rows[j]
         differences = {
-            steps: difference
-            for steps in of.table.columns
-            if steps in first.cells and steps in second.cells
-            if (difference := paired_difference(of, first.cells[steps], second.cells[steps])) is not None
+            column: difference
+            for column in of.table.columns
+            if column in first.cells and column in second.cells
+            if (difference := paired_difference(of, first.cells[column], second.cells[column])) is not None
         }
         if differences:
             comparisons.append(Comparison(first.series, second.series, differences, adjacent=j == i + 1))

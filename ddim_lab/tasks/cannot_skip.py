@@ -97,7 +97,7 @@ class CannotSkip(Task):
             )
 
     def forwards(self, config: Config) -> int:
-        return config.num_samples * config.nfe
+        return config.num_samples * config.forwards
 
     def measuring_forwards(self, config: Config) -> int:
         return measuring_forwards(config)

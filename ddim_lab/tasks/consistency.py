@@ -53,17 +53,17 @@ class Consistency(Task):
 
     def check(self, config: Config) -> None:
         try:
-            config.nfe_at(self.many_steps)
+            config.forwards_at(self.many_steps)
         except ValueError as error:
             raise ConfigError(f"task.many_steps={self.many_steps}: {error}") from None
         need_room(config)
 
     def forwards(self, config: Config) -> int:
         own, longest = config.build_transitions(), config.build_transitions(steps=self.many_steps)
-        return 0 if own == longest else config.num_samples * config.nfe
+        return 0 if own == longest else config.num_samples * config.forwards
 
     def shared(self, config: Config) -> tuple[Hashable, int]:
-        many = config.num_samples * config.nfe_at(self.many_steps)
+        many = config.num_samples * config.forwards_at(self.many_steps)
         return (drawn(config), config.runtime, self.many_steps), many
 
     def identity(self, job: Job) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Generate(Task):
     name: Literal["generate"]
 
     def forwards(self, config: Config) -> int:
-        return config.num_samples * config.nfe
+        return config.num_samples * config.forwards
 
     def measuring_forwards(self, config: Config) -> int:
         return measuring_forwards(config)

@@ -48,7 +48,7 @@ class Interpolate(Task):
             raise ConfigError(f"task.points={self.points} must be odd: a line's middle is one of its points")
 
     def forwards(self, config: Config) -> int:
-        return (2 * (config.num_samples // 2) * self.points + self.grid**2) * config.nfe
+        return (2 * (config.num_samples // 2) * self.points + self.grid**2) * config.forwards
 
     def identity(self, job: Job) -> dict[str, Any]:
         """The training images that the midpoints are compared with."""

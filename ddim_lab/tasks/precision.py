@@ -55,14 +55,14 @@ class Precision(Task):
         need_error(config)
 
     def forwards(self, config: Config) -> int:
-        return config.num_samples * config.nfe
+        return config.num_samples * config.forwards
 
     def shared(self, config: Config) -> tuple[Hashable, int]:
-        return (drawn(config), config.steps), config.num_samples * config.nfe
+        return (drawn(config), config.steps), config.num_samples * config.forwards
 
     def measuring_forwards(self, config: Config) -> int:
         """Of both runtimes; the cell that is its own reference is not timed, and costs nothing."""
-        return 2 * (1 + config.metrics.speed_repeats) * config.first_batch * config.nfe
+        return 2 * (1 + config.metrics.speed_repeats) * config.first_batch * config.forwards
 
     def identity(self, job: Job) -> dict[str, Any]:
         """The images that are compared with, what distances are taken of, and the libraries whose kernels are timed."""

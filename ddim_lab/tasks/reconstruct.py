@@ -49,7 +49,7 @@ class Reconstruct(Task):
 
     def forwards(self, config: Config) -> int:
         held_out = data_set(config.data).held_out_count()
-        return 2 * min(config.num_samples, held_out or config.num_samples) * config.nfe
+        return 2 * min(config.num_samples, held_out or config.num_samples) * config.forwards
 
     def identity(self, job: Job) -> dict[str, Any]:
         """The images that are reconstructed."""

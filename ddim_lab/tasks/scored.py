@@ -34,7 +34,7 @@ def compared_with(job: Job) -> dict[str, Any]:
 
 def measuring_forwards(config: Config) -> int:
     """Image-forwards of the speed and determinism of `config.num_samples` samples."""
-    nfe, batch, compared = config.nfe, config.first_batch, compared_samples(config)
+    nfe, batch, compared = config.forwards, config.first_batch, compared_samples(config)
     halves = compared // 2 if compared == batch else 0
     determinism = ((1 + config.metrics.noise_seeds) * compared + halves) * nfe
     return determinism + (batch if timed_again(config) else 0)
@@ -47,4 +47,4 @@ def compared_samples(config: Config) -> int:
 
 def timed_again(config: Config) -> bool:
     """Whether a batch's walk is timed once more: where its own are too few, of one step each, to have a warm one."""
-    return config.nfe == 1 and config.num_samples < 2 * config.first_batch
+    return config.forwards == 1 and config.num_samples < 2 * config.first_batch

@@ -32,7 +32,7 @@ class Trajectory(Task):
     columns: Annotated[StrictInt, Field(ge=2)]
 
     def forwards(self, config: Config) -> int:
-        return config.num_samples * config.nfe
+        return config.num_samples * config.forwards
 
     def identity(self, job: Job) -> dict[str, Any]:
         """Nothing but the task's own settings."""
