@@ -3,7 +3,7 @@
 With x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps, the best prediction of eps is E[eps | x_t] = -sqrt(1 - ab) grad log p_t(x_t)
 (Vincent 2011). For the distributions here p_t is known in closed form, so a sampler run on them has no model error.
 
-Each class is an eps-model: call it with x_t [B, ...] and t [B].
+Each class is an eps-model: call it with x_t [B, ...] and t [B], of whole numbers or of any in [0, T-1].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["EmpiricalEps", "GaussianEps", "GaussianMixtureEps"]
 
 
 class _AlphaBars:
-    """alpha_bar(t) for a batch of timesteps, float64, on the batch's device."""
+    """alpha_bar(t) for a batch of timesteps, float64, on the batch's device: as `NoiseSchedule.alpha_bar`."""
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         self._table = torch.tensor(schedule.alpha_bars)
@@ -28,7 +28,15 @@ class _AlphaBars:
     def __call__(self, t: Tensor, ndim: int) -> Tensor:
         if self._table.device != t.device:
             self._table = self._table.to(t.device)
-        return self._table[t].reshape(-1, *([1] * (ndim - 1)))
+        found = self._between(t.double()) if t.is_floating_point() else self._table[t]
+        return found.reshape(-1, *([1] * (ndim - 1)))
+
+    def _between(self, t: Tensor) -> Tensor:
+        """Log-linear between whole timesteps, and bitwise the table's value at a whole one."""
+        below = t.floor().long()
+        weight, above = t - below, (below + 1).clamp(max=len(self._table) - 1)
+        low, high = self._table[below], self._table[above]
+        return torch.where(weight == 0.0, low, torch.exp((1.0 - weight) * low.log() + weight * high.log()))
 
 
 @final
@@ -58,7 +66,7 @@ class GaussianEps:
         eps = (1.0 - ab).sqrt() * (x_t.double() - ab.sqrt() * mean) / (ab * variance + 1.0 - ab)
         return eps.to(x_t.dtype)
 
-    def ode_map(self, x_t: Tensor, t: int) -> Tensor:
+    def ode_map(self, x_t: Tensor, t: float) -> Tensor:
         """Where the probability-flow ODE carries x_t to at alpha_bar = 1: DDIM's limit for S -> infinity.
 
         x_0 = mean + sqrt(variance / (ab variance + 1 - ab)) (x_t - sqrt(ab) mean)

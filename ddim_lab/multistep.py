@@ -8,7 +8,8 @@ rho = sigma / alpha = exp(-lambda), the ODE from a level s to a less noisy one t
 
 (Lu et al. 2022, "DPM-Solver", 2206.00927, Prop. 3.1; "DPM-Solver++", 2211.01095, Prop. 4.1). Holding the model's output
 constant over a step gives DDIM from both. The solvers here also use what the model said at earlier timesteps, one
-forward a step: `Deis`, `Ipndm` and `Pndm` its eps, `DpmSolverPP` and `UniPC` its x_0. `Heun` takes two a step.
+forward a step: `Deis` its eps, `DpmSolverPP` and `UniPC` its x_0. Further ones, in eps: `ddim_lab.pndm`, and
+`ddim_lab.singlestep`, whose steps take two forwards.
 
 The walk's last step reaches alpha_bar = 1, where lambda is infinite. A polynomial in lambda through x_0 diverges
 there, so that this step is of first order in `DpmSolverPP` and `UniPC`: x = x_0. In eps the integral is finite.
@@ -28,12 +29,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, final, get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ddim_lab.diffusion import x0_from_eps
 from ddim_lab.sampler import Draw, Formula, Predict, State
-from ddim_lab.sampler import step as ddim_step
+from ddim_lab.schedule import half_log_snr
+from ddim_lab.singlestep import Quiet, linear, moving
 from ddim_lab.transitions import Transition, check_choice, sigma
 
 __all__ = [
@@ -42,12 +43,8 @@ __all__ = [
     "Deis",
     "DpmSolverPP",
     "DpmSolverPPSde",
-    "Heun",
-    "Ipndm",
     "Multistep",
-    "Pndm",
     "UniPC",
-    "half_log_snr",
 ]
 
 Correction = Literal["published", "full"]
@@ -55,22 +52,6 @@ Correction = Literal["published", "full"]
 
 Bh = Literal["bh1", "bh2"]
 """UniPC's B(h): h (bh1) or 1 - exp(-h) (bh2); see `UniPC`."""
-
-
-def half_log_snr(alpha_bar: float) -> float:
-    """lambda = log(alpha / sigma) = log(alpha_bar / (1 - alpha_bar)) / 2; infinite at alpha_bar = 1."""
-    return math.inf if alpha_bar == 1.0 else 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
-
-
-class Quiet(Formula):
-    """A formula that adds no noise, and is for transitions that have none; abstract."""
-
-    def noise_std(self, transition: Transition) -> float:
-        return 0.0
-
-    def check(self, transitions: Sequence[Transition]) -> None:
-        if any(transition.sigma or transition.noise_std for transition in transitions):
-            raise ValueError(f"{type(self).__name__} solves the ODE, without noise: eta must be 0")
 
 
 class Multistep(Formula):
@@ -119,7 +100,7 @@ class Multistep(Formula):
         levels: list[Transition] = []
         outputs: list[Tensor] = []
         yield State(transitions[0].t, x)
-        left = _moving(transitions)
+        left = moving(transitions)
         for transition in transitions:
             eps = predict(x, transition.t)
             predicted = functools.partial(self.x0, transition, x, eps)
@@ -174,99 +155,7 @@ class Deis(Quiet, Multistep):
         nodes = [half_log_snr(level.alpha_bar) - start for level in levels]
         weights = _weights(nodes, _decaying_moments(stop - start, len(nodes)))
         scale = -math.sqrt(now.alpha_bar_prev) * math.exp(-start)
-        return _linear(
-            x, math.sqrt(now.alpha_bar_prev / now.alpha_bar), outputs, [scale * weight for weight in weights]
-        )
-
-
-@final
-class Ipndm(Quiet, Multistep):
-    """DDIM's step with eps extrapolated by Adams-Bashforth's weights for equal steps, of order 1 to 4.
-
-        eps' = eps;  (3 eps - eps_1) / 2;  (23 eps - 16 eps_1 + 5 eps_2) / 12;
-               (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
-
-    The weights stay these where the steps are not equal. Source: Zhang & Chen 2022, 2204.13902 (iPNDM).
-    """
-
-    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
-        return min(self.order, 2)
-
-    def advance(self, x: Tensor, levels: Sequence[Transition], outputs: Sequence[Tensor]) -> Tensor:
-        return ddim_step(levels[0], x, _adams_bashforth(outputs))
-
-
-@final
-class Pndm(Quiet):
-    """iPNDM after a first step by the trapezoidal rule, one forward more: NFE = S + 1.
-
-    The first step is DDIM's; with eps the mean of its two ends' it is taken again. Source: Liu et al. 2022, "Pseudo
-    Numerical Methods for Diffusion Models on Manifolds", 2202.09778, with the second-order start of their S-PNDM
-    instead of their Runge-Kutta start (9 forwards more).
-    """
-
-    def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
-        return ddim_step(transition, x_t, eps)
-
-    def nfe(self, transitions: Sequence[Transition]) -> int:
-        """S + 1; where one step alone moves, which ends at the image, it is DDIM's."""
-        return len(transitions) + (_moving(transitions) > 1)
-
-    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
-        return 2
-
-    def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
-        past: deque[Tensor] = deque(maxlen=4)
-        x = x_T
-        yield State(transitions[0].t, x)
-        for transition in transitions:
-            eps = predict(x, transition.t)
-            predicted = functools.partial(self.x0, transition, x, eps)
-            if transition.t_prev != transition.t:
-                past.appendleft(eps)
-                x_prev = ddim_step(transition, x, _adams_bashforth(past))
-                if len(past) == 1 and transition.t_prev >= 0:
-                    ahead = predict(x_prev, transition.t_prev)
-                    x_prev = ddim_step(transition, x, torch.add(eps, ahead).mul_(0.5))
-                x = x_prev
-            yield State(transition.t_prev, x, predicted)
-
-    def recipe(self) -> dict[str, Any]:
-        return {"name": "pndm", "start": "linear"}
-
-
-@final
-class Heun(Quiet):
-    """Heun's method in rho: DDIM's step, and again with the mean of the eps at both its ends. NFE = 2S - 1.
-
-        x_t / alpha_t = x_s / alpha_s + (rho_t - rho_s) (eps_s + eps_t) / 2
-
-    The last step, whose end the model does not know, is DDIM's. Source: Karras et al. 2022, "Elucidating the Design
-    Space of Diffusion-Based Generative Models", 2206.00364, Algorithm 1, in the variables of this ODE.
-    """
-
-    def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
-        return ddim_step(transition, x_t, eps)
-
-    def nfe(self, transitions: Sequence[Transition]) -> int:
-        return 2 * len(transitions) - 1
-
-    def claimed_order(self, transitions: Sequence[Transition]) -> int | None:
-        return 2
-
-    def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
-        x = x_T
-        yield State(transitions[0].t, x)
-        for transition in transitions:
-            eps = predict(x, transition.t)
-            x_prev = ddim_step(transition, x, eps)
-            if transition.t_prev >= 0:
-                x_prev = ddim_step(transition, x, torch.add(eps, predict(x_prev, transition.t_prev)).mul_(0.5))
-            yield State(transition.t_prev, x_prev, functools.partial(self.x0, transition, x, eps))
-            x = x_prev
-
-    def recipe(self) -> dict[str, Any]:
-        return {"name": "heun"}
+        return linear(x, math.sqrt(now.alpha_bar_prev / now.alpha_bar), outputs, [scale * weight for weight in weights])
 
 
 class _OfImages(Multistep):
@@ -327,7 +216,7 @@ class DpmSolverPP(Quiet, _OfImages):
             newer = first * (1.0 + r / (r + r_1)) + second / (r + r_1)  # of D'
             older = -first * r / (r + r_1) - second / (r + r_1)  # of D'_1
             weights = [phi + newer / r, older / r_1 - newer / r, -older / r_1]
-        return _linear(x, _noise_ratio(now), outputs, [signal * weight for weight in weights])
+        return linear(x, _noise_ratio(now), outputs, [signal * weight for weight in weights])
 
     def recipe(self) -> dict[str, Any]:
         return {**super().recipe(), "correction": self.correction}
@@ -366,7 +255,7 @@ class DpmSolverPPSde(_OfImages):
         if len(levels) == 2:
             slope = 0.5 * whole * h / (start - half_log_snr(levels[1].alpha_bar))
             weights = [whole + slope, -slope]
-        return _linear(x, _noise_ratio(now) * math.exp(-h), outputs, weights)
+        return linear(x, _noise_ratio(now) * math.exp(-h), outputs, weights)
 
 
 @final
@@ -429,15 +318,10 @@ class UniPC(Quiet, _OfImages):
             weights = np.linalg.solve(np.vander(at, increasing=True).T, moments).tolist() if at else []
         signal = math.sqrt(now.alpha_bar_prev)
         slopes = [signal * weight / u for weight, u in zip(weights, at, strict=True)]
-        return _linear(x, _noise_ratio(now), [outputs[0], *values], [signal * phi - math.fsum(slopes), *slopes])
+        return linear(x, _noise_ratio(now), [outputs[0], *values], [signal * phi - math.fsum(slopes), *slopes])
 
     def recipe(self) -> dict[str, Any]:
         return {**super().recipe(), "corrector": self.corrector, "bh": self.bh}
-
-
-def _moving(transitions: Sequence[Transition]) -> int:
-    """How many of them lead anywhere: a repeated timestep costs a forward, and moves nothing."""
-    return sum(transition.t_prev != transition.t for transition in transitions)
 
 
 # -- numbers ----------------------------------------------------------------------------------------------
@@ -473,28 +357,6 @@ def _weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     return found
 
 
-def _adams_bashforth(outputs: Sequence[Tensor]) -> Tensor:
-    """The next eps of equal steps, by up to four outputs, the newest first."""
-    weights = _ADAMS_BASHFORTH[min(len(outputs), 4) - 1]
-    return outputs[0] if len(outputs) == 1 else _linear(outputs[0], weights[0], list(outputs)[1:4], weights[1:])
-
-
-_ADAMS_BASHFORTH: Final = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
-
-
 def _noise_ratio(transition: Transition) -> float:
     """sigma_t / sigma_s."""
     return math.sqrt((1.0 - transition.alpha_bar_prev) / (1.0 - transition.alpha_bar))
-
-
-def _linear(x: Tensor, factor: float, others: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """factor x + sum of weights times others, in one new tensor."""
-    result = x * factor
-    for other, weight in zip(others, weights, strict=True):
-        result.add_(other, alpha=weight)
-    return result

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, final
 
@@ -19,7 +20,7 @@ from torch import Tensor
 __all__ = ["INITIAL", "NamedNoise", "NoiseSource", "philox4x32"]
 
 INITIAL: Final = -1
-"""The label of x_T, the noise that a sample starts from; a transition from t uses the label t >= 0."""
+"""The label of x_T, the noise that a sample starts from; a transition from t uses the label t >= 0, whole or not."""
 
 _MASK: Final = 0xFFFFFFFF
 _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
@@ -30,7 +31,7 @@ _ROUNDS: Final = 10
 class NoiseSource(Protocol):
     """Anything that gives standard normal noise for named samples at a timestep."""
 
-    def __call__(self, indices: Tensor, t: int, like: Tensor) -> Tensor:
+    def __call__(self, indices: Tensor, t: float, like: Tensor) -> Tensor:
         """Standard normal z for samples `indices` [B] at label t; shape, dtype and device of `like` [B, ...]."""
         ...
 
@@ -66,8 +67,11 @@ def philox4x32(
 class NamedNoise:
     """Standard normal noise named by (seed, sample index, timestep).
 
-    Element j of sample i at label t is a function of (seed, i, t, j) alone. Counter words: block of four
-    elements, t + 1, i, 0; the key is the seed. A counter word has 32 bits: 0 <= i < 2^32.
+    Element j of sample i at label t is a function of (seed, i, t, j) alone. Counter words of a whole t, be it an int or
+    a float: block of four elements, t + 1, i, 0; the key is the seed. A counter word has 32 bits: 0 <= i < 2^32.
+
+    Where t is not whole, the second and the fourth word are the lower and the upper half of the 64 bits of -t: the sign
+    is in the upper one, so that it is never 0 and no counter is one of a whole t or of another t.
 
     Args:
         seed: 0 <= seed < 2^64.
@@ -82,18 +86,18 @@ class NamedNoise:
         self.seed: Final = seed
         self.compiled: Final = compiled
 
-    def __call__(self, indices: Tensor, t: int, like: Tensor) -> Tensor:
+    def __call__(self, indices: Tensor, t: float, like: Tensor) -> Tensor:
         if indices.shape != like.shape[:1]:
             raise ValueError(f"{tuple(indices.shape)} indices name {like.shape[0]} samples: give one index a sample")
         size = math.prod(like.shape[1:])
         blocks = torch.arange((size + 3) // 4, device=like.device)[None, :]
         samples = indices.to(device=like.device, dtype=torch.int64)[:, None]
-        label = torch.full_like(blocks, t + 1)
+        label, sign = (torch.full_like(blocks, word) for word in _words(t))
         key = (self.seed & _MASK, self.seed >> 32)
         if self.compiled:  # for every other integer it would be compiled again
-            normals = _compiled()(blocks, label, samples, *(torch.full_like(blocks[:, :1], k) for k in key))
+            normals = _compiled()(blocks, label, samples, sign, *(torch.full_like(blocks[:, :1], k) for k in key))
         else:
-            normals = _normals(blocks, label, samples, *key)
+            normals = _normals(blocks, label, samples, sign, *key)
         return normals.flatten(1)[:, :size].reshape(like.shape).to(like.dtype)
 
     def initial(self, indices: Tensor, like: Tensor) -> Tensor:
@@ -101,9 +105,21 @@ class NamedNoise:
         return self(indices, INITIAL, like)
 
 
-def _normals(blocks: Tensor, label: Tensor, samples: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
-    """Normals of samples [B, 1] and blocks [1, M], float64 [B, M, 4]."""
-    words = philox4x32((blocks, label, samples, torch.zeros_like(blocks)), (low, high))
+def _words(t: float) -> tuple[int, int]:
+    """The second and the fourth word of a label's counters."""
+    if t == int(t):
+        return int(t) + 1, 0
+    if t < 0.0:
+        raise ValueError(f"label {t} names no noise: give a timestep from 0 up, or -1 for x_T")
+    upper, lower = struct.unpack(">II", struct.pack(">d", -t))
+    return lower, upper
+
+
+def _normals(
+    blocks: Tensor, label: Tensor, samples: Tensor, sign: Tensor, low: int | Tensor, high: int | Tensor
+) -> Tensor:
+    """Normals of samples [B, 1] and blocks [1, M], float64 [B, M, 4]; label and sign are a label's `_words`, [1, M]."""
+    words = philox4x32((blocks, label, samples, sign), (low, high))
     return torch.stack((*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])), dim=-1)
 
 

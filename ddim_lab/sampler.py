@@ -19,7 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Final, final, get_args
 
@@ -28,14 +28,17 @@ from torch import Tensor
 
 from ddim_lab.diffusion import eps_from, x0_from_eps
 from ddim_lab.noise import NamedNoise, NoiseSource
-from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.schedule import NoiseSchedule, is_whole
 from ddim_lab.transitions import (
     PREDICTIONS,
     Clip,
     EncodeAt,
+    Level,
     Prediction,
+    TimestepsAs,
     Transition,
     Variance,
+    are_whole,
     check_choice,
     largest_eta,
     sigma,
@@ -61,10 +64,10 @@ __all__ = [
 
 EpsModel = Callable[[Tensor, Tensor], Any]
 
-Predict = Callable[[Tensor, int], Tensor]
+Predict = Callable[[Tensor, float], Tensor]
 """(x [B, ...], t) -> the model's eps, of x's shape and dtype: one forward."""
 
-Draw = Callable[[int, Tensor], Tensor]
+Draw = Callable[[float, Tensor], Tensor]
 """(t, x [B, ...]) -> the standard normal noise that is named by t, of x's shape and dtype."""
 
 
@@ -111,7 +114,7 @@ class State:
         predict_x0: computes `x0`; None at the start, where nothing has been predicted yet.
     """
 
-    t: int
+    t: float
     x: Tensor
     predict_x0: Callable[[], Tensor] | None = None
 
@@ -129,7 +132,7 @@ class Formula(ABC):
     """A way from x_t to x_prev, to be given to a `Sampler`; abstract.
 
     Most need `step` alone. One that needs past evaluations, or several of them a step, writes a `walk` of its own and
-    says in `nfe` what it costs.
+    says in `nfe` what it costs, and in `between` at which further levels it asks the model.
     """
 
     @abstractmethod
@@ -154,6 +157,24 @@ class Formula(ABC):
     def x0(self, transition: Transition, x_t: Tensor, eps: Tensor) -> Tensor:
         """The image [B, ...] that the step from x_t goes by."""
         return x0_from_eps(x_t, eps, transition.alpha_bar)
+
+    def between(
+        self, transitions: Sequence[Transition], schedule: NoiseSchedule, timesteps_as: TimestepsAs
+    ) -> Sequence[Level | None]:
+        """A level for each transition: where inside the step the walk asks the model, too. Most ask nowhere.
+
+        A walk may ask at timesteps that are announced: those of its transitions, and these. Each is there as its
+        transition's `between`.
+
+        Args:
+            transitions: of the walk, in order.
+            schedule: gives the levels.
+            timesteps_as: "integer" where each t must be whole.
+
+        Raises:
+            ValueError: there is no such level where one is needed; says what to do.
+        """
+        return [None] * len(transitions)
 
     def nfe(self, transitions: Sequence[Transition]) -> int:
         """Calls of `predict` that these transitions cost."""
@@ -225,7 +246,8 @@ class Sampler:
     """A formula on a fixed list of timesteps; by default one of the DDIM family.
 
     Args:
-        schedule, steps, eta, variance, spacing, timesteps: the walk's numbers; see `ddim_lab.transitions.transitions`.
+        schedule, steps, eta, variance, spacing, timesteps, timesteps_as: the walk's numbers; see
+            `ddim_lab.transitions.transitions`.
         clip: "none", "x0" or "x0_eps", for the default formula; see `step`.
         prediction: what the model predicts: "eps", "x0" or "v".
         formula: how each step is taken; None is `Ddim(clip)`.
@@ -234,13 +256,15 @@ class Sampler:
         steps: S as asked.
         nfe: number of function evaluations: the forwards really done a sample.
         transitions: the walk, from noise to image.
+        whole: whether all timesteps at which it asks the model are whole.
 
     Raises:
         ValueError: any argument outside its range; the message names the valid one.
 
-    A model is any callable (x_t [B, ...], t [B] int64) -> output of x_t's shape, or an object with such a tensor
-    as `.sample` (diffusers), in memory that it does not write to again: solvers keep outputs. The state is float32,
-    or float64 if x_T is; the model is given it in its own dtype.
+    A model is any callable (x_t [B, ...], t [B]) -> output of x_t's shape, or an object with such a tensor as `.sample`
+    (diffusers), in memory that it does not write to again: solvers keep outputs. The state is float32, or float64 if
+    x_T is; the model is given it in its own dtype. t is int64 where the walk is `whole`, and float32 in all forwards of
+    a walk that is not, since what is compiled or recorded is so for one dtype.
     """
 
     def __init__(
@@ -251,16 +275,22 @@ class Sampler:
         variance: Variance = "posterior",
         spacing: str = "uniform",
         clip: Clip = "none",
-        timesteps: Sequence[int] | None = None,
+        timesteps: Sequence[float] | None = None,
         prediction: Prediction = "eps",
         formula: Formula | None = None,
+        timesteps_as: TimestepsAs = "given",
     ) -> None:
         check_choice("prediction", prediction, PREDICTIONS)
         if formula is not None and clip != "none":
             raise ValueError(f"clip={clip} is for the default formula: {formula} says itself whether it clips")
         self.formula: Final = Ddim(clip) if formula is None else formula
-        self.transitions: Final = transitions(schedule, steps, eta, variance, spacing, timesteps)
-        self.formula.check(self.transitions)
+        walk = transitions(schedule, steps, eta, variance, spacing, timesteps, timesteps_as)
+        self.formula.check(walk)
+        levels = self.formula.between(walk, schedule, timesteps_as)
+        self.transitions: Final = tuple(
+            each if level is None else replace(each, between=level) for each, level in zip(walk, levels, strict=True)
+        )
+        self.whole: Final = are_whole(self.transitions)
         self.schedule: Final = schedule
         self.steps: Final = int(steps) if timesteps is None else len(timesteps)
         self.eta: Final = float(eta)
@@ -274,9 +304,19 @@ class Sampler:
         """Forwards a sample costs. Below `steps` where a spacing drops repeats."""
         return self.formula.nfe(self.transitions)
 
+    def timestep_tensor(self, t: float, count: int, device: torch.device) -> Tensor:
+        """t [count] as the model is given it: int64 where the walk is whole, or else float32.
+
+        Raises:
+            ValueError: the walk is whole and t is not: its formula asks at a t that it has not announced.
+        """
+        if self.whole and not is_whole(t):
+            raise ValueError(f"{self.formula} asks the model at t={t}: its method `between` must announce it")
+        return torch.full((count,), t, dtype=torch.int64 if self.whole else torch.float32, device=device)
+
     def recipe(self) -> dict[str, Any]:
         """What its samples are a function of, beside model and noise; for keys."""
-        recipe = {
+        recipe: dict[str, Any] = {
             "schedule": self.schedule.digest,
             "transitions": [
                 [transition.t, transition.t_prev, transition.sigma, transition.noise_std]
@@ -284,6 +324,8 @@ class Sampler:
             ],
             "clip": self.clip,
         }
+        if any(transition.between for transition in self.transitions):
+            recipe["between"] = [transition.between and transition.between.t for transition in self.transitions]
         return recipe if isinstance(self.formula, Ddim) else {**recipe, "formula": self.formula.recipe()}
 
     @torch.no_grad()
@@ -380,9 +422,8 @@ class Sampler:
         predict = functools.partial(self._predict_eps, model)
         return self.formula.walk(predict, _state(x_T), self.transitions, lambda t, x: source(names, t, x))
 
-    def _predict_eps(self, model: EpsModel, x: Tensor, t: int) -> Tensor:
-        timesteps = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
-        output = model(x.to(_input_dtype(model, x.dtype)), timesteps)
+    def _predict_eps(self, model: EpsModel, x: Tensor, t: float) -> Tensor:
+        output = model(x.to(_input_dtype(model, x.dtype)), self.timestep_tensor(t, len(x), x.device))
         if not isinstance(output, Tensor):
             output = getattr(output, "sample", output)  # diffusers wraps its tensor
         if not isinstance(output, Tensor):

@@ -15,17 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, final, get_args
+from typing import Final, Literal, NamedTuple, final, get_args
 
-from ddim_lab.schedule import CLEAN, NoiseSchedule, spaced_timesteps, timestep_pairs
+from ddim_lab.schedule import CLEAN, NoiseSchedule, is_whole, spaced_timesteps, timestep_pairs, to_whole
 
 __all__ = [
     "PREDICTIONS",
     "Clip",
     "EncodeAt",
+    "Level",
     "Prediction",
+    "TimestepsAs",
     "Transition",
     "Variance",
+    "are_whole",
     "check_choice",
     "largest_eta",
     "sigma",
@@ -41,6 +44,9 @@ Clip = Literal["none", "x0", "x0_eps"]
 EncodeAt = Literal["source", "target"]
 """Where a step backwards evaluates the model; see `ddim_lab.sampler.Sampler.encode`."""
 
+TimestepsAs = Literal["given", "integer"]
+"""Whether timesteps that are not whole are visited as they are, or rounded; see `transitions`."""
+
 Prediction = Literal["eps", "x0", "v"]
 """What a network predicts; see `ddim_lab.diffusion`."""
 
@@ -52,24 +58,34 @@ def sigma(eta: float, alpha_bar: float, alpha_bar_prev: float) -> float:
     return eta * math.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar)) * math.sqrt(1.0 - alpha_bar / alpha_bar_prev)
 
 
+class Level(NamedTuple):
+    """A timestep t, an int where it is whole, and its alpha_bar."""
+
+    t: float
+    alpha_bar: float
+
+
 @final
 @dataclass(frozen=True)
 class Transition:
     """One step's numbers, float64.
 
     Attributes:
-        t, t_prev: from and to; t_prev = -1 is the clean image.
+        t, t_prev: from and to, ints where they are whole; t_prev = -1 is the clean image.
         alpha_bar, alpha_bar_prev: at t and at t_prev.
         sigma: the sigma in the mean's sqrt(1 - ab_prev - sigma^2).
         noise_std: standard deviation of the noise added to the mean; 0 draws none.
+        between: the level between t and t_prev where the step asks the model, too; None where it asks at none.
+            `ddim_lab.sampler.Formula.between` chooses it.
     """
 
-    t: int
-    t_prev: int
+    t: float
+    t_prev: float
     alpha_bar: float
     alpha_bar_prev: float
     sigma: float
     noise_std: float
+    between: Level | None = None
 
     def backwards(self) -> Transition:
         """From t_prev to t, without noise."""
@@ -89,7 +105,8 @@ def transitions(
     eta: float = 0.0,
     variance: Variance = "posterior",
     spacing: str = "uniform",
-    timesteps: Sequence[int] | None = None,
+    timesteps: Sequence[float] | None = None,
+    timesteps_as: TimestepsAs = "given",
 ) -> tuple[Transition, ...]:
     """The walk from noise to image, one transition a step.
 
@@ -101,19 +118,24 @@ def transitions(
             (appendix D.3): sqrt(1 - ab_t / ab_prev) around the eta = 1 mean, and no noise on the last step.
         spacing: a name of `ddim_lab.schedule.SPACINGS`.
         timesteps: the visited timesteps themselves, in either order, instead of steps and spacing.
+        timesteps_as: "given" visits them as they are, whole or not; "integer" rounds each to the nearest whole one and
+            drops the repeats this makes.
 
     Returns:
-        In the order of the walk. Fewer than S where a spacing drops repeats.
+        In the order of the walk. Fewer than S where repeats are dropped.
 
     Raises:
         ValueError: any argument outside its range; the message names the valid one.
     """
     check_choice("variance", variance, get_args(Variance))
+    check_choice("timesteps_as", timesteps_as, get_args(TimestepsAs))
     if not (math.isfinite(eta) and eta >= 0.0):
         raise ValueError(f"eta must be a number from 0 up, got {eta}")
     if timesteps is None:
-        timesteps = spaced_timesteps(spacing, steps, schedule.num_timesteps).tolist()
+        timesteps = spaced_timesteps(spacing, steps, schedule).tolist()
     pairs = timestep_pairs(timesteps, schedule.num_timesteps)
+    if timesteps_as == "integer":
+        pairs = timestep_pairs(to_whole([t for t, _ in pairs]), schedule.num_timesteps)
     if variance == "large" and eta != 1.0:
         raise ValueError(f"variance=large is DDPM's upper bound and needs eta=1, got eta={eta:g}")
     limit = largest_eta(schedule, pairs)
@@ -125,7 +147,13 @@ def transitions(
     return tuple(_transition(schedule, t, t_prev, eta, variance) for t, t_prev in pairs)
 
 
-def largest_eta(schedule: NoiseSchedule, pairs: Sequence[tuple[int, int]]) -> float:
+def are_whole(walk: Sequence[Transition]) -> bool:
+    """Whether every timestep at which a walk asks the model is a whole number."""
+    asked = [t for each in walk for t in (each.t, each.t_prev, *(each.between or ())[:1])]
+    return all(map(is_whole, asked))
+
+
+def largest_eta(schedule: NoiseSchedule, pairs: Sequence[tuple[float, float]]) -> float:
     """The largest eta with sigma(eta)^2 <= 1 - ab_prev at every step: min sqrt((1 - ab_t) / (1 - ab_t / ab_prev)).
 
     At least 1 for every walk; infinite for a single step, which adds no noise at any eta.
@@ -149,7 +177,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(choices)}")
 
 
-def _transition(schedule: NoiseSchedule, t: int, t_prev: int, eta: float, variance: Variance) -> Transition:
+def _transition(schedule: NoiseSchedule, t: float, t_prev: float, eta: float, variance: Variance) -> Transition:
     ab, ab_prev = schedule.alpha_bar(t), schedule.alpha_bar(t_prev)
     in_mean = sigma(eta, ab, ab_prev)
     # eta at its bound makes sigma^2 equal 1 - ab_prev up to rounding; the step takes the root of the difference.

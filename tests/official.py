@@ -52,17 +52,20 @@ def refuse(indices: Tensor, t: int, like: Tensor) -> Tensor:
 
 
 class Counting:
-    """A model that remembers the timesteps it was given."""
+    """A model that remembers the timesteps it was given: all int64, or all float32."""
 
     def __init__(self, model: EpsModel) -> None:
         self._model = model
-        self.seen: list[int] = []
+        self.seen: list[float] = []
+        self.dtype: torch.dtype | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        assert t.dtype == torch.int64
+        assert t.dtype in (torch.int64, torch.float32)
+        assert self.dtype in (None, t.dtype), "one walk, one dtype: what is compiled or recorded is so for one"
         assert t.shape == x.shape[:1]
         assert bool((t == t[0]).all())
-        self.seen.append(int(t[0]))
+        self.dtype = t.dtype
+        self.seen.append(t[0].item())
         return self._model(x, t)
 
 

@@ -107,6 +107,27 @@ def test_each_sample_has_its_own_timestep_and_dtype_is_kept() -> None:
         assert model(x.float(), t).shape == x.shape
 
 
+MODELS: list[Callable[[NoiseSchedule], Callable[[Tensor, Tensor], Tensor]]] = [
+    lambda schedule: GaussianEps(schedule, 0.2, 0.5),
+    lambda schedule: GaussianMixtureEps(schedule, normal(3, 1, 2, 2, seed=1), VARIANCES),
+    lambda schedule: EmpiricalEps(schedule, normal(3, 1, 2, 2, seed=1)),
+]
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_between_timesteps_eps_is_that_of_the_level_there(make: Any) -> None:
+    """A schedule of one timestep with that alpha_bar; a whole t is bitwise what it is as an integer."""
+    x, model = normal(4, 1, 2, 2), make(SCHEDULE)
+    for t in (0.5, 20.25, 500.5, 998.75):
+        there = make(NoiseSchedule([1.0 - SCHEDULE.alpha_bar(t)]))(x, torch.zeros(4, dtype=torch.int64))
+        torch.testing.assert_close(model(x, torch.full((4,), t)), there, rtol=1e-10, atol=1e-12)
+    whole = torch.tensor([0, 5, 500, 999])
+    assert torch.equal(model(x, whole.float()), model(x, whole))
+    assert torch.equal(
+        make(NoiseSchedule([0.5]))(x, torch.zeros(4)), make(NoiseSchedule([0.5]))(x, torch.zeros(4).long())
+    )
+
+
 class Copies(TorchDispatchMode):
     """Counts copies from one device to another."""
 

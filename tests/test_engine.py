@@ -230,6 +230,7 @@ SAMPLERS: list[dict[str, Any]] = [
     {"eta": 0.0},
     {"eta": 0.7, "clip": "x0"},
     {"eta": 1.0, "variance": "large", "clip": "x0_eps"},
+    {"eta": 1.0, "spacing": "logsnr"},  # t is float32
 ]
 
 
@@ -305,6 +306,66 @@ def test_networks_are_recorded_and_timed_on_the_device_they_are_on(name: str) ->
         return device_seconds(lambda: [network(x, t) for _ in range(forwards)], device)
 
     assert seconds(1) < seconds(10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recorded_network_takes_t_of_either_dtype() -> None:
+    x, t = (tensor.cuda() for tensor in inputs(4))
+    network = small_unet().cuda()
+    engine = Engine(network, 4, channels_last=False, compiled=False, graphs=True)
+    for asked in (t, t + 0.5, t + 1, t + 0.25):
+        torch.testing.assert_close(engine(x, asked), network(x, asked).sample, rtol=1e-3, atol=1e-3)
+
+
+class Recording:
+    """What stands for a CUDA graph where there is none: fixed memory for x and t, and a forward that is made of it."""
+
+    made: list[torch.dtype] = []  # noqa: RUF012
+
+    def __init__(self, network: nn.Module, x: Tensor, t: Tensor) -> None:
+        self.made.append(t.dtype)
+        self._network, self._x, self._t = network, torch.empty_like(x), torch.empty_like(t)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self._x.copy_(x)
+        self._t.copy_(t)
+        output = self._network(self._x, self._t)
+        assert isinstance(output, Tensor)
+        return output
+
+
+def test_what_is_recorded_is_so_for_each_dtype_of_t(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied into memory for whole numbers, a t between two would be cut off without a word."""
+    monkeypatch.setattr("ddim_lab.device.engine._Recorded", Recording)
+    monkeypatch.setattr(Recording, "made", [])
+    engine = Engine(network, 4, channels_last=False, compiled=False, graphs=True)
+    x, t = inputs(3)
+    for asked in (t, t + 0.5, t + 1, t + 0.25):
+        torch.testing.assert_close(engine(x, asked), network(x, asked).sample, rtol=1e-4, atol=1e-5)
+    assert Recording.made == [torch.int64, torch.float32]
+
+
+@pytest.mark.parametrize("settings", [{"spacing": "logsnr"}, {"timesteps": [999, 500.5, 20]}], ids=str)
+def test_a_walk_between_whole_timesteps_records_once(
+    settings: dict[str, Any], network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddim_lab.device.engine._Recorded", Recording)
+    monkeypatch.setattr(Recording, "made", [])
+    sampler = Sampler(NoiseSchedule.linear(), 5, **settings)
+    engine = Engine(network, 4, channels_last=False, compiled=False, graphs=True)
+    found, expected = (sampler.sample(each, inputs(4)[0]) for each in (engine, network))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert Recording.made == [torch.float32]
+
+
+def test_the_network_is_told_a_t_between_two_as_it_is(network: nn.Module) -> None:
+    """Its sinusoids are those of that t: a float32 whole t is the int64 one, and the middle is neither end."""
+    x, t = inputs(2)
+    assert torch.equal(network(x, t.float()).sample, network(x, t).sample)
+    low, middle, high = (network(x, t + d).sample for d in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(middle, (low + high) / 2, rtol=0, atol=0.2 * float((high - low).abs().max()))
+    assert not torch.equal(middle, low)
 
 
 # -- 16 bits ---------------------------------------------------------------------------------------------
@@ -398,7 +459,7 @@ def test_16_bits_leave_an_exact_model_alone() -> None:
 def test_compiled_noise_is_the_same_noise() -> None:
     for seed in (0, 2**40 + 7):
         plain, compiled = NamedNoise(seed), NamedNoise(seed, compiled=True)
-        for count, shape, t in ((3, (1, 8, 8), 5), (16, (3, 4, 4), 999), (2, (5,), -1)):
+        for count, shape, t in ((3, (1, 8, 8), 5), (16, (3, 4, 4), 999), (2, (5,), -1), (2, (5,), 0.5)):
             like = torch.empty(count, *shape)
             assert torch.equal(compiled(torch.arange(count), t, like), plain(torch.arange(count), t, like))
 
@@ -427,6 +488,10 @@ def test_a_compiled_network_is_compiled_once_and_near() -> None:
         x, t = inputs(count)
         torch.testing.assert_close(engine(x, t), network(x, t))
     assert counters["stats"]["unique_graphs"] == before + 1
+    for count in (4, 1, 6):
+        x, t = inputs(count)
+        torch.testing.assert_close(engine(x, t + 0.5), network(x, t + 0.5))
+    assert counters["stats"]["unique_graphs"] == before + 2, "once more for walks between whole timesteps"
     assert {name for name, _ in engine.named_parameters()} == {
         f"forwarded.network.{name}" for name, _ in network.named_parameters()
     }

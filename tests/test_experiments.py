@@ -338,6 +338,7 @@ def test_spacings(sweep_of: Callable[[str], Path]) -> None:
     assert forwards["uniform"] == 100
     assert forwards["quadratic"] == 96
     assert forwards["log"] < 100
+    assert forwards["logsnr"] == forwards["karras"] == 100
     assert "fd_against_forwards" in (sweep / "report.html").read_text()
 
 

@@ -21,7 +21,15 @@ MATHEMATICS = {
     "diffusion": {"torch", "ddim_lab.transitions"},
     "noise": {"torch"},
     "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule", "ddim_lab.transitions"},
-    "multistep": {"numpy", "torch", "ddim_lab.diffusion", "ddim_lab.sampler", "ddim_lab.transitions"},
+    "singlestep": {"torch", "ddim_lab.sampler", "ddim_lab.schedule", "ddim_lab.transitions"},
+    "multistep": {
+        *("numpy", "torch", "ddim_lab.diffusion", "ddim_lab.sampler", "ddim_lab.schedule", "ddim_lab.singlestep"),
+        "ddim_lab.transitions",
+    },
+    "pndm": {
+        *("torch", "ddim_lab.sampler", "ddim_lab.schedule", "ddim_lab.singlestep", "ddim_lab.multistep"),
+        "ddim_lab.transitions",
+    },
     "analytic": {"torch", "ddim_lab.schedule"},
     "interpolate": {"torch", "ddim_lab.diffusion"},
 }
@@ -29,7 +37,7 @@ MATHEMATICS = {
 
 # From the mathematics to the commands: a room imports from itself and from those before it.
 LAYERS = (
-    "schedule transitions diffusion noise sampler multistep analytic interpolate errors console",
+    "schedule transitions diffusion noise sampler singlestep multistep pndm analytic interpolate errors console",
     "store config",
     "device data",
     "models metrics",
@@ -151,7 +159,7 @@ with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="
     assert refusal("steps=10", "sampler.eta=1.0003") == "none"
     assert "largest valid eta is 1.0004" in refusal("steps=10", "sampler.eta=1.001")
     assert "between 1 and 1000" in refusal("steps=1001")
-    assert "unknown spacing 'karras'" in refusal("sampler.spacing=karras")
+    assert "unknown spacing 'cubic'" in refusal("sampler.spacing=cubic")
     assert "needs eta=1" in refusal("sampler.variance=large", "sampler.eta=0.5")
 """
     assert "torch" not in loaded_by(code.strip())

@@ -17,7 +17,7 @@ def steps_of(*overrides: str) -> int:
     return tiny.configure(*overrides).steps
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddim_eta1", "ddpm_large", "unipc", "heun", "pndm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddim_eta1", "ddpm_large", "unipc", "heun", "dpm_solver_2", "pndm"])
 @pytest.mark.parametrize("nfe", [2, 5, 10, 50])
 def test_the_most_steps_that_cost_no_more(sampler: str, nfe: int) -> None:
     config = tiny.configure(f"sampler={sampler}", f"nfe={nfe}")

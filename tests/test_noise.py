@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from official import named_normal, philox_integers
 from official import one_thread as one_thread
 from scipy import stats
 
-from ddim_lab.noise import INITIAL, NamedNoise, philox4x32
+from ddim_lab.noise import INITIAL, NamedNoise, _words, philox4x32
 
 SHAPES = [(1,), (3,), (4,), (5,), (1, 8, 8), (3, 7, 5), (3, 32, 32)]
 
@@ -30,7 +31,7 @@ KNOWN_ANSWERS = [
 ]
 
 
-def draw(seed: int, indices: list[int], t: int, shape: tuple[int, ...]) -> torch.Tensor:
+def draw(seed: int, indices: list[int], t: float, shape: tuple[int, ...]) -> torch.Tensor:
     like = torch.zeros(len(indices), *shape, dtype=torch.float64)
     return NamedNoise(seed)(torch.tensor(indices), t, like)
 
@@ -176,6 +177,55 @@ def test_neighbouring_names_are_independent() -> None:
     for name, other in others.items():
         assert abs(np.corrcoef(base, other)[0, 1]) < 4.5 / math.sqrt(n), name
         assert abs(np.corrcoef(base**2, other**2)[0, 1]) < 4.5 / math.sqrt(n), name
+
+
+TIMES = [
+    *(INITIAL, 0, 1, 2, 499, 500, 999),
+    *(0.5, 1.5, 499.5, math.nextafter(500.0, 0.0), math.nextafter(500.0, 1000.0), 1e-30, 5e-324, 2.0**-1040),
+    *(math.nextafter(2.0**-1022, 0.0), 2.0**-32, 998.9999389648438),
+]
+
+
+def test_no_two_times_share_noise() -> None:
+    """A block of four elements is a function of its counter: no counter of one time is one of another's, be it whole,
+    between two, or x_T's; for every block and sample, since the words beside them differ.
+    """
+    words = [_words(t) for t in TIMES]
+    assert len(set(words)) == len(TIMES)
+    for t, (label, sign) in zip(TIMES, words, strict=True):
+        assert 0 <= label < 2**32
+        assert (sign == 0) == (t == int(t))
+        assert sign == 0 or 2**31 <= sign < 2**32
+    for t in np.random.default_rng(0).uniform(0, 1000, 1000).tolist():  # the words say which t it is
+        label, sign = _words(t)
+        assert struct.unpack(">d", struct.pack(">II", sign, label)) == (-t,)
+
+
+@pytest.mark.parametrize("element", [0, 1, 7])
+def test_drawn_noise_is_not_that_of_another_time(element: int) -> None:
+    """The first words of block 0, and of a block and a sample that are as large as the halves of another time's t."""
+    z = torch.stack([draw(3, [0, 1, 5], t, (16,)) for t in TIMES])
+    values = z.flatten(1)
+    for i in range(len(TIMES)):
+        for j in range(i):
+            assert not set(values[i].tolist()) & set(values[j].tolist()), (TIMES[i], TIMES[j])
+    assert float(values[:, element].std()) > 0.3
+
+
+@pytest.mark.parametrize("t", [0.5, 499.5, 998.9999389648438])
+def test_a_time_that_is_not_whole_is_named_by_its_bits(t: float) -> None:
+    sign, label = struct.unpack(">II", struct.pack(">d", -t))
+    words = philox_integers((0, label, 7, sign), (9, 0))
+    a, b = words[:2]
+    radius, angle = math.sqrt(-2.0 * math.log((a + 0.5) / 2**32)), 2.0 * math.pi * b / 2**32
+    found = draw(9, [7], t, (2,))[0]
+    np.testing.assert_allclose(found.numpy(), [radius * math.cos(angle), radius * math.sin(angle)], rtol=1e-12)
+
+
+def test_a_whole_time_has_one_name_whatever_it_is_written_as() -> None:
+    assert torch.equal(draw(2, [1], 5.0, (4,)), draw(2, [1], 5, (4,)))
+    with pytest.raises(ValueError, match="names no noise"):
+        draw(2, [1], -0.5, (4,))
 
 
 def test_no_two_samples_are_alike() -> None:

@@ -26,12 +26,13 @@ from ddim_lab.metrics.exactness import (
     ode_solution,
     starts,
 )
-from ddim_lab.multistep import DpmSolverPP, Heun
+from ddim_lab.multistep import DpmSolverPP
 from ddim_lab.report.charts import sweep_charts
 from ddim_lab.report.read import read_sweep
 from ddim_lab.sampler import Draw, Formula, Predict, Sampler, State
 from ddim_lab.sampler import step as ddim_step
 from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.singlestep import Heun
 from ddim_lab.tasks.base import Outcome
 from ddim_lab.tasks.order import Order
 from ddim_lab.transitions import Transition

@@ -310,6 +310,50 @@ def test_a_learned_time_embedding_is_as_long_as_it_needs_to_be(tmp_path: Path) -
         check_model(pretrained(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sampler.spacing=logsnr", "steps=5"],
+        ["sampler=dpm_solver_2", "steps=5"],
+        ["sampler.timesteps=[49,20.5,3]"],
+        ["sampler=pndm", "sampler.start=runge_kutta", "steps=10"],
+        ["sampler.spacing=karras", "steps=2", "task=consistency", "task.many_steps=20"],
+    ],
+    ids=" ".join,
+)
+def test_a_learned_time_embedding_has_whole_timesteps_alone(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused in one line before any work, and by that line's advice taken."""
+    given, outputs = tmp_path / "given", tmp_path / "outputs"
+    network(time_embedding_type="learned", num_train_timesteps=50).save_pretrained(given)
+    words = [f"model.path={given}", "model=pretrained", "schedule.num_timesteps=50", "logger=csv", *overrides]
+    assert tiny.run(outputs, *words, settings=tiny.SMALL) == 2
+    assert re.fullmatch(
+        r"ddim_lab: model.path=.* has a learned time embedding, a table of whole timesteps, and sampler=\w+ visits"
+        r" others: set sampler.timesteps_as=integer\n",
+        capsys.readouterr().err,
+    )
+    assert not outputs.exists()
+    integer = pretrained(given, *words[2:], "sampler.timesteps_as=integer")
+    check_model(integer)
+    unet = model_of(integer).load()
+    assert integer.build_sampler().sample(unet, torch.randn(2, 1, 8, 8)).isfinite().all()
+
+
+def test_a_sinusoidal_one_takes_any(folder: Path) -> None:
+    config = pretrained(folder, "sampler=dpm_solver_2", "sampler.spacing=logsnr", "steps=3")
+    check_model(config)
+    unet, asked = model_of(config).load(), []
+    unet.time_proj.register_forward_hook(lambda _module, given, _output: asked.append(given[0]))  # type: ignore[operator,union-attr]
+    sampler = config.build_sampler()
+    assert sampler.sample(unet, torch.randn(2, 1, 8, 8)).isfinite().all()
+    assert {t.dtype for t in asked} == {torch.float32}
+    assert [float(t[0]) for t in asked] == [
+        t for each in sampler.transitions for t in (each.t, *(each.between or ())[:1])
+    ]
+
+
 def test_without_a_scheduler_the_configured_schedule_is_taken_and_that_is_said(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

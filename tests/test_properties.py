@@ -45,7 +45,7 @@ def samplers(draw: st.DrawFn, deterministic: bool = False) -> Sampler:
     where: dict[str, Any]
     if draw(st.booleans()):
         where = {"steps": draw(st.integers(1, total)), "spacing": draw(st.sampled_from(sorted(SPACINGS)))}
-        timesteps = spaced_timesteps(where["spacing"], where["steps"], total).tolist()
+        timesteps = spaced_timesteps(where["spacing"], where["steps"], schedule).tolist()
     else:
         timesteps = draw(st.lists(st.integers(0, total - 1), min_size=1, max_size=12).map(sorted))
         where = {"timesteps": draw(st.sampled_from([timesteps, timesteps[::-1]]))}
@@ -130,9 +130,9 @@ INVALID: list[dict[str, Any]] = [
     *({"steps": steps} for steps in (0, -3, 1001, 10.5, math.nan, math.inf, "abc", None, True)),
     *({"eta": eta} for eta in (-1.0, -1e-9, math.nan, math.inf, -math.inf, 2.0)),
     *({"eta": eta, "variance": "large"} for eta in (0.0, 0.5, 1.0000001)),
-    *({"timesteps": ts} for ts in ([], [1000], [-1], [5, 3, 4], [1.5], [math.nan], [math.inf])),
+    *({"timesteps": ts} for ts in ([], [1000], [-1], [5, 3, 4], [1.5, 0.5, 1], [999.5], [math.nan], [math.inf])),
     {"variance": "medium"},
-    {"spacing": "karras"},
+    {"spacing": "cubic"},
     {"clip": "yes"},
     {"clip": True},
     {"prediction": "epsilon"},
@@ -153,7 +153,7 @@ def test_no_eta_and_no_step_count_gives_nan(schedule: NoiseSchedule, eta: float,
     """Either a ValueError or finite numbers: there is no third outcome."""
     valid = 1 <= steps <= schedule.num_timesteps and math.isfinite(eta) and eta >= 0
     if valid:
-        pairs = timestep_pairs(spaced_timesteps(spacing, steps, schedule.num_timesteps), schedule.num_timesteps)
+        pairs = timestep_pairs(spaced_timesteps(spacing, steps, schedule), schedule.num_timesteps)
         valid = eta <= largest_eta(schedule, pairs)
     if not valid:
         with pytest.raises(ValueError, match=r"eta|steps"):

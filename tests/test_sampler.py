@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from ddim_lab.analytic import GaussianEps, GaussianMixtureEps
 from ddim_lab.noise import INITIAL, NamedNoise
 from ddim_lab.sampler import Ddim, Draw, Formula, Predict, Sampler, State, Transition, largest_eta, sigma, step
-from ddim_lab.schedule import CLEAN, SPACINGS, NoiseSchedule, spaced_timesteps, timestep_pairs
+from ddim_lab.schedule import (
+    CLEAN,
+    LEVEL_SPACINGS,
+    SPACINGS,
+    WHOLE_SPACINGS,
+    NoiseSchedule,
+    spaced_timesteps,
+    timestep_pairs,
+)
 
 SCHEDULE = NoiseSchedule.linear()
 ETAS = (0.0, 0.2, 0.5, 1.0)
@@ -32,8 +40,8 @@ def mixture() -> GaussianMixtureEps:
     return GaussianMixtureEps(SCHEDULE, normal(3, 2, 4, 4, seed=9), torch.tensor([0.05, 0.1, 0.3], dtype=torch.float64))
 
 
-def pairs(spacing: str, steps: int) -> tuple[tuple[int, int], ...]:
-    return timestep_pairs(spaced_timesteps(spacing, steps), 1000)
+def pairs(spacing: str, steps: int) -> tuple[tuple[float, float], ...]:
+    return timestep_pairs(spaced_timesteps(spacing, steps, SCHEDULE), 1000)
 
 
 # -- the numbers of a step ---------------------------------------------------------------------------------------
@@ -109,14 +117,18 @@ def test_the_last_step_adds_no_noise(spacing: str, variance: str, steps: int) ->
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 10, 300, 1000])
 def test_eta_1_is_the_ddpm_posterior_step(spacing: str, steps: int) -> None:
-    """Ho et al. Eq. 7 over skips, each step from the same state: mean and variance to 1e-12."""
+    """Ho et al. Eq. 7 over skips, each step from the same state: mean and variance to 1e-12.
+
+    A thousand levels that are even in logSNR lie so close at the image that Eq. 7 itself loses a digit.
+    """
+    to = 1e-11 if spacing in LEVEL_SPACINGS and steps == 1000 else 1e-12
     x_0, eps, z = normal(16), normal(16, seed=1), normal(16, seed=2)
     for transition in Sampler(SCHEDULE, steps=steps, eta=1.0, spacing=spacing).transitions:
         x_t = math.sqrt(transition.alpha_bar) * x_0 + math.sqrt(1 - transition.alpha_bar) * eps
         of_x0, of_xt, variance = ddpm_posterior(transition.alpha_bar, transition.alpha_bar_prev)
         expected = of_x0 * x_0 + of_xt * x_t
-        assert float((step(transition, x_t, eps, torch.zeros(16)) - expected).abs().max()) < 1e-12
-        assert float((step(transition, x_t, eps, z) - expected - math.sqrt(variance) * z).abs().max()) < 1e-12
+        assert float((step(transition, x_t, eps, torch.zeros(16)) - expected).abs().max()) < to
+        assert float((step(transition, x_t, eps, z) - expected - math.sqrt(variance) * z).abs().max()) < to
 
 
 def test_sigma_hat_step_is_the_posterior_mean_of_the_clamped_image() -> None:
@@ -179,7 +191,9 @@ def test_a_repeated_timestep_moves_nothing(clip: str, eta: float, variance: str,
 def test_the_model_sees_each_timestep_once_from_noise_to_image(spacing: str, steps: int) -> None:
     sampler, model = Sampler(SCHEDULE, steps=steps, spacing=spacing), Counting(lambda x, t: 0.5 * x)
     sampler.sample(model, normal(2, 3))
-    assert model.seen == spaced_timesteps(spacing, steps)[::-1].tolist()
+    assert model.seen == spaced_timesteps(spacing, steps, SCHEDULE)[::-1].tolist()
+    whole = spacing in WHOLE_SPACINGS or steps == 1
+    assert (model.dtype, sampler.whole) == (torch.int64 if whole else torch.float32, whole)
     assert len(model.seen) == sampler.nfe
     assert sampler.steps == steps
     assert [transition.alpha_bar_prev for transition in sampler.transitions] == [

@@ -11,8 +11,19 @@ import numpy as np
 import pytest
 from official import official_alpha, official_sequence
 
-from ddim_lab.schedule import CLEAN, SPACINGS, NoiseSchedule, spaced_timesteps, timestep_pairs
+from ddim_lab.schedule import (
+    CLEAN,
+    LEVEL_SPACINGS,
+    SPACINGS,
+    WHOLE_SPACINGS,
+    NoiseSchedule,
+    spaced_timesteps,
+    timestep_pairs,
+    to_timestep,
+    to_whole,
+)
 
+LINEAR = NoiseSchedule.linear()
 TOTALS = (1, 2, 3, 4, 5, 7, 10, 37, 256, 999, 1000)
 
 
@@ -177,8 +188,8 @@ def test_integer_spacings_are_their_definition_for_every_s(
 
 
 @pytest.mark.parametrize("total", TOTALS)
-@pytest.mark.parametrize("name", SPACINGS)
-def test_every_spacing_increases_within_range_for_every_s(name: str, total: int) -> None:
+@pytest.mark.parametrize("name", WHOLE_SPACINGS)
+def test_every_whole_spacing_increases_within_range_for_every_s(name: str, total: int) -> None:
     for steps in range(1, total + 1):
         timesteps = spaced_timesteps(name, steps, total)
         assert timesteps.dtype == np.int64
@@ -288,12 +299,114 @@ def test_uniform_starts_below_the_last_timestep(steps: int, top: int) -> None:
 @pytest.mark.parametrize("name", SPACINGS)
 def test_bad_step_counts_are_refused(name: str, steps: int) -> None:
     with pytest.raises(ValueError, match="steps"):
-        spaced_timesteps(name, steps)
+        spaced_timesteps(name, steps, LINEAR)
 
 
 def test_unknown_spacing_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="uniform, trailing, linspace, quadratic, quadratic_full, log"):
-        spaced_timesteps("karras", 10)
+    with pytest.raises(ValueError, match="uniform, trailing, linspace, quadratic, quadratic_full, log, logsnr, karras"):
+        spaced_timesteps("cubic", 10)
+
+
+@pytest.mark.parametrize("name", LEVEL_SPACINGS)
+def test_a_spacing_of_levels_needs_more_than_t(name: str) -> None:
+    with pytest.raises(ValueError, match=f"spacing {name} depends on alpha_bar, not on T alone: give the schedule"):
+        spaced_timesteps(name, 10)
+
+
+# -- between whole timesteps -------------------------------------------------------------------------------------
+
+SCHEDULES = {
+    "linear": LINEAR,
+    "cosine": NoiseSchedule.cosine(),
+    "scaled_linear": NoiseSchedule.scaled_linear(37),
+    "two": NoiseSchedule.linear(2),
+    "one": NoiseSchedule.linear(1),
+    "faint": NoiseSchedule([1e-15, 0.1, 1e-12, 0.999, 0.3]),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_alpha_bar_is_log_linear_between_whole_timesteps(name: str) -> None:
+    schedule = SCHEDULES[name]
+    for t in range(schedule.num_timesteps - 1):
+        low, high = schedule.alpha_bar(t), schedule.alpha_bar(t + 1)
+        assert schedule.alpha_bar(float(t)) == low
+        for weight in (0.25, 0.5, 0.9):
+            exact = (1 - weight) * math.log(low) + weight * math.log(high)
+            assert schedule.alpha_bar(t + weight) == pytest.approx(math.exp(exact), rel=1e-13)
+            assert high <= schedule.alpha_bar(t + weight) <= low
+    for t in (-0.5, schedule.num_timesteps - 0.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="outside"):
+            schedule.alpha_bar(t)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_timestep_is_found_by_its_half_log_snr(name: str) -> None:
+    """Exactly where it is whole; else to rounding: alpha_bar's last digit is worth 1e-16 / (1 - alpha_bar) of it."""
+    schedule = SCHEDULES[name]
+    total = schedule.num_timesteps
+    assert [schedule.timestep(schedule.half_log_snr(t)) for t in range(total)] == list(range(total))
+    if name != "faint":
+        for t in np.random.default_rng(0).uniform(0, total - 1, 200).tolist():
+            assert schedule.timestep(schedule.half_log_snr(t)) == pytest.approx(t, abs=1e-9)
+    for level in (schedule.half_log_snr(0) + 1e-6, schedule.half_log_snr(total - 1) - 1e-6, math.nan):
+        with pytest.raises(ValueError, match="outside"):
+            schedule.timestep(level)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("spacing", LEVEL_SPACINGS)
+def test_spacings_of_levels_are_their_definitions(spacing: str, name: str) -> None:
+    """To the float32 that each timestep is."""
+    schedule = SCHEDULES[name]
+    total = schedule.num_timesteps
+    high, low = schedule.half_log_snr(0), schedule.half_log_snr(total - 1)
+    for steps in sorted({1, min(2, total), min(3, total), min(20, total), total}):
+        timesteps = spaced_timesteps(spacing, steps, schedule)
+        assert (np.diff(timesteps) > 0).all()
+        assert (timesteps == timesteps.astype(np.float32)).all()
+        assert timesteps[-1] == total - 1
+        if steps == 1:
+            assert len(timesteps) == 1
+            continue
+        assert timesteps[0] == 0
+        if name in ("cosine", "faint"):  # flat or steep between two timesteps: float32 holds t, not lambda
+            continue
+        assert len(timesteps) == steps
+        i = np.arange(steps) / (steps - 1)
+        if spacing == "logsnr":
+            exact = low + i * (high - low)
+        else:
+            most, least = math.exp(-low) ** (1 / 7), math.exp(-high) ** (1 / 7)
+            exact = -np.log((most + i * (least - most)) ** 7)
+        found = [schedule.half_log_snr(t) for t in timesteps[::-1]]
+        np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10, 50])
+def test_karras_equals_diffusers(steps: int) -> None:
+    """Its levels are float32, 1 - alpha_bar included: 8e-5 off at t = 0."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    rival = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True)
+    rival.set_timesteps(steps)
+    ours = [math.exp(-LINEAR.half_log_snr(t)) for t in spaced_timesteps("karras", steps, LINEAR)[::-1]]
+    np.testing.assert_allclose([*ours, 0.0], rival.sigmas.numpy(), rtol=1e-4)
+
+
+def test_rounding_drops_the_repeats_that_it_makes_and_no_others() -> None:
+    assert to_whole([0, 0.4, 0.6, 1.2, 7.5, 9]) == [0, 1, 8, 9]
+    assert to_whole([9.4, 9.2, 3.0, 3.0, 0]) == [9, 3, 3, 0]
+    assert to_whole([3.2, 3.2, 1]) == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("t", "held"), [(3, 3), (3.0, 3), (2.5, 2.5), (500.1, float(np.float32(500.1))), (1 - 1e-9, 1)]
+)
+def test_a_timestep_is_an_int_or_a_float32(t: float, held: float) -> None:
+    found = to_timestep(t)
+    assert found == held
+    assert isinstance(found, int) == (held == int(held))
 
 
 # -- pairs -----------------------------------------------------------------------------------------------------
@@ -304,13 +417,16 @@ def test_pairs_walk_from_noise_to_the_clean_image() -> None:
         assert timestep_pairs(given, 1000) == ((999, 500), (500, 1), (1, CLEAN))
     assert timestep_pairs([0], 1) == ((0, CLEAN),)
     assert timestep_pairs([5, 5, 0], 10) == ((5, 5), (5, 0), (0, CLEAN))
+    found = timestep_pairs([0.0, 2.5, 5.0], 10)
+    assert found == ((5, 2.5), (2.5, 0), (0, CLEAN))
+    assert [type(t) for t, _ in found] == [int, float, int]
 
 
 @pytest.mark.parametrize("name", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 13, 300, 1000])
 def test_pairs_go_down_and_never_stand_at_zero(name: str, steps: int) -> None:
     """Neither upwards, nor from t = 0 to t = 0, nor to alpha_bar(0) as the end: the seed text's three faults."""
-    timesteps = spaced_timesteps(name, steps)
+    timesteps = spaced_timesteps(name, steps, LINEAR)
     pairs = timestep_pairs(timesteps, 1000)
     assert [t for t, _ in pairs] == timesteps[::-1].tolist()
     assert all(t > t_prev for t, t_prev in pairs)
@@ -319,7 +435,22 @@ def test_pairs_go_down_and_never_stand_at_zero(name: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "timesteps", [[], [1000], [-1, 5], [1, 5, 3], [1.5], [math.nan], [math.inf], [True, 5], ["a"], [None]]
+    "timesteps",
+    [
+        [],
+        [1000],
+        [-1, 5],
+        [1, 5, 3],
+        [1.5, 0.5, 1],
+        [-0.5],
+        [999.5],
+        [1e300],
+        [math.nan],
+        [math.inf],
+        [True, 5],
+        ["a"],
+        [None],
+    ],
 )
 def test_bad_timesteps_are_refused(timesteps: list[int]) -> None:
     with pytest.raises(ValueError, match="timesteps"):

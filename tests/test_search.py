@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ddim_lab.config.folders import config_folder
 from ddim_lab.data.images import NonFiniteError
 from ddim_lab.metrics.extractor import Pixels
-from ddim_lab.schedule import SPACINGS, spaced_timesteps
+from ddim_lab.schedule import WHOLE_SPACINGS, spaced_timesteps
 from ddim_lab.tasks import search_timesteps as task
 from ddim_lab.tasks.search.gaps import log_gaps, timesteps_of_log_gaps, warped
 from ddim_lab.tasks.search_timesteps import builtin_timesteps, search
@@ -129,7 +129,7 @@ def test_a_warp_moves_what_it_says() -> None:
 @pytest.mark.parametrize("nfe", [1, 2, 3, 10, 50, 100])
 def test_every_spacing_is_there_with_as_many_forwards(nfe: int) -> None:
     found = builtin_timesteps(nfe, 1000)
-    assert {name for names in found for name in names.split(", ")} == set(SPACINGS)
+    assert {name for names in found for name in names.split(", ")} == set(WHOLE_SPACINGS)
     for names, timesteps in found.items():
         valid(timesteps, nfe, 1000)
         for name in names.split(", "):
@@ -139,7 +139,7 @@ def test_every_spacing_is_there_with_as_many_forwards(nfe: int) -> None:
 
 
 def test_spacings_that_agree_are_scored_once() -> None:
-    assert list(builtin_timesteps(2, 2)) == [", ".join(SPACINGS)]
+    assert list(builtin_timesteps(2, 2)) == [", ".join(WHOLE_SPACINGS)]
 
 
 # the search

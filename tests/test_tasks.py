@@ -192,6 +192,15 @@ def test_more_states_than_memory_holds_are_refused(task: str) -> None:
 # cannot_skip
 
 
+def test_it_needs_timesteps_that_have_a_beta() -> None:
+    words = ("task=cannot_skip", "sampler=ddpm", "steps=10", "sampler.spacing=logsnr")
+    with pytest.raises(
+        ConfigError, match=r"needs beta\(t\), which whole timesteps alone have: set sampler\.timesteps_as"
+    ):
+        tiny.configure(*words)
+    assert tiny.configure(*words, "sampler.timesteps_as=integer").build_sampler().whole
+
+
 def gaussian(schedule: NoiseSchedule, count: int = 4096) -> tuple[GaussianEps, torch.Tensor]:
     model = GaussianEps(schedule, mean=torch.tensor([0.5, -0.3]), variance=torch.tensor([0.04, 0.2]))
     return model, NamedNoise(0).initial(torch.arange(count), torch.empty(count, 2))

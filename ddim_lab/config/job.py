@@ -290,12 +290,19 @@ class Config(Options):
             "variance": sampler.variance,
             "spacing": sampler.spacing,
             "timesteps": sampler.timesteps if steps is None else None,
+            "timesteps_as": sampler.timesteps_as,
         }
 
     def _model_name(self) -> str:
         if not self.task.samples_model:
             return EXACT
         return self.model.path if isinstance(self.model, PretrainedConfig) else self.model.kind
+
+    @property
+    def _spacing(self) -> str:
+        """What the timesteps go by in reports."""
+        spacing = self.sampler.spacing if self.sampler.timesteps is None else "custom"
+        return f"{spacing} (integer)" if self.sampler.timesteps_as == "integer" else spacing
 
     def plugins(self) -> list[dict[str, str]]:
         """What installed packages bring to this job: which package, version and files; it enters the cell's key."""
@@ -313,7 +320,7 @@ class Config(Options):
             "sampler": self.sampler.name,
             "eta": self.sampler.eta,
             "variance": self.sampler.variance,
-            "spacing": self.sampler.spacing if self.sampler.timesteps is None else "custom",
+            "spacing": self._spacing,
             "clip": self.sampler.clip,
             "steps": self.steps if self.sampler.timesteps is None else len(self.sampler.timesteps),
             **({} if self.nfe is None else {"nfe_asked": self.nfe}),

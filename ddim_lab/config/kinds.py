@@ -42,6 +42,11 @@ class TaskOptions(Options, ABC):
 
     name: Words
 
+    @property
+    def further_steps(self) -> tuple[int, ...]:
+        """Numbers of steps of the walks that it takes beside the configured one."""
+        return ()
+
     def check(self, config: Config) -> None:
         """Refuse combinations that this task can't do.
 

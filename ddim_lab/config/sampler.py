@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+import importlib
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictBool, StrictInt, StrictStr
 
 from ddim_lab.config.found import Kind
-from ddim_lab.config.options import NonNegative, Options, Words, checked
-from ddim_lab.transitions import Clip, Variance
+from ddim_lab.config.options import NonNegative, Number, Options, Words, checked
+from ddim_lab.schedule import is_whole
+from ddim_lab.transitions import Clip, TimestepsAs, Variance
 
 if TYPE_CHECKING:
     from ddim_lab.sampler import Formula
 
 __all__ = ["FORMULAS", "SAMPLERS", "SamplerConfig", "SamplerOptions"]
+
+
+Timestep = Annotated[Number, AfterValidator(lambda t: int(t) if is_whole(t) else t)]
 
 
 class SamplerOptions(Options):
@@ -24,7 +29,8 @@ class SamplerOptions(Options):
     Attributes:
         name: of the preset.
         formula: what takes the steps instead of the DDIM family: a name of `FORMULAS`, or of a package's entry point.
-        eta, variance, spacing, clip, timesteps: see `ddim_lab.transitions.transitions` and `ddim_lab.sampler.step`.
+        eta, variance, spacing, clip, timesteps, timesteps_as: see `ddim_lab.transitions.transitions` and
+            `ddim_lab.sampler.step`. Presets that were written before there was the last one do without it.
     """
 
     name: Words
@@ -33,96 +39,100 @@ class SamplerOptions(Options):
     variance: Variance
     spacing: StrictStr
     clip: Clip
-    timesteps: tuple[StrictInt, ...] | None
+    timesteps: tuple[Timestep, ...] | None
+    timesteps_as: TimestepsAs = "given"
 
     def build_formula(self) -> Formula | None:
         """What takes the steps; None is the DDIM family."""
         return None
 
 
-class DeisOptions(SamplerOptions):
-    """conf/sampler/deis: `ddim_lab.multistep.Deis`."""
+class SolverOptions(SamplerOptions):
+    """Of a formula of ours that is no member of the DDIM family; abstract.
 
+    The fields that it adds to `SamplerOptions` are the arguments of its class, by name.
+
+    Attributes:
+        solver: the module and the class.
+    """
+
+    solver: ClassVar[tuple[str, str]]
+
+    def build_formula(self) -> Formula:
+        module, name = self.solver
+        own = {field: getattr(self, field) for field in type(self).model_fields if field not in _EVERY_SAMPLERS}
+        formula: Formula = getattr(importlib.import_module(f"ddim_lab.{module}"), name)(**own)
+        return formula
+
+
+_EVERY_SAMPLERS: Final = frozenset(SamplerOptions.model_fields)
+
+
+class DeisOptions(SolverOptions):
+    """conf/sampler/deis."""
+
+    solver = "multistep", "Deis"
     order: Annotated[StrictInt, Field(ge=1, le=4)]
     lower_order_final: StrictBool
 
-    def build_formula(self) -> Formula:
-        from ddim_lab.multistep import Deis
 
-        return Deis(self.order, self.lower_order_final)
+class IpndmOptions(SolverOptions):
+    """conf/sampler/ipndm."""
 
-
-class IpndmOptions(SamplerOptions):
-    """conf/sampler/ipndm: `ddim_lab.multistep.Ipndm`."""
-
+    solver = "pndm", "Ipndm"
     order: Annotated[StrictInt, Field(ge=1, le=4)]
     lower_order_final: StrictBool
 
-    def build_formula(self) -> Formula:
-        from ddim_lab.multistep import Ipndm
 
-        return Ipndm(self.order, self.lower_order_final)
+class PndmOptions(SolverOptions):
+    """conf/sampler/pndm."""
 
-
-class PndmOptions(SamplerOptions):
-    """conf/sampler/pndm: `ddim_lab.multistep.Pndm`."""
-
-    def build_formula(self) -> Formula:
-        from ddim_lab.multistep import Pndm
-
-        return Pndm()
+    solver = "pndm", "Pndm"
+    start: Literal["linear", "runge_kutta"]
 
 
-class HeunOptions(SamplerOptions):
-    """conf/sampler/heun: `ddim_lab.multistep.Heun`."""
+class HeunOptions(SolverOptions):
+    """conf/sampler/heun."""
 
-    def build_formula(self) -> Formula:
-        from ddim_lab.multistep import Heun
-
-        return Heun()
+    solver = "singlestep", "Heun"
 
 
-class DpmSolverPPOptions(SamplerOptions):
-    """conf/sampler/dpmpp_2m and dpmpp_3m: `ddim_lab.multistep.DpmSolverPP`."""
+class DpmSolver2Options(SolverOptions):
+    """conf/sampler/dpm_solver_2."""
 
+    solver = "singlestep", "DpmSolver2"
+
+
+class DpmSolverPPOptions(SolverOptions):
+    """conf/sampler/dpmpp_2m and dpmpp_3m."""
+
+    solver = "multistep", "DpmSolverPP"
     order: Annotated[StrictInt, Field(ge=1, le=3)]
     correction: Literal["published", "full"]
     lower_order_final: StrictBool
 
-    def build_formula(self) -> Formula:
-        from ddim_lab.multistep import DpmSolverPP
 
-        return DpmSolverPP(self.order, self.correction, self.lower_order_final)
+class DpmSolverPPSdeOptions(SolverOptions):
+    """conf/sampler/dpmpp_2m_sde."""
 
-
-class DpmSolverPPSdeOptions(SamplerOptions):
-    """conf/sampler/dpmpp_2m_sde: `ddim_lab.multistep.DpmSolverPPSde`."""
-
+    solver = "multistep", "DpmSolverPPSde"
     order: Annotated[StrictInt, Field(ge=1, le=2)]
     lower_order_final: StrictBool
 
-    def build_formula(self) -> Formula:
-        from ddim_lab.multistep import DpmSolverPPSde
 
-        return DpmSolverPPSde(self.order, self.lower_order_final)
+class UniPCOptions(SolverOptions):
+    """conf/sampler/unipc."""
 
-
-class UniPCOptions(SamplerOptions):
-    """conf/sampler/unipc: `ddim_lab.multistep.UniPC`."""
-
+    solver = "multistep", "UniPC"
     order: Annotated[StrictInt, Field(ge=1, le=3)]
     corrector: StrictBool
     bh: Literal["bh1", "bh2"]
     lower_order_final: StrictBool
 
-    def build_formula(self) -> Formula:
-        from ddim_lab.multistep import UniPC
-
-        return UniPC(self.order, self.corrector, self.bh, self.lower_order_final)
-
 
 FORMULAS: Final[dict[str, type[SamplerOptions]]] = {
     "deis": DeisOptions,
+    "dpm_solver_2": DpmSolver2Options,
     "dpmpp": DpmSolverPPOptions,
     "dpmpp_sde": DpmSolverPPSdeOptions,
     "heun": HeunOptions,

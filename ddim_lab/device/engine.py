@@ -1,6 +1,6 @@
 """Wraps a network for fast inference behind the sampler's calling convention.
 
-    x_t [B, C, H, W] fp32, t [B] int64  ->  output [B, C, H, W] fp32, in x_t's memory layout
+    x_t [B, C, H, W] fp32, t [B] int64 or fp32  ->  output [B, C, H, W] fp32, in x_t's memory layout
 
 Layout, compilation and CUDA graphs change neither what the network is nor what the sampler sees. Nothing here waits
 for the device once a batch size has been seen.
@@ -51,7 +51,7 @@ class Engine(nn.Module):
 
     A compiled or recorded network has a fixed batch size: larger batches go through it in parts, smaller ones are
     filled up with copies of their first image, and cut afterwards. So there is one compilation, and an image comes out
-    of the same kernels in the last, partial batch as in a full one.
+    of the same kernels in the last, partial batch as in a full one. An int64 and an fp32 t have one each.
 
     Args:
         network: (x_t, t) -> tensor, or an object with one as `.sample`; for inference alone.
@@ -69,14 +69,14 @@ class Engine(nn.Module):
         self._fixed: Final = compiled or graphs
         self._graphs: Final = graphs
         self._size = batch_size
-        self._recorded: _Recorded | None = None
+        self._recorded: dict[torch.dtype, _Recorded] = {}
         if channels_last:
             network.to(memory_format=torch.channels_last)
         if compiled:
             compile_whole(self.forwarded)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._recorded = None  # it points at weights that are about to move
+        self._recorded.clear()  # they point at weights that are about to move
         return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
 
     @property
@@ -89,7 +89,8 @@ class Engine(nn.Module):
         try:
             return self._in_batches(x, t)
         except torch.OutOfMemoryError:  # `ddim_lab.device.memory.Halving` comes again with half of it
-            self._recorded, self._size = None, (self._size + 1) // 2
+            self._recorded.clear()
+            self._size = (self._size + 1) // 2
             raise
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             raise too_many_compilations("runtime.compile") from None
@@ -107,9 +108,9 @@ class Engine(nn.Module):
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
         if self._graphs:
-            if self._recorded is None:
-                self._recorded = _Recorded(self.forwarded, x, t)
-            return self._recorded(x, t)
+            if t.dtype not in self._recorded:  # a walk has one; copied into memory of another, t would be cut off
+                self._recorded[t.dtype] = _Recorded(self.forwarded, x, t)
+            return self._recorded[t.dtype](x, t)
         output = self.forwarded(x, t)
         assert isinstance(output, Tensor)
         return output

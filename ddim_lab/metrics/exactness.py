@@ -17,9 +17,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ddim_lab.analytic import GaussianEps, GaussianMixtureEps
-from ddim_lab.multistep import half_log_snr
-from ddim_lab.sampler import EpsModel, Sampler
-from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.sampler import Sampler
+from ddim_lab.schedule import NoiseSchedule, half_log_snr
 from ddim_lab.transitions import Transition
 
 __all__ = [
@@ -75,14 +74,21 @@ def one_thread() -> Iterator[None]:
 
 @final
 class Watched:
-    """A model that remembers the timesteps it was asked for, in order; one a call."""
+    """`mixture`, which remembers the timesteps it was asked for.
 
-    def __init__(self, model: EpsModel) -> None:
-        self._model: Final = model
-        self.timesteps: Final[list[float]] = []
+    Attributes:
+        announced: timesteps that the sampler's transitions, and the levels inside them, are said to visit.
+        asked: those it was asked for, in order, one a call.
+    """
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Any:
-        self.timesteps.append(t[0].item())
+    def __init__(self, sampler: Sampler) -> None:
+        self._model: Final = mixture(sampler.schedule)
+        inner = {each.between.t for each in sampler.transitions if each.between is not None}
+        self.announced: Final = inner | {each.t for each in sampler.transitions}
+        self.asked: Final[list[float]] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        self.asked.append(t[0].item())
         return self._model(x_t, t)
 
 

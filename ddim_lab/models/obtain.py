@@ -173,8 +173,13 @@ def check_model(config: Config, count: int | None = None) -> None:
     Raises:
         ConfigError: with one line for the user.
     """
-    if isinstance(config.model, PretrainedConfig):
-        _pretrained(config, config.model)
+    if isinstance(config.model, PretrainedConfig) and _pretrained(config, config.model).whole:
+        walks = (config.build_sampler(steps=steps) for steps in (None, *config.task.further_steps))
+        if any(not walk.whole for walk in walks):
+            raise ConfigError(
+                f"model.path={config.model.path} has a learned time embedding, a table of whole timesteps, and"
+                f" sampler={config.sampler.name} visits others: set sampler.timesteps_as=integer"
+            )
     values = (count or 0) * math.prod(config.data.shape)
     if isinstance(config.model, EmpiricalConfig) and values > HELD_AT_MOST:
         raise ConfigError(

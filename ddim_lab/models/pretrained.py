@@ -35,6 +35,7 @@ class Pretrained:
         parameters: number of them.
         channels: of its first layer.
         prediction: what it predicts.
+        whole: whether it knows whole timesteps alone: a learned embedding is a table of them.
         note: what was assumed of it, for the user; None if the checkpoint is self-describing.
     """
 
@@ -43,6 +44,7 @@ class Pretrained:
     parameters: int
     channels: int
     prediction: Prediction
+    whole: bool
     note: str | None
 
 
@@ -74,7 +76,8 @@ def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tu
     states = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(network.iterdir()) if f.is_file())
     digest, parameters = _read_weights(network, states)
     channels = int(config.get("block_out_channels", UNET_CHANNELS)[0])
-    return Pretrained(network, digest, parameters, channels, prediction, note)
+    whole = config.get("time_embedding_type") == "learned"
+    return Pretrained(network, digest, parameters, channels, prediction, whole, note)
 
 
 @functools.lru_cache(maxsize=8)

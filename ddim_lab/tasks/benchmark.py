@@ -59,6 +59,10 @@ class Benchmark(Task):
     fitted_batches: Annotated[StrictInt, Field(ge=3)]
     rounds: Annotated[StrictInt, Field(ge=3)]
 
+    @property
+    def further_steps(self) -> tuple[int, ...]:
+        return self.fitted_steps
+
     def check(self, config: Config) -> None:
         try:
             for steps in self.fitted_steps:
@@ -196,7 +200,7 @@ class _Timing:
         self._noise = job.runtime.noise(job.config.seed)
         self._indices = torch.arange(size, device=self._device)
         self._x_T: Tensor = start(job, self._indices)
-        self._t = torch.full((size,), job.sampler.transitions[0].t, dtype=torch.int64, device=self._device)
+        self._t = job.sampler.timestep_tensor(job.sampler.transitions[0].t, size, self._device)
         # A CUDA graph's memory is allocated here, as it is recorded; its replays allocate none.
         with PeakMemory(self._device) as peak:
             self.first_seconds = timed(lambda: network(self._x_T, self._t), self._device)[1]

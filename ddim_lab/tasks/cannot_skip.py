@@ -32,6 +32,7 @@ from ddim_lab.tasks.base import Job, Outcome, Task
 from ddim_lab.tasks.measuring import measure_samples
 from ddim_lab.tasks.scored import compared_with, measuring_forwards
 from ddim_lab.tasks.walks import mean_and_se, network_in_place, squared_error, start
+from ddim_lab.transitions import are_whole
 
 __all__ = ["CannotSkip", "DDPMFormula"]
 
@@ -69,7 +70,7 @@ class DDPMFormula(Formula):
     def _alpha(self, transition: Transition) -> float:
         if self.alphas == "cumulative":
             return transition.alpha_bar / transition.alpha_bar_prev
-        return 1.0 - float(self.schedule.betas[transition.t])
+        return 1.0 - float(self.schedule.betas[int(transition.t)])
 
 
 @final
@@ -88,6 +89,11 @@ class CannotSkip(Task):
         if (sampler.eta, sampler.variance, sampler.clip) != (1.0, "posterior", "none"):
             raise ConfigError(
                 "task=cannot_skip writes DDPM's own formula: set sampler=ddpm (eta 1, posterior, no clip)"
+            )
+        if not are_whole(config.build_transitions()):
+            raise ConfigError(
+                "task=cannot_skip needs beta(t), which whole timesteps alone have: set sampler.timesteps_as=integer, or"
+                " another sampler.spacing"
             )
 
     def forwards(self, config: Config) -> int:

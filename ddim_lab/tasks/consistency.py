@@ -47,9 +47,13 @@ class Consistency(Task):
     name: Literal["consistency"]
     many_steps: PositiveInt
 
+    @property
+    def further_steps(self) -> tuple[int, ...]:
+        return (self.many_steps,)
+
     def check(self, config: Config) -> None:
         try:
-            config.build_transitions(steps=self.many_steps)
+            config.forwards_at(self.many_steps)
         except ValueError as error:
             raise ConfigError(f"task.many_steps={self.many_steps}: {error}") from None
         need_room(config)

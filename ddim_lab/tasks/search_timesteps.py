@@ -1,9 +1,9 @@
 """Task `search_timesteps`: the list of S timesteps with the lowest Fréchet distance on one model.
 
-1. Search. Every built-in spacing, then warps of the best of them that Optuna proposes (see `gaps`), are scored by
-   the distance of `task.search_samples` samples at the noise of `task.search_seed`, in `task.search_features`: every
-   list starts from the same x_T. What is found is no worse than any spacing there.
-2. Score. The found list and every built-in spacing sample `num_samples` images at `seed`, noise that the search has not
+1. Search. Every built-in spacing of whole timesteps, then warps of the best of them that Optuna proposes (see `gaps`),
+   are scored by the distance of `task.search_samples` samples at the noise of `task.search_seed`, in
+   `task.search_features`: every list starts from the same x_T. What is found is no worse than any spacing there.
+2. Score. The found list and each of these spacings sample `num_samples` images at `seed`, noise that the search has not
    seen, and are compared in `metrics.features` (and in those of the search). The distances are paired by x_T: their
    differences are far more certain than each of them.
 
@@ -40,7 +40,7 @@ from ddim_lab.metrics.features import Features, obtain_features
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.statistics import Moments
 from ddim_lab.sampler import Sampler
-from ddim_lab.schedule import SPACINGS
+from ddim_lab.schedule import WHOLE_SPACINGS
 from ddim_lab.store import content_key, read_json, sealed_text, write_json, write_text
 from ddim_lab.store.records import Pictured, Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task, need_error
@@ -117,9 +117,10 @@ class SearchTimesteps(Task):
             )
         if config.sampler.eta > 1:
             raise ConfigError(f"task=search_timesteps needs sampler.eta from 0 to 1, got {config.sampler.eta:g}")
-        if self.trials < len(SPACINGS):
+        if self.trials < len(WHOLE_SPACINGS):
             raise ConfigError(
-                f"task.trials={self.trials}: must be at least {len(SPACINGS)}, the built-in spacings are the first"
+                f"task.trials={self.trials}: must be at least {len(WHOLE_SPACINGS)}, the built-in spacings are the"
+                " first"
             )
         if self.search_seed == config.seed:
             raise ConfigError(
@@ -131,7 +132,7 @@ class SearchTimesteps(Task):
 
     def forwards(self, config: Config) -> int:
         searched = self.trials * self.search_samples
-        return (searched + (len(SPACINGS) + 1) * config.num_samples) * config.steps
+        return (searched + (len(WHOLE_SPACINGS) + 1) * config.num_samples) * config.steps
 
     def finished(self, job: Job, cell: Path) -> Path:
         publish(job, cell)
@@ -377,6 +378,7 @@ variance: {sampler.variance}
 spacing: {sampler.spacing}    # not used: the list is
 clip: {sampler.clip}
 timesteps: {list(timesteps)}
+timesteps_as: given
 """,
     )
 

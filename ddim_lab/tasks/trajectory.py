@@ -42,7 +42,7 @@ class Trajectory(Task):
         """Sample, stopping at `self.columns` moments; writes preview.png and trajectory.png into `folder`."""
         sampler = job.sampler
         moments = shown_moments(len(sampler.transitions), self.columns)
-        timesteps = [transition.t for transition in sampler.transitions] + [sampler.transitions[-1].t_prev]
+        timesteps = [round(transition.t, 2) for transition in sampler.transitions] + [sampler.transitions[-1].t_prev]
         noise = job.runtime.noise(job.config.seed)
         clock = time.perf_counter()
         # Of all samples the errors alone are kept: the states are `moments` times two as large as the images.

@@ -180,20 +180,20 @@ def check_finite(x: Tensor, walk: Callable[[EpsModel], object], network: nn.Modu
     """
     if bool(torch.isfinite(x).all()):
         return
-    steps: list[int] = []
+    steps: list[float] = []
 
     def watched(x: Tensor, t: Tensor) -> Any:
         if not bool(torch.isfinite(x).all()):
-            raise _Began(f"after step {len(steps)} (t = {steps[-1]})" if steps else "in x_T")
-        steps.append(int(t[0]))
+            raise _Began(f"after step {len(steps)} (t = {steps[-1]:g})" if steps else "in x_T")
+        steps.append(float(t[0]))
         output = network(x, t)
         if not bool(torch.isfinite(output if isinstance(output, Tensor) else output.sample).all()):
-            raise _Began(f"in the network's output at step {len(steps)} (t = {steps[-1]})")
+            raise _Began(f"in the network's output at step {len(steps)} (t = {steps[-1]:g})")
         return output
 
     try:
         walk(watched)
-        began = f"after the last step, {len(steps)} (t = {steps[-1]})"
+        began = f"after the last step, {len(steps)} (t = {steps[-1]:g})"
     except _Began as found:
         began = str(found)
     raise NonFiniteError(f"the images hold NaN or infinite values, first {began}: {sampler} diverged on this model")

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, final
 
 import torch
 
-from ddim_lab.schedule import SPACINGS, spaced_timesteps
+from ddim_lab.schedule import WHOLE_SPACINGS, spaced_timesteps
 from ddim_lab.store import sealed_line, unsealed_line
 from ddim_lab.tasks.search.gaps import log_gaps, timesteps_of_log_gaps, warped
 
@@ -50,6 +50,8 @@ class Trial:
 def builtin_timesteps(nfe: int, num_timesteps: int) -> dict[str, Timesteps]:
     """Every built-in spacing with exactly `nfe` distinct timesteps, ascending; spacings that agree under one name.
 
+    Those of whole timesteps: a search goes by gaps, which are whole numbers.
+
     A spacing that drops repeats takes the smallest S that leaves `nfe` of them, and is left out where none does.
 
     Args:
@@ -57,7 +59,7 @@ def builtin_timesteps(nfe: int, num_timesteps: int) -> dict[str, Timesteps]:
         num_timesteps: T.
     """
     names: dict[Timesteps, str] = {}
-    for spacing in SPACINGS:
+    for spacing in WHOLE_SPACINGS:
         for steps in range(nfe, num_timesteps + 1):
             timesteps = tuple(spaced_timesteps(spacing, steps, num_timesteps).tolist())
             if len(timesteps) == nfe:
