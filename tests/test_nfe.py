@@ -10,7 +10,9 @@ import tiny
 
 from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
+from ddim_lab.report.grids import _differences
 from ddim_lab.report.read import read_sweep
+from ddim_lab.report.together import Difference, against_ddim
 
 
 def steps_of(*overrides: str) -> int:
@@ -93,6 +95,29 @@ def test_rows_are_paired_by_what_was_asked_and_say_what_was_done(outputs: Path) 
     assert "S = " not in table
 
 
+def test_solvers_are_paired_with_ddim_on_their_grid_and_on_its_best(tmp_path: Path) -> None:
+    line = (*LINE, "sampler=ddim,ddim_trailing,heun", "nfe=5,9", "-m")
+    assert tiny.run(tmp_path / "outputs", *line, settings=tiny.SMALL) == 0
+    sweep = read_sweep(tiny.sweeps(tmp_path / "outputs")[0])
+    fd = next(table for _, tables in sweep.shown for table in tables if table.value.name == "fd")
+    own, best = against_ddim(fd)
+    assert own[0] == "heun · trailing − DDIM on trailing"
+    assert best[0] == "heun · trailing − DDIM's best"
+    values = {(row["sampler"], int(row["nfe_asked"])): float(row["fd"]) for row in tiny.results(sweep.folder)}
+    for nfe in (5, 9):
+        heun, uniform, trailing = (values[name, nfe] for name in ("heun", "ddim", "ddim_trailing"))
+        assert own[1][nfe].value == pytest.approx(heun - trailing)
+        assert best[1][nfe].value == pytest.approx(heun - min(uniform, trailing))
+        assert own[1][nfe].se > 0
+    page = (sweep.folder / "report.html").read_text()
+    assert "FD (digits pixels): solvers against DDIM" in page
+    told = _differences(
+        fd, "", [("a − b", {5: Difference(0.2, 0.15), 9: Difference(-0.4, 0.15)})], "", unclear="not settled"
+    )
+    assert told is not None
+    assert [box.error for box in told.rows[0][1:]] == ["0.15; not settled", "0.15"]
+
+
 def test_it_is_the_cell_of_that_many_steps(outputs: Path) -> None:
     line = (*LINE, "sampler=heun", "steps=5", "logger=csv")
     assert tiny.run(outputs, *line, settings=tiny.SMALL) == 0
@@ -115,7 +140,7 @@ def test_charts_go_by_the_forwards_done(outputs: Path) -> None:
 
 def test_the_command_line_says_the_axis_of_a_study(tmp_path: Path) -> None:
     """A study that sweeps one of nfe and steps is asked for the other."""
-    line = ("+experiments=solvers_digits", "model=gaussian", "sampler=ddim,heun", "logger=csv")
+    line = ("+experiments=solvers_digits", "model=gaussian", "sampler=ddim,heun", "task=generate", "logger=csv")
     assert tiny.run(tmp_path / "outputs", *line, "steps=2,3", settings=tiny.SMALL) == 0
     assert [row["steps"] for row in tiny.results(tiny.sweeps(tmp_path / "outputs")[0])] == ["2", "3"] * 2
     line = ("+experiments=step_counts", "model=gaussian", "metrics.features=pixels", "sampler=heun", "logger=csv")

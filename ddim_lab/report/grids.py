@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ddim_lab.report.blocks import Box, Grid
 from ddim_lab.report.cells import SECONDS_AN_IMAGE, Cell, contended
@@ -11,7 +11,7 @@ from ddim_lab.report.numbers import DASH, column_heading, decimals, exact, numbe
 from ddim_lab.report.read import Sweep
 from ddim_lab.report.tables import Entry, TextTable, ValueTable
 from ddim_lab.report.timing import conditions, timing_fits
-from ddim_lab.report.together import Difference, neighbours
+from ddim_lab.report.together import Difference, against_ddim, neighbours
 from ddim_lab.store.records import Value
 
 
@@ -77,39 +77,60 @@ def text_grid(text: TextTable) -> Grid:
     )
 
 
-def difference_grid(of: ValueTable) -> Grid | None:
-    """Paired differences between neighbouring rows; None where nothing can be paired."""
+def difference_grids(of: ValueTable) -> list[Grid]:
+    """Paired differences: between neighbouring rows, and of solvers to DDIM; none where nothing can be paired."""
     comparisons = neighbours(of)
-    if not comparisons:
+    which = "Neighbouring rows"
+    if any(not c.adjacent for c in comparisons):
+        which = "Neighbouring rows, and the neighbours among the rows of each sweep,"
+    budget = "steps" if of.table.unit == "S" else of.table.unit
+    rows = [(f"{c.second.label} − {c.first.label}", c.differences) for c in comparisons]
+    grids = [
+        _differences(
+            of, f"Paired differences of {of.heading}", rows, f"{which} at the same {budget}, lower minus upper"
+        ),
+        _differences(
+            of,
+            f"{of.heading}: solvers against DDIM",
+            against_ddim(of),
+            f"At the same {budget}, against DDIM on the same spacing, and on the spacing that scores best in that"
+            " column (chosen once the values are known, which favours DDIM)",
+            unclear="not settled",
+        ),
+    ]
+    return [grid for grid in grids if grid is not None]
+
+
+def _differences(
+    of: ValueTable,
+    title: str,
+    found: Sequence[tuple[str, Mapping[int | None, Difference]]],
+    which: str,
+    unclear: str = "",
+) -> Grid | None:
+    if not found:
         return None
-    places = decimals([], [d.se for c in comparisons for d in c.differences.values()])
+    places = decimals([], [d.se for _, differences in found for d in differences.values()])
 
     def box(difference: Difference | None) -> Box:
         if difference is None:
             return Box("")
         shown, error = number(difference.value, places, sign=True), number(difference.se, places)
         clear = difference.se > 0 and abs(difference.value) > 2 * difference.se
-        return Box(shown, error, exact(difference.value), tint="clear" if clear else None, strength=1.0)
+        aside = error if clear or not unclear else f"{error}; {unclear}"
+        return Box(shown, aside, exact(difference.value), tint="clear" if clear else None, strength=1.0)
 
-    rows = tuple(
-        (
-            Box(f"{c.second.label} − {c.first.label}", head=True),
-            *(box(c.differences.get(column)) for column in of.table.columns),
-        )
-        for c in comparisons
-    )
-    budget = "steps" if of.table.unit == "S" else of.table.unit
-    which = "Neighbouring rows"
-    if any(not c.adjacent for c in comparisons):
-        which = "Neighbouring rows, and the neighbours among the rows of each sweep,"
     return Grid(
-        f"Paired differences of {of.heading}",
+        title,
         ("", *of.table.headings),
-        rows,
+        tuple(
+            (Box(label, head=True), *(box(differences.get(column)) for column in of.table.columns))
+            for label, differences in found
+        ),
         facts=of.facts,
         notes=(
-            f"{which} at the same {budget}, lower minus upper, ± the paired jackknife standard error: sample i "
-            "starts from the same x_T in both, so what they share cancels. Bold: more than two standard errors.",
+            f"{which}, ± the paired jackknife standard error: sample i starts from the same x_T in both, so what they"
+            " share cancels. Bold: more than two standard errors.",
         ),
         wide=True,
     )

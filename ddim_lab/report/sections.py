@@ -15,7 +15,7 @@ from urllib.parse import quote
 from ddim_lab.errors import one_line
 from ddim_lab.report.blocks import Block, Box, Figure, Folds, Grid, Prose, Section, Strip
 from ddim_lab.report.charts import Chart
-from ddim_lab.report.grids import column_grids, difference_grid, fit_grid, text_grid
+from ddim_lab.report.grids import column_grids, difference_grids, fit_grid, text_grid
 from ddim_lab.report.numbers import DASH, exact
 from ddim_lab.report.pictures import Embedded, embed
 from ddim_lab.report.read import Sweep, kept_samples
@@ -102,8 +102,7 @@ def _value_blocks(sweep: Sweep, charts: Sequence[Chart], values: ValueTable) -> 
     if (seeds := over_training_seeds(values)) is not None:
         yield text_grid(seeds)
     yield from (Figure(chart) for chart in charts if chart.of is values)
-    if (differences := difference_grid(values)) is not None:
-        yield differences
+    yield from difference_grids(values)
 
 
 def _measured(sweep: Sweep, charts: Sequence[Chart], title: str) -> Section:

@@ -132,3 +132,40 @@ def neighbours(of: ValueTable) -> list[Comparison]:
         if differences:
             comparisons.append(Comparison(first.series, second.series, differences, adjacent=j == i + 1))
     return comparisons
+
+
+def against_ddim(of: ValueTable) -> list[tuple[str, Mapping[int | None, Difference]]]:
+    """Each solver that is not the DDIM family's against DDIM at as many forwards or steps, by column, under its label.
+
+    That is DDIM on the same spacing, and DDIM on the spacing that scores best in that column.
+    """
+
+    def is_ddim(row: Row) -> bool:
+        labels = next(iter(row.cells.values())).labels
+        return labels.get("formula") is None and labels.get("eta") == 0 and labels.get("variance") != "large"
+
+    def spacing(row: Row) -> Any:
+        return next(iter(row.cells.values())).labels.get("spacing")
+
+    ddim = [row for row in of.table.rows if is_ddim(row)]
+    solvers = [row for row in of.table.rows if next(iter(row.cells.values())).labels.get("formula") is not None]
+    best: dict[int | None, Cell] = {}
+    if of.value.better is not None:
+        sign = 1.0 if of.value.better == "lower" else -1.0
+        for column in of.table.columns:
+            cells = [row.cells[column] for row in ddim if column in row.cells]
+            scored = [(sign * value, cell.number, cell) for cell in cells if (value := of.number_of(cell)) is not None]
+            if scored:
+                best[column] = min(scored)[-1]
+    found: list[tuple[str, Mapping[int | None, Difference]]] = []
+    for row in solvers:
+        same = next((other.cells for other in ddim if spacing(other) == spacing(row)), {})
+        for told, others in ((f"DDIM on {spacing(row)}", same), ("DDIM's best", best)):
+            differences = {
+                column: difference
+                for column, cell in row.cells.items()
+                if column in others and (difference := paired_difference(of, others[column], cell)) is not None
+            }
+            if differences:
+                found.append((f"{row.series.label} − {told}", differences))
+    return found
