@@ -35,6 +35,9 @@ def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(1)  # two threads on two busy cores wait for each other: ten times slower
+    # The first gradient settles for good whether autograd has threads, and with them no fork (tests/forked.py) can
+    # train: without a GPU it starts none now, but a thread for each of eight devices once a network was compiled.
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(scope="session")
