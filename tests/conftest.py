@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import shared_composing
 import tiny
 import torch
 from filelock import FileLock
@@ -38,6 +40,19 @@ def _few_threads() -> None:
     # The first gradient settles for good whether autograd has threads, and with them no fork (tests/forked.py) can
     # train: without a GPU it starts none now, but a thread for each of eight devices once a network was compiled.
     torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shared_composing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shared_composing.share(patch)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_garbage_collection() -> None:
+    gc.collect()
+    gc.freeze()  # what libraries made as they were imported is not looked through again: half a second each time
 
 
 @pytest.fixture(scope="session")
