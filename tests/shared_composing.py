@@ -1,8 +1,8 @@
 """Hydra composes the same files once a process: a third of what a tiny job takes is reading and merging them again.
 
-What is shared is what files alone give: the defaults list of the same choices, and the configuration merged of it. All
-that an override sets is set by Hydra in a copy. A search path that a test made is read every time, and so is
-everything in the processes that tests start.
+What is shared is what files alone give: each file's content, the defaults list of the same choices, and the
+configuration merged of it. All that an override sets is set by Hydra in a copy. A search path that a test made is read
+every time, and so is everything in the processes that tests start.
 """
 
 from __future__ import annotations
@@ -14,34 +14,55 @@ from typing import Any
 import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 from ddim_lab.config.folders import config_folder
 
+_load = FileConfigSource.load_config
 _list = config_loader_impl.create_defaults_list
 _merge = ConfigLoaderImpl._compose_config_from_defaults_list
 
+_loaded: dict[tuple[str, str], bytes] = {}
+"""By folder and name, to be unpickled, which is faster than a deep copy."""
+
 _lists: dict[tuple[Any, ...], DefaultsList] = {}
 _merged: dict[int, bytes] = {}
-"""By the identity of a list in `_lists`: a configuration, to be unpickled, which is faster than a deep copy."""
+"""By the identity of a list in `_lists`; to be unpickled, too."""
 
 
 def share(patch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone."""
+    patch.setattr(FileConfigSource, "load_config", _shared_load)
     patch.setattr(config_loader_impl, "create_defaults_list", _shared_list)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _shared_merge)
 
 
 def share_nothing(patch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone, for a test of composing itself."""
+    patch.setattr(FileConfigSource, "load_config", _load)
     patch.setattr(config_loader_impl, "create_defaults_list", _list)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merge)
 
 
+def _is_ours(source: Any) -> bool:
+    return bool(source.full_path() == f"file://{config_folder()}")
+
+
 def _never_changes(repo: Any) -> bool:
-    ours = f"file://{config_folder()}"
-    return all(source.scheme() != "file" or source.full_path() == ours for source in repo.get_sources())
+    return all(source.scheme() != "file" or _is_ours(source) for source in repo.get_sources())
+
+
+def _shared_load(source: FileConfigSource, config_path: str) -> ConfigResult:
+    if not _is_ours(source):
+        return _load(source, config_path)
+    key = source.full_path(), config_path
+    if key not in _loaded:
+        _loaded[key] = pickle.dumps(_load(source, config_path))
+    found: ConfigResult = pickle.loads(_loaded[key])
+    return found
 
 
 def _shared_list(
