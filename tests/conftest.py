@@ -51,8 +51,10 @@ def _shared_composing() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quick_garbage_collection() -> None:
+    """What libraries made as they were imported is not looked through again, and the rest more seldom."""
     gc.collect()
-    gc.freeze()  # what libraries made as they were imported is not looked through again: half a second each time
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

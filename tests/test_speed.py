@@ -194,6 +194,7 @@ def test_diffusers_pipeline_walks_as_the_sampler_does(
     assert (found - expected).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_peers_run_apart_with_the_allocator_as_it_comes(job: Job) -> None:
     """In a process each: what is set here for our own is not set there. One that fails says how; none is left over."""
     given = peers.Given(_Allocator(), job.sampler, job.data.shape, torch.device("cpu"), compiled=False)
