@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import shared_composing
 import tiny
 import torch
 from filelock import FileLock
@@ -35,6 +37,24 @@ def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(1)  # two threads on two busy cores wait for each other: ten times slower
+    # The first gradient settles for good whether autograd has threads, and with them no fork (tests/forked.py) can
+    # train: without a GPU it starts none now, but a thread for each of eight devices once a network was compiled.
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shared_composing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shared_composing.share(patch)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_garbage_collection() -> None:
+    """What libraries made as they were imported is not looked through again, and the rest more seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

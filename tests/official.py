@@ -35,11 +35,15 @@ class Replay:
     def __init__(self, like: Tensor, seed: int = 0) -> None:
         self._like = like
         self._seed = seed
+        self._drawn: dict[int, Tensor] = {}
         self.asked: list[int] = []
 
     def at(self, t: int) -> Tensor:
-        generator = torch.Generator().manual_seed(100_003 * self._seed + t)
-        return torch.randn(self._like.shape, generator=generator, dtype=torch.float64).to(self._like.dtype)
+        if t not in self._drawn:
+            generator = torch.Generator().manual_seed(100_003 * self._seed + t)
+            noise = torch.randn(self._like.shape, generator=generator, dtype=torch.float64)
+            self._drawn[t] = noise.to(self._like.dtype)
+        return self._drawn[t].clone()
 
     def __call__(self, indices: Tensor, t: int, like: Tensor) -> Tensor:
         self.asked.append(t)

@@ -114,6 +114,7 @@ def test_a_damaged_chunk_is_named_and_made_again(damage: str, tmp_path: Path, ca
     assert f"{second.name} is damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_cut_goes_on_to_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

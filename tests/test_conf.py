@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import shared_composing
 import tiny
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -127,8 +128,10 @@ def test_a_recipe_says_only_what_is_not_the_defaults() -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_composed_of_shared_files_is_what_hydra_composes(overrides: list[str]) -> None:
-    """Twice: no configuration changes what the next one is made of."""
+def test_what_is_composed_of_shared_files_is_what_hydra_composes(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: no configuration changes what the next one is made of. So with what the tests share among themselves."""
 
     def by_hydra(overrides: list[str]) -> DictConfig:
         try:
@@ -143,5 +146,8 @@ def test_what_is_composed_of_shared_files_is_what_hydra_composes(overrides: list
             return str(error)
 
     with composer(argparse.Namespace(config_dir=None, overrides=[])):
+        shared = [outcome(by_hydra) for _ in range(2)]
+        shared_composing.share_nothing(monkeypatch)
         expected = outcome(by_hydra)
+        assert shared == [expected] * 2
         assert [outcome(compose) for _ in range(2)] == [expected] * 2

@@ -835,6 +835,7 @@ def test_data_that_are_not_there_are_one_line_and_status_2(
     assert not (offline / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_job_on_images_from_disk(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Train, sample and measure without the images ever in memory at once; what of the folder was taken is told."""
     (folder / ".DS_Store").touch()
@@ -919,7 +920,10 @@ def test_recipes_have_the_published_networks(name: str, parameters: int) -> None
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "celeba", "lsun_bedroom", "image_folder"])
+@pytest.mark.parametrize(
+    "name",
+    ["fashion_mnist", "cifar10", "celeba", pytest.param("lsun_bedroom", marks=pytest.mark.slow), "image_folder"],
+)
 def test_every_recipe_starts_and_trains(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Each recipe with its own levels and attention, narrow, for two steps on made data of its format."""
     if name == "lsun_bedroom":

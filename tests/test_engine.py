@@ -478,6 +478,7 @@ class Tiny(nn.Module):
         return output
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_compiled_once_and_near() -> None:
     from torch._dynamo.utils import counters
 

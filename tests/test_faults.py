@@ -315,6 +315,7 @@ def test_no_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.Monke
 # -- what a machine lacks -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_home_and_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that is run as a user of the host's."""
     for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "DDIM_LAB_DATA"):

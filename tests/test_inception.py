@@ -75,12 +75,12 @@ def random_images(seed: int, count: int, highest: int) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_fid_is_torch_fidelitys_on_the_same_images_and_weights(weights: Path) -> None:
-    real, fake = random_images(1, 16, 256), random_images(2, 16, 200)
+    real, fake = random_images(1, 8, 256), random_images(2, 8, 200)
     network = Inception(weights)
     with torch.inference_mode():
-        metric = FrechetDistance(FeatureSums.of(network(part) for part in real.split(8)))
+        metric = FrechetDistance(FeatureSums.of(network(part) for part in real.split(4)))
         features = network(fake)
-        metric.update(features, torch.arange(16))
+        metric.update(features, torch.arange(8))
         assert network.head is not None
         logits = network.head(features)
     theirs = torch_fidelity.calculate_metrics(
@@ -89,7 +89,7 @@ def test_fid_is_torch_fidelitys_on_the_same_images_and_weights(weights: Path) ->
         fid=True,
         cuda=False,
         feature_extractor_weights_path=str(weights),
-        batch_size=16,
+        batch_size=8,
         cache=False,
         verbose=False,
     )

@@ -112,32 +112,30 @@ def test_there_is_no_circle_of_imports() -> None:
         ordered |= ready
 
 
-def loaded_by(code: str) -> set[str]:
-    script = f"{code}\nimport sys; print(*sys.modules)"
+def loaded_by(*codes: str) -> list[set[str]]:
+    """What a process has loaded after each of these, one after the other."""
+    script = "import sys\n" + "\n".join(f"{code}\nprint(*sys.modules)" for code in codes)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in run.stdout.split()}
+    return [{name.partition(".")[0] for name in line.split()} for line in run.stdout.splitlines()]
 
 
-def test_the_mathematics_loads_no_framework() -> None:
-    loaded = loaded_by(
-        "import ddim_lab.sampler, ddim_lab.noise, ddim_lab.analytic, ddim_lab.diffusion, ddim_lab.interpolate"
+def test_no_import_brings_what_it_does_not_need() -> None:
+    """One process, from the mathematics up: what is not there at the end was not there before."""
+    schedule, mathematics, command = loaded_by(
+        "import ddim_lab.schedule, ddim_lab.transitions",
+        "import ddim_lab.sampler, ddim_lab.noise, ddim_lab.analytic, ddim_lab.diffusion, ddim_lab.interpolate",
+        "import ddim_lab.jobs.plan, ddim_lab.data.base, ddim_lab.metrics.references, ddim_lab.models.obtain",
     )
-    assert {"torch", "numpy", "ddim_lab"} <= loaded
-    assert not loaded & {"hydra", "omegaconf", "pytorch_lightning", "lightning", "wandb", "diffusers", "torchmetrics"}
-    assert not loaded & {"torchvision", "sklearn", "scipy", "pydantic", "altair", "PIL"}
+    assert "torch" not in schedule
+    assert {"torch", "numpy", "ddim_lab"} <= mathematics
+    assert not mathematics & {"hydra", "omegaconf", "lightning", "torchvision", "pydantic", "altair", "PIL"}
+    # Seconds of imports: where every cell is stored, nothing is trained and nothing measured.
+    assert not command & {"torchmetrics", "pytorch_lightning", "diffusers", "wandb", "scipy", "sklearn", "matplotlib"}
 
 
-def test_a_command_is_checked_without_what_it_may_never_need() -> None:
-    """Seconds of imports: where every cell is stored, nothing is trained and nothing measured."""
-    loaded = loaded_by(
-        "import ddim_lab.jobs.plan, ddim_lab.data.base, ddim_lab.metrics.references, ddim_lab.models.obtain"
-    )
-    assert not loaded & {"torchmetrics", "pytorch_lightning", "diffusers", "wandb", "scipy", "sklearn", "matplotlib"}
-
-
-def test_a_schedule_needs_no_torch_and_neither_does_the_report() -> None:
-    assert "torch" not in loaded_by("import ddim_lab.schedule, ddim_lab.transitions")
-    assert not loaded_by("import ddim_lab.report, ddim_lab.report.__main__") & {"torch", "wandb", "hydra", "diffusers"}
+def test_the_report_needs_no_torch() -> None:
+    (loaded,) = loaded_by("import ddim_lab.report, ddim_lab.report.__main__")
+    assert not loaded & {"torch", "wandb", "hydra", "diffusers"}
 
 
 def test_a_configuration_is_checked_without_torch() -> None:
@@ -162,7 +160,8 @@ with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="
     assert "unknown spacing 'cubic'" in refusal("sampler.spacing=cubic")
     assert "needs eta=1" in refusal("sampler.variance=large", "sampler.eta=0.5")
 """
-    assert "torch" not in loaded_by(code.strip())
+    (loaded,) = loaded_by(code.strip())
+    assert "torch" not in loaded
 
 
 def answered(outputs: Path, *commands: Sequence[str]) -> tuple[list[int], set[str]]:

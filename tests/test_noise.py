@@ -125,6 +125,7 @@ def test_calls_leave_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_the_same_in_another_process() -> None:
     code = (
         "import hashlib, torch; torch.set_num_threads(1); from ddim_lab.noise import NamedNoise;"

@@ -327,13 +327,14 @@ def test_official_formulas(eta: float | str, steps: int, kind: str) -> None:
         theirs = official_ddim(model, x_T, sequence, SCHEDULE.betas, float(eta), noise.at)
         settings = {"eta": eta}
     named = Sampler(SCHEDULE, steps=steps, spacing={"uniform": "uniform", "quad": "quadratic"}[kind], **settings)
-    assert relative_difference(named.sample(MODEL, x_T, noise=noise), theirs) <= 1e-10
+    ours = named.sample(MODEL, x_T, noise=noise)
+    assert relative_difference(ours, theirs) <= 1e-10
     assert len(model.seen) == steps
     assert named.nfe == len(set(sequence))
     if named.nfe < steps:
         listed = Sampler(SCHEDULE, timesteps=sequence, **settings)
         assert listed.nfe == steps
-        assert torch.equal(listed.sample(MODEL, x_T, noise=noise), named.sample(MODEL, x_T, noise=noise))
+        assert torch.equal(listed.sample(MODEL, x_T, noise=noise), ours)
 
 
 # -- k-diffusion's ancestral Euler -----------------------------------------------------------------------------------

@@ -387,6 +387,7 @@ def test_the_agent_runs_one_job_and_finds_its_metrics(tmp_path: Path, monkeypatc
 # --- When W&B fails
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_costs_the_bound_once(
     config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -407,6 +408,7 @@ def test_an_unreachable_server_costs_the_bound_once(
     assert_nowhere(KEY, config.directory)
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_does_not_hold_up_the_end_of_the_process(tmp_path: Path) -> None:
     script = """
 import sys
@@ -463,6 +465,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Not on the console."""
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_under_the_run_leaves_it_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
