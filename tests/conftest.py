@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -47,14 +46,6 @@ def _shared_composing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         shared_composing.share(patch)
         yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quick_garbage_collection() -> None:
-    """What libraries made as they were imported is not looked through again, and the rest more seldom."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Task `ode_error`: how far an image is from where the probability-flow ODE carries the same x_T.
 
 What a solver is for: at eta = 0 DDIM and all solvers of higher order approximate one and the same image. It is found by
-UniPC-3 with many forwards, once for all cells, and checked by another solver: DEIS with half as many. Both take the step
-from the last timestep to alpha_bar = 1, which is of first order, so that their agreement does not speak of that one.
+UniPC-3 with many forwards, once for all cells, and checked by another solver: DEIS with half as many. Both take the
+step from the last timestep to alpha_bar = 1, which is of first order: their agreement does not speak of that one.
 """
 
 from __future__ import annotations
