@@ -214,7 +214,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outputs(site: Path) -> Path:
-    """Nine cells: the sampler on the data set, scored by the metric; then the task."""
+    """Nine cells: the sampler on the data set, scored by the metric; then the task; then what task=order says of it."""
     line = ("data=stripes", "metrics=contrast", "metrics.features=pixels", "logger=csv", "batch_size=20")
     swept = ("sampler=thresholded", "sampler.quantile=0.9,0.95,0.99", "steps=3,5,8", "-m")
     done = command(site, *line, *swept, "hydra.sweep.dir=outputs/sweeps/nine")
@@ -222,6 +222,9 @@ def outputs(site: Path) -> Path:
     done = command(
         site, *line[:1], *line[2:], "task=brightness", "steps=3,5", "-m", "hydra.sweep.dir=outputs/sweeps/task"
     )
+    assert done.returncode == 0, done.stderr
+    instrument = ("task=order", "sampler=thresholded", "task.steps=[10,50,100,200]", "logger=csv")
+    done = command(site, *instrument, "-m", "hydra.sweep.dir=outputs/sweeps/order")
     assert done.returncode == 0, done.stderr
     return site / "outputs"
 
@@ -240,6 +243,10 @@ def test_nine_cells_of_a_sampler_from_outside(outputs: Path) -> None:
     brightness = tiny.results(outputs / "sweeps" / "task")
     assert [row["status"] for row in brightness] == ["done", "done"]
     assert all(row["brightness"] for row in brightness)
+    (order,) = tiny.results(outputs / "sweeps" / "order")
+    assert order["checks_failed"] == "0"
+    assert "order_claimed" not in order  # it claims none, but has that of DDIM
+    assert float(order["order"]) == pytest.approx(1.0, abs=0.1)
     # what is installed and not asked for moves no key
     plain = json.loads((outputs / "cells" / brightness[0]["cell"] / "result.json").read_text())
     assert "contrast" not in plain["recipe"]["metrics"]
