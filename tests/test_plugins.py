@@ -245,8 +245,8 @@ def test_nine_cells_of_a_sampler_from_outside(outputs: Path) -> None:
     assert all(row["brightness"] for row in brightness)
     (order,) = tiny.results(outputs / "sweeps" / "order")
     assert order["checks_failed"] == "0"
-    assert "order_claimed" not in order  # it claims none, but has that of DDIM
-    assert float(order["order"]) == pytest.approx(1.0, abs=0.1)
+    assert "order_claimed" not in order
+    assert float(order["order"]) < 0.5  # with its thresholds it comes to other images than the ODE's
     # what is installed and not asked for moves no key
     plain = json.loads((outputs / "cells" / brightness[0]["cell"] / "result.json").read_text())
     assert "contrast" not in plain["recipe"]["metrics"]
