@@ -43,7 +43,7 @@ def test_more_than_there_are_timesteps() -> None:
 def test_an_eta_that_one_step_bears_and_two_do_not() -> None:
     """It is the eta that is wrong: one step is no answer to ten forwards."""
     assert steps_of("sampler.eta=1.05", "steps=1") == 1
-    with pytest.raises(ConfigError, match=r"eta=1.05 is too large for these 2 timesteps"):
+    with pytest.raises(ConfigError, match=r"eta=1.05 is too large for these 10 timesteps"):
         tiny.configure("sampler.eta=1.05", "nfe=10")
 
 
@@ -116,6 +116,28 @@ def test_solvers_are_paired_with_ddim_on_their_grid_and_on_its_best(tmp_path: Pa
     )
     assert told is not None
     assert [box.error for box in told.rows[0][1:]] == ["0.15; not settled", "0.15"]
+
+
+def test_solvers_are_paired_with_ddim_on_the_same_network_alone(tmp_path: Path) -> None:
+    line = ("training.seed=0,1", "sampler=ddim_trailing,dpmpp_2m", "nfe=3", "-m", "metrics.features=pixels")
+    assert tiny.run(tmp_path / "outputs", *line, "logger=csv") == 0
+    sweep = read_sweep(tiny.sweeps(tmp_path / "outputs")[0])
+    fd = next(table for _, tables in sweep.shown for table in tables if table.value.name == "fd")
+    values = {(row["sampler"], row["training_seed"]): float(row["fd"]) for row in tiny.results(sweep.folder)}
+    found = {label: differences[3].value for label, differences in against_ddim(fd) if not label.endswith("best")}
+    assert len(found) == 2
+    for seed in ("0", "1"):
+        expected = values["dpmpp_2m", seed] - values["ddim_trailing", seed]
+        (value,) = (value for label, value in found.items() if f"training seed {seed}" in label)
+        assert value == pytest.approx(expected)
+
+
+def test_null_takes_it_back(tmp_path: Path) -> None:
+    line = ("+experiments=spacings", "model=gaussian", "metrics.features=pixels", "sampler.spacing=uniform", "nfe=null")
+    assert tiny.run(tmp_path / "outputs", *line, "logger=csv", settings=tiny.SMALL) == 0
+    assert [row["steps"] for row in tiny.results(tiny.sweeps(tmp_path / "outputs")[0])] == ["10", "20", "50", "100"]
+    with pytest.raises(ConfigError, match="searches a list of as many timesteps as steps="):
+        tiny.configure("task=search_timesteps", "nfe=10")
 
 
 def test_it_is_the_cell_of_that_many_steps(outputs: Path) -> None:

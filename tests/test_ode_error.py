@@ -45,7 +45,7 @@ def test_it_is_the_distance_to_the_closed_form(outputs: Path) -> None:
         images = config.build_sampler().sample(model, x_T).double()
         expected = float(((images - solution) / 2).square().mean())
         # the fine walk's step from t = 0 to the image is of first order, too
-        assert float(row["ode_mse"]) == pytest.approx(expected, rel=5e-3)
+        assert float(row["ode_mse"]) == pytest.approx(expected, rel=2e-2)
         assert float(row["fine_mse"]) < 1e-9
         assert row["fine_agrees"] == "True"
         assert 0 < float(row["ode_mse_se"]) < 0.2 * float(row["ode_mse"])

@@ -200,6 +200,17 @@ def test_an_order_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert fine(Boasts(), monkeypatch)["order_reached"].endswith(", said 2")
 
 
+class Diverges(Changed):
+    def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
+        return super().step(transition, x_t, eps, z) * float("nan")
+
+
+def test_what_diverges_is_a_finding_and_no_failure() -> None:
+    outcome = measured(Diverges())
+    assert verdicts(outcome)["finite"] == "fails: not at NFE 1, 2, 3"
+    assert "order" not in {value.name for value in outcome.values}
+
+
 class TooNoisy(Formula):
     """DDPM with a tenth more noise than it says."""
 
@@ -245,9 +256,20 @@ def test_a_sweep_of_it_needs_no_model_and_shows_its_tables(tmp_path: Path) -> No
     assert {row["cached"] for row in tiny.results(tiny.sweeps(tmp_path / "outputs")[1])} == {"True"}
 
 
+def test_cells_of_one_step_are_told_apart_by_their_other_walks(tmp_path: Path) -> None:
+    """At one step there is no noise at any eta; what the task walks is other."""
+    line = ("task=order", "steps=1", "task.steps=[10,50,100,200]", "sampler=ddim,ddim_eta1", "logger=csv", "-m")
+    assert tiny.run(tmp_path / "outputs", *line, settings=tiny.SMALL) == 0
+    still, noisy = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
+    assert still["cell"] != noisy["cell"]
+    assert (still["moments"], noisy["moments"]) == ("not applicable", "holds")
+    assert (still["order"] != "", noisy["order"]) == (True, "")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (("steps=250", "sampler.eta=1.03"), r"task.steps=50: eta=1.03 is too large"),
         (("sampler.timesteps=[5,3]",), r"sampler.timesteps lists one: drop it"),
         (("task.steps=[10,60,70]",), r"task.steps needs 3 different numbers from task.fitted_from=50 on"),
         (("task.steps=[50,60,2000]",), r"task.steps=2000 exceeds the schedule's 1000 timesteps"),

@@ -43,7 +43,7 @@ from ddim_lab.config.study import StudyConfig
 from ddim_lab.config.training import TrainingConfig
 from ddim_lab.console import ProgressMode
 from ddim_lab.errors import ConfigError
-from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.schedule import LEVEL_SPACINGS, NoiseSchedule
 from ddim_lab.transitions import Prediction, Transition, transitions
 
 if TYPE_CHECKING:
@@ -234,9 +234,9 @@ class Config(Options):
         above = bisect.bisect_right(range(1, most + 1), nfe, key=ordered)
         for steps in range(above, 0, -1):
             if (found := cost(steps)) is not None and found <= nfe:
-                if steps < most and cost(steps + 1) is None:  # eta, say, that one step bears and two do not
-                    return steps + 1
-                return steps
+                asked = min(nfe, most)
+                # An eta, say, that one step bears and two do not: `check` says what is wrong with as many as asked for.
+                return asked if cost(min(steps + 1, most)) is None and cost(asked) is None else steps
         fewest = next(filter(None, map(cost, range(1, most + 1))), None)
         if fewest is None:  # what is wrong is so at every number of steps, and `check` says it
             return min(nfe, most)
@@ -302,7 +302,9 @@ class Config(Options):
     def _spacing(self) -> str:
         """What the timesteps go by in reports."""
         spacing = self.sampler.spacing if self.sampler.timesteps is None else "custom"
-        return f"{spacing} (integer)" if self.sampler.timesteps_as == "integer" else spacing
+        return (
+            f"{spacing} (integer)" if self.sampler.timesteps_as == "integer" and spacing in LEVEL_SPACINGS else spacing
+        )
 
     def plugins(self) -> list[dict[str, str]]:
         """What installed packages bring to this job: which package, version and files; it enters the cell's key."""

@@ -5,11 +5,14 @@ before any work. The rooms above add the work itself; `Kind` finds the classes t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
-from typing import Any, ClassVar, Final
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ddim_lab.config.found import Kind
 from ddim_lab.config.options import Options, Words
+
+if TYPE_CHECKING:
+    from ddim_lab.sampler import Sampler
 
 __all__ = ["TASKS", "TaskOptions"]
 
@@ -42,9 +45,8 @@ class TaskOptions(Options, ABC):
 
     name: Words
 
-    @property
-    def further_steps(self) -> tuple[int, ...]:
-        """Numbers of steps of the walks that it takes beside the configured one."""
+    def further_walks(self, config: Config) -> Iterable[Sampler]:
+        """The samplers whose walks it takes with the cell's model beside the configured one."""
         return ()
 
     def check(self, config: Config) -> None:

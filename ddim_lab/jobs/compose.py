@@ -178,7 +178,7 @@ def composed_already() -> Iterator[None]:
 def split_cells(base: DictConfig, overrides: Sequence[Override], parser: OverridesParser) -> list[list[str]]:
     """The overrides of each job of a sweep, as Hydra's basic sweeper makes them."""
     rivals = {"steps": "nfe", "nfe": "steps"}  # two ways to say one thing: the command line's word counts
-    given = {override.key_or_group for override in overrides}
+    given = {override.key_or_group for override in overrides if override.value() is not None}
     from_file = [
         f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items() if rivals.get(key) not in given
     ]

@@ -125,7 +125,7 @@ def ode_solution(model: GaussianMixtureEps, x: Tensor, alpha_bar: float, alpha_b
 @final
 @dataclass(frozen=True)
 class Errors:
-    """Root mean square errors of one walk, over starts and pixels.
+    """Root mean square errors of one walk, over starts and pixels; infinite or NaN where the walk's states are.
 
     Attributes:
         steps, nfe: S and forwards.
@@ -149,11 +149,12 @@ def errors_on_a_mixture(sampler: Sampler, x_T: Tensor) -> Errors:
     first, last = sampler.transitions[0], sampler.transitions[-1]
     *_, before, image = (state.x for state in sampler.walk(model, x_T))
     exact = ode_solution(model, x_T, first.alpha_bar, last.alpha_bar)
+    from_here = ode_solution(model, before, last.alpha_bar, 1.0) if torch.isfinite(before).all() else before
     return Errors(
         steps=sampler.steps,
         nfe=sampler.nfe,
         before=_rms(before - exact),
-        last_step=_rms(image - ode_solution(model, before, last.alpha_bar, 1.0)),
+        last_step=_rms(image - from_here),
         image=_rms(image - ode_solution(model, exact, last.alpha_bar, 1.0)),
         largest_step=_largest_step(sampler.transitions),
     )

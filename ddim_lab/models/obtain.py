@@ -173,12 +173,15 @@ def check_model(config: Config, count: int | None = None) -> None:
     Raises:
         ConfigError: with one line for the user.
     """
+    if not config.task.samples_model:
+        return
     if isinstance(config.model, PretrainedConfig) and _pretrained(config, config.model).whole:
-        walks = (config.build_sampler(steps=steps) for steps in (None, *config.task.further_steps))
-        if any(not walk.whole for walk in walks):
+        told = f"model.path={config.model.path} has a learned time embedding, a table of whole timesteps, and"
+        if not config.build_sampler().whole:
+            raise ConfigError(f"{told} sampler={config.sampler.name} visits others: set sampler.timesteps_as=integer")
+        if any(not walk.whole for walk in config.task.further_walks(config)):
             raise ConfigError(
-                f"model.path={config.model.path} has a learned time embedding, a table of whole timesteps, and"
-                f" sampler={config.sampler.name} visits others: set sampler.timesteps_as=integer"
+                f"{told} task={config.task.name} visits others with its own walks: give these a spacing of whole ones"
             )
     values = (count or 0) * math.prod(config.data.shape)
     if isinstance(config.model, EmpiricalConfig) and values > HELD_AT_MOST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ddim_lab.report.cells import Cell, contended
 from ddim_lab.report.numbers import decimals, with_error
@@ -216,14 +217,15 @@ def _front_chart(of: ValueTable, name: str) -> Chart | None:
 
 def _table_charts(sweep: Sweep) -> list[Chart]:
     """What tasks want drawn of their tables: those of one title together."""
-    found: dict[tuple[str, tuple[str, str]], list[tuple[Series, float, float]]] = {}
+    found: dict[tuple[str, tuple[str, str]], dict[tuple[Series, float, float], None]] = {}  # each point once
     for cell in sweep.by_series:
         for table in cell.result.tables if cell.result else ():
             if table.drawn is not None and set(table.drawn) <= set(table.columns):
                 x, y = map(table.columns.index, table.drawn)
-                found.setdefault((table.title, table.drawn), []).extend(
-                    (sweep.series[cell.number], row[x], row[y]) for row in table.rows if row[x] > 0 and row[y] > 0
-                )
+                points_of_title = found.setdefault((table.title, table.drawn), {})
+                for row in table.rows:
+                    if _on_a_log_axis(row[x]) and _on_a_log_axis(row[y]):
+                        points_of_title[sweep.series[cell.number], row[x], row[y]] = None
     charts = []
     for number, ((title, (of_x, of_y)), points) in enumerate(found.items(), 1):
         if not points:
@@ -239,6 +241,10 @@ def _table_charts(sweep: Sweep) -> list[Chart]:
         spec = spec_of(points_of(x_axis, y_axis, keys, tooltip), {"points": records})
         charts.append(Chart(f"table_{number}", title, spec, keys, "Both axes are logarithmic.", table=title))
     return charts
+
+
+def _on_a_log_axis(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 # -- time, training -------------------------------------------------------------------------------------

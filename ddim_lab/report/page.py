@@ -80,7 +80,7 @@ def summary(sweep: Sweep) -> str:
         parts[0] += (
             f"; at {_listed(map(str, nfe))} forwards a sample (NFE), of which each takes as many steps as it can"
         )
-    elif steps := sorted(values("steps")):
+    if steps := sorted({cell.budget for cell in cells if cell.budget is not None and cell.budget_unit == "S"}):
         parts[0] += f"; {_listed(map(str, steps))} steps"
     if values("spacing"):
         parts[0] += f"; spacing {_listed(map(str, values('spacing')))}"

@@ -159,8 +159,11 @@ def _tasks(sweep: Sweep, charts: Sequence[Chart]) -> Section:
             if cell.folder is not None and Path(picture.file).name == picture.file:  # beside result.json, nowhere else
                 pictures.setdefault(picture.title, []).append((name, cell.folder / picture.file, picture.caption))
     blocks: list[Block] = []
+    drawn = dict.fromkeys(chart.table for chart in charts if chart.table is not None)
     for (title, columns), tabled in tables.items():
-        blocks += [Figure(chart) for chart in charts if chart.table == title]
+        if title in drawn:  # once, where tables of one title have other columns
+            del drawn[title]
+            blocks += [Figure(chart) for chart in charts if chart.table == title]
         blocks.append(_task_grid(title, columns, tabled))
     files = [path for found in pictures.values() for _, path, _ in found]
     embedded = dict(zip(files, embed(files, TASK_PICTURE_BUDGET), strict=True))

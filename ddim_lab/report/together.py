@@ -137,30 +137,31 @@ def neighbours(of: ValueTable) -> list[Comparison]:
 def against_ddim(of: ValueTable) -> list[tuple[str, Mapping[int | None, Difference]]]:
     """Each solver that is not the DDIM family's against DDIM at as many forwards or steps, by column, under its label.
 
-    That is DDIM on the same spacing, and DDIM on the spacing that scores best in that column.
+    That is DDIM on the same spacing, and DDIM on the spacing that scores best in that column; without clipping, on the
+    same network, from the same x_T.
     """
 
     def is_ddim(row: Row) -> bool:
-        labels = next(iter(row.cells.values())).labels
-        return labels.get("formula") is None and labels.get("eta") == 0 and labels.get("variance") != "large"
+        labels = labels_of(row)
+        return labels.get("formula") is None and labels.get("eta") == 0 and labels.get("clip") in (None, "none")
+
+    def labels_of(row: Row) -> Mapping[str, Any]:
+        return next(iter(row.cells.values())).labels
 
     def spacing(row: Row) -> Any:
-        return next(iter(row.cells.values())).labels.get("spacing")
+        return labels_of(row).get("spacing")
+
+    def common(row: Row) -> tuple[Any, ...]:
+        return tuple(labels_of(row).get(name) for name in ("sweep", "data", "model", "training_seed", "seed"))
 
     ddim = [row for row in of.table.rows if is_ddim(row)]
-    solvers = [row for row in of.table.rows if next(iter(row.cells.values())).labels.get("formula") is not None]
-    best: dict[int | None, Cell] = {}
-    if of.value.better is not None:
-        sign = 1.0 if of.value.better == "lower" else -1.0
-        for column in of.table.columns:
-            cells = [row.cells[column] for row in ddim if column in row.cells]
-            scored = [(sign * value, cell.number, cell) for cell in cells if (value := of.number_of(cell)) is not None]
-            if scored:
-                best[column] = min(scored)[-1]
+    solvers = [row for row in of.table.rows if labels_of(row).get("formula") is not None]
     found: list[tuple[str, Mapping[int | None, Difference]]] = []
     for row in solvers:
-        same = next((other.cells for other in ddim if spacing(other) == spacing(row)), {})
-        for told, others in ((f"DDIM on {spacing(row)}", same), ("DDIM's best", best)):
+        rivals = [other for other in ddim if common(other) == common(row)]
+        alike = (other.cells for other in rivals if spacing(other) == spacing(row) != "custom")
+        same: Mapping[int | None, Cell] = next(alike, {})
+        for told, others in ((f"DDIM on {spacing(row)}", same), ("DDIM's best", _best(of, rivals))):
             differences = {
                 column: difference
                 for column, cell in row.cells.items()
@@ -169,3 +170,17 @@ def against_ddim(of: ValueTable) -> list[tuple[str, Mapping[int | None, Differen
             if differences:
                 found.append((f"{row.series.label} − {told}", differences))
     return found
+
+
+def _best(of: ValueTable, rows: Sequence[Row]) -> dict[int | None, Cell]:
+    """In each column the cell of these rows that scores best; nothing where values have no better and worse."""
+    if of.value.better is None:
+        return {}
+    sign = 1.0 if of.value.better == "lower" else -1.0
+    best = {}
+    for column in of.table.columns:
+        cells = [row.cells[column] for row in rows if column in row.cells]
+        scored = [(sign * value, cell.number, cell) for cell in cells if (value := of.number_of(cell)) is not None]
+        if scored:
+            best[column] = min(scored)[-1]
+    return best

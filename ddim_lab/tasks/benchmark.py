@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, final
@@ -59,9 +59,8 @@ class Benchmark(Task):
     fitted_batches: Annotated[StrictInt, Field(ge=3)]
     rounds: Annotated[StrictInt, Field(ge=3)]
 
-    @property
-    def further_steps(self) -> tuple[int, ...]:
-        return self.fitted_steps
+    def further_walks(self, config: Config) -> Iterator[Sampler]:
+        return (config.build_sampler(steps=steps) for steps in self.fitted_steps)
 
     def check(self, config: Config) -> None:
         try:

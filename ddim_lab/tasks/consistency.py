@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
@@ -47,9 +47,8 @@ class Consistency(Task):
     name: Literal["consistency"]
     many_steps: PositiveInt
 
-    @property
-    def further_steps(self) -> tuple[int, ...]:
-        return (self.many_steps,)
+    def further_walks(self, config: Config) -> Iterator[Sampler]:
+        yield config.build_sampler(steps=self.many_steps)
 
     def check(self, config: Config) -> None:
         try:

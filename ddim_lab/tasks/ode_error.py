@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, final
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from ddim_lab.store.records import Pictured, Value
 from ddim_lab.tasks.base import Job, Outcome, Task, need_determinism, need_error, need_room
 from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.walks import network_in_place, sample_states, squared_error, states_identity
+
+if TYPE_CHECKING:
+    from ddim_lab.sampler import Sampler
+    from ddim_lab.transitions import Prediction
 
 __all__ = ["OdeError"]
 
@@ -45,9 +49,8 @@ class OdeError(Task):
     fine_nfe: Annotated[tuple[PositiveInt, PositiveInt], Field()]
     fine_spacing: StrictStr
 
-    @property
-    def further_steps(self) -> tuple[int, ...]:
-        return self.fine_nfe
+    def further_walks(self, config: Config) -> Iterator[Sampler]:
+        return (self.fine_sampler(config, which) for which in range(2))
 
     def check(self, config: Config) -> None:
         need_determinism(config)
@@ -57,7 +60,7 @@ class OdeError(Task):
             raise ConfigError(f"task.fine_nfe={max(self.fine_nfe)} exceeds the schedule's {most} timesteps")
         try:
             for which in range(2):
-                self._fine_config(config, which).build_transitions()
+                self.fine_sampler(config, which)
         except ValueError as error:
             raise ConfigError(f"task.fine_spacing={self.fine_spacing}: {error}") from None
 
@@ -124,10 +127,14 @@ class OdeError(Task):
             pictures=[Pictured(title="Each cell over the ODE's solution from the same x_T", file="against_ode.png")],
         )
 
-    def _fine_config(self, config: Config, which: int) -> Config:
-        """The cell with the timesteps of a fine walk."""
-        sampler = config.sampler.model_copy(update={"spacing": self.fine_spacing, "timesteps": None, "clip": "none"})
-        return config.model_copy(update={"sampler": sampler, "steps": self.fine_nfe[which], "nfe": None})
+    def fine_sampler(self, config: Config, which: int, prediction: Prediction = "eps") -> Sampler:
+        """UniPC-3 (0) or DEIS (1) with its number of steps, each a forward."""
+        from ddim_lab.multistep import Deis, UniPC
+        from ddim_lab.sampler import Sampler
+
+        formula = (UniPC(3), Deis(3))[which]
+        schedule, steps = config.build_schedule(), self.fine_nfe[which]
+        return Sampler(schedule, steps, spacing=self.fine_spacing, prediction=prediction, formula=formula)
 
 
 def _without_each_group(values: Tensor) -> list[float]:
@@ -136,12 +143,9 @@ def _without_each_group(values: Tensor) -> list[float]:
     return [float(values[torch.arange(len(values)) % groups != group].mean()) for group in range(groups)]
 
 
-def _fine_sampler(job: Job, which: int) -> Any:
-    from ddim_lab.multistep import Deis, UniPC
-
+def _fine_sampler(job: Job, which: int) -> Sampler:
     assert isinstance(job.task, OdeError)
-    config = job.task._fine_config(job.config, which)
-    return config.build_sampler(job.model.prediction, formula=(UniPC(3), Deis(3))[which])
+    return job.task.fine_sampler(job.config, which, job.model.prediction)
 
 
 def _identity(job: Job, which: int) -> dict[str, Any]:

@@ -110,6 +110,10 @@ class SearchTimesteps(Task):
             raise ConfigError(
                 "task=search_timesteps looks for the timesteps: leave sampler.timesteps=null and set steps"
             )
+        if config.nfe is not None:
+            raise ConfigError(
+                "task=search_timesteps searches a list of as many timesteps as steps=: give that, not nfe="
+            )
         if config.steps >= total:
             raise ConfigError(
                 f"task=search_timesteps has nothing to choose at steps={config.steps}:"
