@@ -330,8 +330,8 @@ def test_a_learned_time_embedding_has_whole_timesteps_alone(
     words = [f"model.path={given}", "model=pretrained", "schedule.num_timesteps=50", "logger=csv", *overrides]
     assert tiny.run(outputs, *words, settings=tiny.SMALL) == 2
     assert re.fullmatch(
-        r"ddim_lab: model.path=.* has a learned time embedding, a table of whole timesteps, and sampler=\w+ visits"
-        r" others: set sampler.timesteps_as=integer\n",
+        r"ddim_lab: model.path=.* has a learned time embedding, a table of whole timesteps, and (sampler|task)=\w+"
+        r" visits others(: set| on its own walks: give those whole ones, or set) sampler.timesteps_as=integer\n",
         capsys.readouterr().err,
     )
     assert not outputs.exists()

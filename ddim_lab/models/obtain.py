@@ -181,7 +181,8 @@ def check_model(config: Config, count: int | None = None) -> None:
             raise ConfigError(f"{told} sampler={config.sampler.name} visits others: set sampler.timesteps_as=integer")
         if any(not walk.whole for walk in config.task.further_walks(config)):
             raise ConfigError(
-                f"{told} task={config.task.name} visits others with its own walks: give these a spacing of whole ones"
+                f"{told} task={config.task.name} visits others on its own walks: give those whole ones, or set"
+                " sampler.timesteps_as=integer"
             )
     values = (count or 0) * math.prod(config.data.shape)
     if isinstance(config.model, EmpiricalConfig) and values > HELD_AT_MOST:
