@@ -191,7 +191,7 @@ def test_a_time_draws_its_line_whatever_it_is_called(tmp_path: Path) -> None:
     sweep = outputs.done()
     page = Page(build(sweep))
     assert {r["forwards"] for r in drawn_values(page.charts["time_against_steps"])} == {10, 20}
-    assert {r["steps"] for r in drawn_values(page.charts["sharpness_against_seconds"])} == {"10", "20"}
+    assert {r["budget"] for r in drawn_values(page.charts["sharpness_against_seconds"])} == {"10", "20"}
     assert re.search(r"NFE\s*ms an image\s*quartiles\s*hours for 50,000 images", page.text)
     assert "1 cell marked “contended”" in page.text
     assert [row["wall_clock"] for row in read_csv(sweep)] == ["0.01", "0.02", "0.04"]
@@ -205,8 +205,8 @@ METRICS = {
 }
 
 
-SHARED = {"precision", "interpolate"}
-"""Tasks called as something else is, too: the arithmetic's precision, how Vega-Lite joins points."""
+SHARED = {"precision", "interpolate", "order"}
+"""Tasks called as something else is, too: the arithmetic's precision, how Vega-Lite joins points, what comes first."""
 
 
 def words_of(file: Path) -> set[str]:
@@ -259,7 +259,7 @@ def test_a_rows_own_columns_are_those_that_no_value_may_take(tmp_path: Path) -> 
     sweep = outputs.done()
     build(sweep)
     about = {*CONTRACT, *read_csv(sweep)[0]} & set(ROW)
-    assert about >= set(ROW) - {"device_name", "compile", "error", "sweep"}
+    assert about >= set(ROW) - {"device_name", "compile", "error", "sweep", "nfe_asked"}
 
 
 def test_two_values_of_one_name_are_refused() -> None:
