@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -38,6 +39,29 @@ def test_one_two_and_three_processes_give_the_same_numbers(tmp_path: Path, monke
     for names in seen.values():  # 44 samples in batches of 8: six, each once
         assert sorted(int(name.split(".")[0]) for name in names) == [0, 8, 16, 24, 32, 40]
     assert set(seen) == set(rows) - {1}
+
+
+@pytest.mark.slow
+def test_a_solver_with_a_memory_is_shared_and_its_samples_kept(tmp_path: Path) -> None:
+    """UniPC at timesteps that are not whole, by one process and by two: the same images, bit by bit."""
+    line = ("sampler=unipc", "sampler.spacing=logsnr", "nfe=5", *LINE[2:], "save_samples=true")
+    kept = []
+    for count in (1, 2):
+        outputs = tmp_path / str(count)
+        assert tiny.run(outputs, *line, f"sampling_devices={count}", settings=("num_samples=44",)) == 0
+        (file,) = outputs.glob("cells/*/samples.npz")
+        kept.append(np.load(file)["arr_0"])
+    assert kept[0].shape == (44, 8, 8, 1)
+    assert np.array_equal(*kept)
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm_solver_2", "pndm", "ipndm", "deis", "dpmpp_3m", "dpmpp_2m_sde", "unipc"])
+def test_solvers_go_to_the_processes(name: str) -> None:
+    sampler = tiny.configure(f"sampler={name}", "steps=5").build_sampler()
+    x_T, models = torch.randn(2, 1, 4, 4), lambda x, t: 0.1 * x
+    there = pickle.loads(pickle.dumps(sampler))
+    assert torch.equal(there.sample(models, x_T), sampler.sample(models, x_T))
+    assert there.recipe() == sampler.recipe()
 
 
 def test_the_formula_of_a_lesson_goes_to_the_processes() -> None:
