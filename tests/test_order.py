@@ -91,7 +91,7 @@ def test_no_noise_is_left_where_there_is_one_image() -> None:
 
 def measured(formula: Formula | None, *overrides: str) -> Outcome:
     """The task's outcome for a formula on the DDIM presets' timesteps."""
-    config = tiny.configure("task=order", "steps=10", "task.steps=[10,50,100,200]", *overrides)
+    config = tiny.configure("task=order", "steps=10", "task.steps=[10,50,100,200]", "task.starts=4", *overrides)
     given = SimpleNamespace(
         build_sampler=lambda steps=None: config.build_sampler(steps=steps, formula=formula),
         steps_for=lambda nfe: nfe,
