@@ -22,6 +22,7 @@ from ddim_lab.schedule import NoiseSchedule, half_log_snr
 from ddim_lab.transitions import Transition
 
 __all__ = [
+    "TARGET",
     "Errors",
     "Moments",
     "Watched",
