@@ -67,11 +67,13 @@ class Pndm(Quiet):
 
     Args:
         start: "linear" or "runge_kutta".
+        lower_order_final: see `ddim_lab.multistep.Multistep`; False is the paper's. A start stays what it is.
     """
 
-    def __init__(self, start: Start = "linear") -> None:
+    def __init__(self, start: Start = "linear", lower_order_final: bool = False) -> None:
         check_choice("start", start, get_args(Start))
         self.start: Final[Start] = start
+        self.lower_order_final: Final = lower_order_final
 
     def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
         return ddim_step(transition, x_t, eps)
@@ -106,7 +108,7 @@ class Pndm(Quiet):
 
     def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
         past: deque[Tensor] = deque(maxlen=4)
-        x = x_T
+        x, left = x_T, moving(transitions)
         yield State(transitions[0].t, x)
         for transition in transitions:
             eps = predict(x, transition.t)
@@ -119,11 +121,14 @@ class Pndm(Quiet):
                     ahead = predict(ddim_step(transition, x, eps), transition.t_prev)
                     x = ddim_step(transition, x, torch.add(eps, ahead).mul_(0.5))
                 else:
-                    x = ddim_step(transition, x, _adams_bashforth(past))
+                    used = list(past)[: left if self.lower_order_final else None]
+                    x = ddim_step(transition, x, _adams_bashforth(used))
+                left -= 1
             yield State(transition.t_prev, x, predicted)
 
     def recipe(self) -> dict[str, Any]:
-        return {"name": "pndm", "start": self.start}
+        lowered = {"lower_order_final": True} if self.lower_order_final else {}  # keys were made before it could be
+        return {"name": "pndm", "start": self.start, **lowered}
 
 
 def _middle(transition: Transition, schedule: NoiseSchedule, timesteps_as: TimestepsAs) -> Level:

@@ -43,6 +43,7 @@ EVERY: dict[str, Formula] = {
     "ipndm": Ipndm(4),
     "pndm": Pndm(),
     "pndm runge_kutta": Pndm("runge_kutta"),
+    "pndm lowered": Pndm(lower_order_final=True),
     "dpm_solver_2": DpmSolver2(),
     "heun": Heun(),
     "dpmpp_2m": DpmSolverPP(2),
@@ -106,6 +107,7 @@ def error_at_0(formula: Formula | None, steps: int, x_T: Tensor, exact: Tensor) 
         (DpmSolver2(), 2),
         (Pndm(), 2),
         (Pndm("runge_kutta"), 2),
+        (Pndm(lower_order_final=True), 2),
         (Ipndm(4, lower_order_final=False), 2),
         (Deis(2, lower_order_final=False), 2),
         (Deis(3, lower_order_final=False), 3),
@@ -235,12 +237,14 @@ def test_rounded_timesteps_go_by_another_name_in_reports() -> None:
 
 def test_the_paper_s_start_is_an_option() -> None:
     config = tiny.configure("sampler=pndm", "sampler.start=runge_kutta", "steps=7")
-    assert config.build_sampler().recipe()["formula"] == {"name": "pndm", "start": "runge_kutta"}
+    lowered = {"lower_order_final": True}
+    assert config.build_sampler().recipe()["formula"] == {"name": "pndm", "start": "runge_kutta", **lowered}
     assert config.forwards == 7 + 9
     assert tiny.configure("sampler=pndm", "sampler.start=runge_kutta", "nfe=13").steps == 4
     with pytest.raises(ConfigError, match=r"nfe=12 is too few for sampler=pndm: it takes 13 forwards at the least"):
         tiny.configure("sampler=pndm", "sampler.start=runge_kutta", "nfe=12")
-    assert tiny.configure("sampler=pndm").build_sampler().recipe()["formula"] == {"name": "pndm", "start": "linear"}
+    published = tiny.configure("sampler=pndm", "sampler.lower_order_final=false")
+    assert published.build_sampler().recipe()["formula"] == {"name": "pndm", "start": "linear"}
     with pytest.raises(ConfigError, match=r"needs 4 steps \(13 forwards\) at least, got 3"):
         tiny.configure("sampler=pndm", "sampler.start=runge_kutta", "steps=3")
     with pytest.raises(ConfigError, match=r"sampler.start=rk4: must be 'linear' or 'runge_kutta'"):

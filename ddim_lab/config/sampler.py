@@ -89,6 +89,7 @@ class PndmOptions(SolverOptions):
 
     solver = "pndm", "Pndm"
     start: Literal["linear", "runge_kutta"]
+    lower_order_final: StrictBool
 
 
 class HeunOptions(SolverOptions):
