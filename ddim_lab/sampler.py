@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, Final, final, get_args
+from typing import Any, ClassVar, Final, final, get_args
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from ddim_lab.transitions import (
     largest_eta,
     sigma,
     transitions,
+    visited,
 )
 
 __all__ = [
@@ -135,6 +136,9 @@ class Formula(ABC):
     says in `nfe` what it costs, and in `between` at which further levels it asks the model.
     """
 
+    dtype: ClassVar[torch.dtype] = torch.float64
+    """The precision that its numbers have at most, whatever x_T's: float32 where it computes in that alone."""
+
     @abstractmethod
     def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
         """x_prev [B, ...] from the state and the eps predicted there.
@@ -150,9 +154,42 @@ class Formula(ABC):
     def recipe(self) -> dict[str, Any]:
         """What it is, as JSON: its name and settings. It enters keys, so that no two formulas may say the same."""
 
+    def bind(self, schedule: NoiseSchedule, steps: int, timesteps: Sequence[float] | None = None) -> Formula:
+        """This formula for one walk; a `Sampler` asks when it is made. Most are for all walks, and give themselves.
+
+        Args:
+            schedule, steps, timesteps: as `Sampler`.
+
+        Raises:
+            ValueError: it can't take such a walk; says why.
+        """
+        return self
+
+    @property
+    def visits(self) -> Sequence[float] | None:
+        """The timesteps at which its walk asks the model, in order, where it chooses them itself once it is bound.
+
+        None leaves them to the spacing; with a choice of its own the transitions add no noise, whatever eta is.
+        """
+        return None
+
     def noise_std(self, transition: Transition) -> float:
         """Standard deviation of the noise that this step adds; where it is 0 none is drawn."""
         return transition.noise_std
+
+    @property
+    def noise_from(self) -> str | None:
+        """Where its noise comes from, in words, where that is not the noise that other rows have at its timesteps."""
+        return None
+
+    @property
+    def noise_is_dear(self) -> bool:
+        """Whether its noise takes milliseconds a sample and step: moments of thousands of samples are out of reach."""
+        return False
+
+    def is_random(self, transitions: Sequence[Transition]) -> bool:
+        """Whether images depend on more than x_T."""
+        return any(self.noise_std(transition) > 0.0 for transition in transitions)
 
     def x0(self, transition: Transition, x_t: Tensor, eps: Tensor) -> Tensor:
         """The image [B, ...] that the step from x_t goes by."""
@@ -257,6 +294,7 @@ class Sampler:
         nfe: number of function evaluations: the forwards really done a sample.
         transitions: the walk, from noise to image.
         whole: whether all timesteps at which it asks the model are whole.
+        is_random: whether images depend on more than x_T.
 
     Raises:
         ValueError: any argument outside its range; the message names the valid one.
@@ -283,19 +321,23 @@ class Sampler:
         check_choice("prediction", prediction, PREDICTIONS)
         if formula is not None and clip != "none":
             raise ValueError(f"clip={clip} is for the default formula: {formula} says itself whether it clips")
-        self.formula: Final = Ddim(clip) if formula is None else formula
-        walk = transitions(schedule, steps, eta, variance, spacing, timesteps, timesteps_as)
+        self.formula: Final = Ddim(clip) if formula is None else formula.bind(schedule, steps, timesteps)
+        if (visits := self.formula.visits) is None:
+            walk = transitions(schedule, steps, eta, variance, spacing, timesteps, timesteps_as)
+        else:
+            walk = visited(schedule, visits)
         self.formula.check(walk)
         levels = self.formula.between(walk, schedule, timesteps_as)
         self.transitions: Final = tuple(
             each if level is None else replace(each, between=level) for each, level in zip(walk, levels, strict=True)
         )
         self.whole: Final = are_whole(self.transitions)
+        self.is_random: Final = self.formula.is_random(self.transitions)
         self.schedule: Final = schedule
         self.steps: Final = int(steps) if timesteps is None else len(timesteps)
         self.eta: Final = float(eta)
         self.variance: Final = variance
-        self.spacing: Final = spacing if timesteps is None else "custom"
+        self.spacing: Final = "custom" if timesteps is not None else spacing if visits is None else "its own"
         self.clip: Final[Clip] = self.formula.clip if isinstance(self.formula, Ddim) else "none"
         self.prediction: Final = prediction
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Literal, NamedTuple, final, get_args
 
 from ddim_lab.schedule import CLEAN, NoiseSchedule, is_whole, spaced_timesteps, timestep_pairs, to_whole
@@ -33,6 +34,7 @@ __all__ = [
     "largest_eta",
     "sigma",
     "transitions",
+    "visited",
 ]
 
 Variance = Literal["posterior", "large"]
@@ -145,6 +147,18 @@ def transitions(
             f" the largest valid eta is {math.floor(limit * 1e4) / 1e4:.4f}"
         )
     return tuple(_transition(schedule, t, t_prev, eta, variance) for t, t_prev in pairs)
+
+
+def visited(schedule: NoiseSchedule, timesteps: Sequence[float]) -> tuple[Transition, ...]:
+    """The walk that visits these timesteps in the order in which they are given, without noise, to the clean image.
+
+    Raises:
+        ValueError: one of them is no timestep of the schedule.
+    """
+    ends = pairwise([*timesteps, CLEAN])
+    return tuple(
+        Transition(t, t_prev, schedule.alpha_bar(t), schedule.alpha_bar(t_prev), 0.0, 0.0) for t, t_prev in ends
+    )
 
 
 def are_whole(walk: Sequence[Transition]) -> bool:

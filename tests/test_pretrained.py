@@ -26,9 +26,10 @@ from torch import Tensor
 from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.obtain import Model, _say_once, check_model, obtain_model
-from ddim_lab.models.scheduler import OTHERS, VARIANCE_PRESERVING, read_process
+from ddim_lab.models.scheduler import read_process
 from ddim_lab.models.unet import load_unet, weights_digest
 from ddim_lab.noise import NamedNoise
+from ddim_lab.schedulers.classes import OTHERS, VARIANCE_PRESERVING
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -126,8 +126,6 @@ class Config(Options):
         """What no single value shows: combinations. Raises ConfigError."""
         try:
             self.build_transitions()
-            if self.sampler.formula is not None:
-                self.build_sampler()
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
@@ -245,11 +243,15 @@ class Config(Options):
         )
 
     def build_transitions(self, steps: int | None = None) -> tuple[Transition, ...]:
-        """The walk from noise to image; with `steps`, of that many (instead of a list of timesteps). Needs no torch.
+        """The walk from noise to image; with `steps`, of that many (instead of a list of timesteps).
+
+        Needs no torch in the DDIM family.
 
         Raises:
             ValueError: the walk is impossible; says what is possible.
         """
+        if self.sampler.formula is not None:
+            return self.build_sampler(steps=steps).transitions
         return transitions(self.build_schedule(), **self._numbers(steps))
 
     @property
@@ -276,22 +278,16 @@ class Config(Options):
         return Sampler(
             self.build_schedule(),
             **self._numbers(steps),
-            clip=self.sampler.clip,
+            **({} if self.sampler.clip == "scheduler" else {"clip": self.sampler.clip}),
             prediction=prediction,
             formula=self.sampler.build_formula() if formula is None else formula,
         )
 
     def _numbers(self, steps: int | None) -> dict[str, Any]:
         """What makes the walk's transitions, beside the schedule."""
-        sampler = self.sampler
-        return {
-            "steps": self.steps if steps is None else steps,
-            "eta": sampler.eta,
-            "variance": sampler.variance,
-            "spacing": sampler.spacing,
-            "timesteps": sampler.timesteps if steps is None else None,
-            "timesteps_as": sampler.timesteps_as,
-        }
+        if steps is None:
+            return {"steps": self.steps, **self.sampler.numbers()}
+        return {**self.sampler.numbers(), "steps": steps, "timesteps": None}
 
     def _model_name(self) -> str:
         if not self.task.samples_model:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictBool, StrictInt, StrictStr
 
 from ddim_lab.config.found import Kind
 from ddim_lab.config.options import NonNegative, Number, Options, Words, checked
+from ddim_lab.errors import ConfigError
 from ddim_lab.schedule import is_whole
 from ddim_lab.transitions import Clip, TimestepsAs, Variance
 
@@ -45,6 +47,10 @@ class SamplerOptions(Options):
     def build_formula(self) -> Formula | None:
         """What takes the steps; None is the DDIM family."""
         return None
+
+    def numbers(self) -> dict[str, Any]:
+        """The arguments of `ddim_lab.transitions.transitions` that are said here."""
+        return {name: getattr(self, name) for name in ("eta", "variance", "spacing", "timesteps", "timesteps_as")}
 
 
 class SolverOptions(SamplerOptions):
@@ -131,8 +137,70 @@ class UniPCOptions(SolverOptions):
     lower_order_final: StrictBool
 
 
+class DiffusersOptions(SamplerOptions):
+    """conf/sampler/diffusers: a scheduler of the installed diffusers, which chooses its own timesteps.
+
+    Attributes:
+        scheduler: the class's name; and arguments of it beside the name, as "DDIMScheduler timestep_spacing:trailing",
+            so that each in a sweep has its own.
+        options: arguments, too. They say spacing, variance and clipping, which the options of that name can't.
+    """
+
+    scheduler: Words
+    options: dict[StrictStr, Any] | None
+    variance: Literal["scheduler"]  # type: ignore[assignment]
+    spacing: Literal["scheduler"]
+    clip: Literal["scheduler"]  # type: ignore[assignment]
+    timesteps_as: Literal["given"]
+
+    def build_formula(self) -> Formula:
+        from ddim_lab.schedulers.adapter import DiffusersScheduler
+
+        name, *words = self.scheduler.split()
+        return DiffusersScheduler(name, {**dict(map(_argument, words)), **(self.options or {})}, self.eta)
+
+    def numbers(self) -> dict[str, Any]:
+        return {"eta": self.eta, "timesteps": self.timesteps}
+
+
+def _argument(word: str) -> tuple[str, Any]:
+    """An argument as option:value."""
+    name, colon, value = word.partition(":")
+    if not (name and colon and value):
+        raise ConfigError(f"sampler.scheduler: {word} is no argument; write it as option:value, as clip_sample:false")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+class CheckpointOptions(DiffusersOptions):
+    """conf/sampler/checkpoint: the scheduler that the pretrained model's folder ships, with its settings.
+
+    Attributes:
+        folder: the model's, or None where the model has none.
+        scheduler: none, since the folder says it.
+        options: in the place of the folder's.
+    """
+
+    folder: str | None
+    scheduler: None  # type: ignore[assignment]
+
+    def build_formula(self) -> Formula:
+        from ddim_lab.schedulers.adapter import DiffusersScheduler
+        from ddim_lab.schedulers.folder import shipped_scheduler
+
+        if self.folder is None:
+            raise ConfigError(
+                "sampler=checkpoint is the scheduler of a checkpoint's folder: give model=pretrained model.path=..."
+            )
+        return DiffusersScheduler.shipped(*shipped_scheduler(self.folder), self.options or {}, self.eta)
+
+
 FORMULAS: Final[dict[str, type[SamplerOptions]]] = {
+    "checkpoint": CheckpointOptions,
     "deis": DeisOptions,
+    "diffusers": DiffusersOptions,
     "dpm_solver_2": DpmSolver2Options,
     "dpmpp": DpmSolverPPOptions,
     "dpmpp_sde": DpmSolverPPSdeOptions,

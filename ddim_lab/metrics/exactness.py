@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
@@ -25,14 +26,16 @@ __all__ = [
     "TARGET",
     "Errors",
     "Moments",
+    "OnePoint",
     "Watched",
     "ddpm_moments",
     "errors_on_a_mixture",
+    "even_in_lambda",
     "gaussian",
     "mixture",
     "moments_of",
-    "noise_left",
     "ode_solution",
+    "on_one_point",
     "one_thread",
     "starts",
 ]
@@ -148,7 +151,7 @@ def errors_on_a_mixture(sampler: Sampler, x_T: Tensor) -> Errors:
     """How far a deterministic walk is from the ODE's solution, from the same x_T."""
     model = mixture(sampler.schedule)
     first, last = sampler.transitions[0], sampler.transitions[-1]
-    *_, before, image = (state.x for state in sampler.walk(model, x_T))
+    *_, before, image = (state.x.to(x_T) for state in sampler.walk(model, x_T))
     exact = ode_solution(model, x_T, first.alpha_bar, last.alpha_bar)
     from_here = ode_solution(model, before, last.alpha_bar, 1.0) if torch.isfinite(before).all() else before
     return Errors(
@@ -161,14 +164,50 @@ def errors_on_a_mixture(sampler: Sampler, x_T: Tensor) -> Errors:
     )
 
 
-def noise_left(sampler: Sampler, x_T: Tensor) -> float:
-    """Root mean square distance of the images from the point that is all of the data: nothing random may be left.
+@final
+@dataclass(frozen=True)
+class OnePoint:
+    """A walk on data that is a single point.
 
-    On one point eps is the same all along the walk, so that a solver of any order is exact. (The point is a Gaussian
-    of variance 1e-24: eps must exist.)
+    Attributes:
+        noise_left: root mean square distance of the images from the point: nothing random may be left.
+        off_level: how far a state is from the noise level of the t that the model is told with it, at most; as the
+            root mean square of what eps moves by. None where noise is added, which moves it, too.
+        off_at: the first t at which it is that far; None as before.
+    """
+
+    noise_left: float
+    off_level: float | None
+    off_at: float | None
+
+
+def on_one_point(sampler: Sampler, x_T: Tensor) -> OnePoint:
+    """A walk on one point, where eps = (x - sqrt(ab) mu) / sqrt(1 - ab) is the same at all levels.
+
+    A solver of any order is exact there, and states that are at the level which the model is told give one and the same
+    eps. (The point is a Gaussian of variance 1e-24: eps must exist.)
     """
     model = GaussianEps(sampler.schedule, _MEAN, 1e-24)
-    return _rms(sampler.sample(model, x_T) - _MEAN)
+    said: list[tuple[float, Tensor]] = []
+
+    def watched(x: Tensor, t: Tensor) -> Tensor:
+        eps = model(x, t)
+        said.append((float(t[0]), eps))
+        return eps
+
+    left = _rms(sampler.sample(watched, x_T) - _MEAN)
+    if sampler.is_random:
+        return OnePoint(left, None, None)
+    moved = [(_rms(eps - said[0][1]), t) for t, eps in said]
+    most, at = max(moved, key=lambda each: each[0] if math.isfinite(each[0]) else math.inf)
+    return OnePoint(left, most, at)
+
+
+def even_in_lambda(schedule: NoiseSchedule, total: int) -> NoiseSchedule:
+    """Another schedule of `total` timesteps between the same levels, lambda evenly spaced: for those that visit all."""
+    levels = np.linspace(schedule.half_log_snr(0), schedule.half_log_snr(schedule.num_timesteps - 1), total)
+    alpha_bars = 1.0 / (1.0 + np.exp(-2.0 * levels))
+    return NoiseSchedule(1.0 - alpha_bars / np.concatenate([np.ones(1), alpha_bars[:-1]]))
 
 
 def _largest_step(transitions: Sequence[Transition]) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -13,12 +11,12 @@ import numpy as np
 
 from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.diffusion import Prediction
-from ddim_lab.errors import ConfigError, one_line
-from ddim_lab.models.scheduler import NEEDED, check_class, read_process
+from ddim_lab.errors import ConfigError
+from ddim_lab.models.scheduler import read_process
+from ddim_lab.schedulers.classes import NEEDED
+from ddim_lab.schedulers.folder import locate, read_object, scheduler_file
 
 __all__ = ["Pretrained", "inspect_pretrained"]
-
-HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 UNET_CHANNELS: Final = (224,)
 """Of the first level, where a config.json leaves them out: diffusers' default for `UNet2DModel`."""
@@ -60,17 +58,17 @@ def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tu
     Raises:
         ConfigError: it is not there, is damaged or does not fit; one line with both values.
     """
-    root = _locate(path)
+    root = locate(path)
     network = root / "unet" if (root / "unet" / "config.json").is_file() else root
-    config = _read_json(network / "config.json")
+    config = read_object(network / "config.json")
     _check_shape(path, config, data, shape)
-    file = _scheduler_file(path, root, network)
+    file = scheduler_file(path, root, network)
     if file is None:
         prediction: Prediction = "eps"
         taken = f"schedule={schedule.name} with T = {schedule.build().num_timesteps}, eps-prediction, are taken"
         note = f"model.path={path} has no scheduler_config.json: {taken}"
     else:
-        prediction = _check_schedule(path, _read_json(file), schedule)
+        prediction = _check_schedule(path, read_object(file), schedule)
         note = None
     _check_time(path, config, schedule.build().num_timesteps)
     states = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(network.iterdir()) if f.is_file())
@@ -90,58 +88,6 @@ def _read_weights(folder: Path, states: tuple[tuple[str, int, int], ...]) -> tup
     except ValueError as error:
         raise ConfigError(f"model.path: {error}") from None
     return weights_digest(network), sum(parameter.numel() for parameter in network.parameters())
-
-
-# -- where it is ----------------------------------------------------------------------------------------
-
-
-def _locate(path: str) -> Path:
-    """The folder of a checkpoint; a hub id's files are downloaded where they are not in the hub's cache."""
-    folder = Path(path)
-    if folder.is_dir():
-        if any((place / "config.json").is_file() for place in (folder, folder / "unet")):
-            return folder
-        raise ConfigError(f"model.path={path}: no config.json of a U-Net there, nor in its folder unet")
-    if not HUB_ID.fullmatch(path):
-        raise ConfigError(f"model.path={path}: there is no such folder; give a diffusers folder or a hub id")
-    return _fetch(path)
-
-
-def _fetch(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    small = ["*.json", "*.safetensors"]
-    reason: Exception | None = None
-    # What the cache has, then what the hub has; files that may be pickles only where there are no others.
-    for patterns, local in ((small, True), (small, False), ([*small, "*.bin"], False)):
-        try:
-            folder = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=local))
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = error
-            continue
-        if _has_weights(folder) or _has_weights(folder / "unet"):
-            return folder
-    words = "it holds no U-Net" if reason is None else one_line(reason)[:200]
-    raise ConfigError(
-        f"model.path={repository}: no such folder here, not in the hub's cache, and the hub did not give it ({words});"
-        " run once with a network, or give the folder of a copy"
-    )
-
-
-def _has_weights(folder: Path) -> bool:
-    from ddim_lab.models.unet import WEIGHT_FILES
-
-    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHT_FILES)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"model.path: {file} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"model.path: {file} does not hold a configuration")
-    return content
 
 
 # -- whether it fits ------------------------------------------------------------------------------------
@@ -202,26 +148,6 @@ def _check_time(path: str, network: dict[str, Any], steps: int) -> None:
         raise ConfigError(
             f"model.path={path}, config.json: time_embedding_type={kind} is not known; positional and learned are"
         )
-
-
-def _scheduler_file(path: str, root: Path, network: Path) -> Path | None:
-    """The scheduler_config.json of a checkpoint: in its folder, or in the pipeline's that it is a part of."""
-    around = (network.absolute().parent, network.resolve().parent)
-    places = (root / "scheduler", root, network, *(folder / "scheduler" for folder in around))
-    if (found := next((place for place in places if (place / "scheduler_config.json").is_file()), None)) is not None:
-        return found / "scheduler_config.json"
-    for index in (folder / "model_index.json" for folder in (root, *around)):
-        scheduler = _read_json(index).get("scheduler") if index.is_file() else None
-        if isinstance(scheduler, list) and len(scheduler) == 2 and scheduler[1] is not None:
-            try:
-                check_class(scheduler[1])
-            except ValueError as error:
-                raise ConfigError(f"model.path={path}, model_index.json: {error}") from None
-            raise ConfigError(
-                f"model.path={path}: {index} names a {scheduler[1]}, and {index.parent / 'scheduler'} has no"
-                " scheduler_config.json: fetch it, too"
-            )
-    return None
 
 
 def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConfig) -> Prediction:

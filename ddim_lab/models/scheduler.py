@@ -7,8 +7,9 @@ from typing import Any, Final, final
 
 from ddim_lab.diffusion import Prediction
 from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.schedulers.classes import NEEDED, OF_THE_PROCESS, VARIANCE_PRESERVING, check_class
 
-__all__ = ["Process", "check_class", "read_process"]
+__all__ = ["Process", "read_process"]
 
 PREDICTIONS: Final[dict[str, Prediction]] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 """diffusers' names of what a network predicts, and ours."""
@@ -19,68 +20,6 @@ SCHEDULES: Final = {
     "sigmoid": NoiseSchedule.sigmoid,
 }
 """diffusers' schedules that have two ends; ours have the same names."""
-
-_HO: Final = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-_LATENT: Final = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}
-
-VARIANCE_PRESERVING: Final[dict[str, dict[str, Any]]] = {
-    "DDIMInverseScheduler": _HO,
-    "DDIMParallelScheduler": _HO,
-    "DDIMScheduler": _HO,
-    "DDPMParallelScheduler": _HO,
-    "DDPMScheduler": _HO,
-    "DEISMultistepScheduler": _HO,
-    "DPMSolverMultistepInverseScheduler": _HO,
-    "DPMSolverMultistepScheduler": _HO,
-    "DPMSolverSDEScheduler": _LATENT,
-    "DPMSolverSinglestepScheduler": _HO,
-    "EulerAncestralDiscreteScheduler": _HO,
-    "EulerDiscreteScheduler": _HO,
-    "HeunDiscreteScheduler": _LATENT,
-    "KDPM2AncestralDiscreteScheduler": _LATENT,
-    "KDPM2DiscreteScheduler": _LATENT,
-    "LMSDiscreteScheduler": _HO,
-    "PNDMScheduler": _HO,
-    "RePaintScheduler": _HO,
-    "SASolverScheduler": _HO,
-    "UnCLIPScheduler": {**_HO, "beta_schedule": "squaredcos_cap_v2"},
-    "UniPCMultistepScheduler": _HO,
-}
-"""diffusers' schedulers of the discrete variance-preserving process, and the betas that each has where it names none.
-
-They walk differently, which is no matter here: a network is of the process that it was trained on.
-"""
-
-OTHERS: Final[dict[str, tuple[str, ...]]] = {
-    "flow matching": (
-        *("FlowMapEulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
-        *("FlowMatchLCMScheduler", "HeliosDMDScheduler", "HeliosScheduler", "LTXEulerAncestralRFScheduler"),
-        *("MiniMaxH3Scheduler", "PiflowScheduler"),
-    ),
-    "EDM, whose noise is a continuous sigma": (
-        *("CosineDPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"),
-    ),
-    "a variance-exploding process": ("KarrasVeScheduler", "ScoreSdeVeScheduler"),
-    "a variance-preserving process in continuous time": (
-        *("DDPMWuerstchenScheduler", "IPNDMScheduler", "ScoreSdeVpScheduler"),
-    ),
-    "a consistency model, whose network predicts where a walk ends": (
-        *("CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler", "LCMScheduler", "SCMScheduler"),
-        "TCDScheduler",
-    ),
-    "a process whose alpha_bar is shifted": ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"),
-    "a process on tokens": (
-        *("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler"),
-        "VQDiffusionScheduler",
-    ),
-}
-"""What those are of that are not; one that stands in neither table is refused, too."""
-
-OF_THE_PROCESS: Final = {
-    *("beta_schedule", "beta_start", "beta_end", "trained_betas", "num_train_timesteps", "prediction_type"),
-    *("predict_epsilon", "rescale_betas_zero_snr", "timestep_type", "use_flow_sigmas"),
-}
-"""Entries that say what the network was trained on: each is checked."""
 
 OF_THE_WALK: Final = {
     *("algorithm_type", "clip_sample", "clip_sample_range", "corrector_order", "disable_corrector"),
@@ -93,8 +32,6 @@ OF_THE_WALK: Final = {
     *("use_lu_lambdas", "variance_type"),
 }
 """Entries that say how diffusers would sample: conf/sampler says that here."""
-
-NEEDED: Final = "a discrete variance-preserving process is needed, one of betas, as of DDPMScheduler or DDIMScheduler"
 
 
 @final
@@ -140,15 +77,6 @@ def read_process(config: dict[str, Any]) -> Process:
         )
     schedule, described = _betas({**VARIANCE_PRESERVING[kind], **config})
     return Process(schedule, described, config.get("trained_betas") is not None, _prediction(config))
-
-
-def check_class(kind: Any) -> None:
-    """Raise ValueError unless a scheduler's class is of the discrete variance-preserving process."""
-    if isinstance(kind, str) and kind in VARIANCE_PRESERVING:
-        return
-    other = next((process for process, kinds in OTHERS.items() if kind in kinds), None)
-    what = f"{kind} is not known here" if other is None else f"{kind} is of {other}"
-    raise ValueError(f"{what}; {NEEDED}")
 
 
 def _betas(config: dict[str, Any]) -> tuple[NoiseSchedule, dict[str, Any]]:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ddim_lab.config.model import UNetConfig
 from ddim_lab.schedule import NoiseSchedule
+from ddim_lab.schedulers.folder import WEIGHT_FILES
 
 __all__ = [
-    "WEIGHT_FILES",
     "build_unet",
     "load_unet",
     "scheduler_config",
@@ -31,15 +31,6 @@ __all__ = [
 
 # It warns of attention with one head, which is what Ho et al. have; what is missing from a file is an error here.
 diffusers_logging.set_verbosity_error()
-
-WEIGHT_FILES: Final = (
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.bin",
-)
-"""Names under which a folder may keep its weights, an index where they are in several files; the first one there is
-read, as by diffusers."""
 
 WEIGHT_KINDS: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """What a weight may be, by safetensors' names."""

@@ -212,7 +212,7 @@ def value_text(reference: Published | None, of: ValueTable) -> TextTable:
         of.facts,
         table.headings,
         tuple(rows),
-        (*notes, *_forwards_done(table), *unnamed_differences(table)),
+        (*notes, *_forwards_done(table), *_noise_sources(table), *unnamed_differences(table)),
         field=of.value.name,
         better=of.value.better,
     )
@@ -303,6 +303,15 @@ def _forwards_done(table: PaperTable) -> list[str]:
         if table.unit == "NFE" and cell.forwards not in (None, column)
     ]
     return [f"Forwards done where no number of steps costs what was asked: {', '.join(places)}."] if places else []
+
+
+def _noise_sources(table: PaperTable) -> list[str]:
+    """Rows whose noise is not the one that the others have at the same timesteps: no pair of images shares it."""
+    rows: dict[str, list[str]] = {}
+    for row in table.rows:
+        for source in {cell.recipe("sampler", "noise_from") for cell in row.cells.values()} - {None}:
+            rows.setdefault(str(source), []).append(row.series.label)
+    return [f"Noise: {source} for {', '.join(labels)}; x_T is shared all the same." for source, labels in rows.items()]
 
 
 def unnamed_differences(table: PaperTable) -> list[str]:

@@ -158,6 +158,10 @@ def need_determinism(config: Config) -> None:
         raise ConfigError(
             f"task={config.task.name} needs the deterministic sampler: set sampler.eta=0, got {config.sampler.eta:g}"
         )
+    if config.sampler.formula is not None and config.build_sampler().is_random:
+        raise ConfigError(
+            f"task={config.task.name} needs a deterministic sampler: sampler={config.sampler.name} draws noise"
+        )
 
 
 def need_error(config: Config) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, final
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, final
 
 import torch
 from pydantic import Field, StrictInt
@@ -24,26 +24,25 @@ from ddim_lab.metrics.exactness import (
     TARGET,
     Errors,
     Moments,
+    OnePoint,
     Watched,
     ddpm_moments,
     errors_on_a_mixture,
+    even_in_lambda,
     mixture,
     moments_of,
-    noise_left,
+    on_one_point,
     one_thread,
     starts,
 )
-from ddim_lab.sampler import Ddim
+from ddim_lab.sampler import Ddim, Sampler
 from ddim_lab.store import content_key
 from ddim_lab.store.records import Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task
 
-if TYPE_CHECKING:
-    from ddim_lab.sampler import Sampler
-
 __all__ = ["Order"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever the same cell would be measured otherwise."""
 
 FINITE_TO: Final = 50
@@ -57,6 +56,15 @@ FINE: Final = 0.15
 
 SURE: Final = 4.5
 """Standard errors that a moment may be off: of five moments one in 30,000 runs is, by chance."""
+
+ROUNDING: Final = {torch.float64: 1e-11, torch.float32: 2e-5}
+"""Errors that are not fitted, since rounding may be in them: a hundred times what it does to a walk."""
+
+ALIKE: Final = {torch.float64: 1e-10, torch.float32: 1e-5}
+"""What images of one batch and of another may differ by."""
+
+EXACT: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""What a walk on a single point may be off by."""
 
 SECTION: Final = "Does it do what it says?"
 CHECKS: Final = "On exact models"
@@ -102,7 +110,7 @@ class Order(Task):
             raise ConfigError(f"task.steps={max(self.steps)} exceeds the schedule's {most} timesteps")
         for steps in (min(steps for steps in self.steps if steps >= self.fitted_from), max(self.steps)):
             try:
-                config.build_sampler(steps=steps)
+                _walk(config, steps)
             except ValueError as error:
                 raise ConfigError(f"task.steps={steps}: {error}") from None
 
@@ -117,14 +125,16 @@ class Order(Task):
         """Walk on the exact models; writes no file."""
         clock = time.perf_counter()
         sampler, walks = job.sampler, list(self._walks(job))
-        noisy = any(sampler.formula.noise_std(transition) > 0.0 for transition in walks[-1].transitions)
+        noisy = walks[-1].is_random
         x_T = starts(self.starts)
         with one_thread():
             errors = [] if noisy else [errors_on_a_mixture(walk, x_T) for walk in walks]
-            order = _fitted(errors, self.fitted_from)
+            order = _fitted(errors, self.fitted_from, sampler.formula.dtype)
             checks = [
                 self._order(sampler, errors, order),
-                self._moments(job) if noisy else Check("moments", "mean, covariance", None, ""),
+                self._moments(job)
+                if noisy and not sampler.formula.noise_is_dear
+                else Check("moments", "mean, covariance", None, ""),
                 *_walked(job, sampler),
             ]
         told = [check for check in checks if check.holds is not None]
@@ -154,7 +164,7 @@ class Order(Task):
         """The sampler at each of `steps`, but for those that are too few for it."""
         for steps in sorted(set(self.steps)):
             with contextlib.suppress(ValueError):
-                yield job.config.build_sampler(steps=steps)
+                yield _walk(job.config, steps)
 
     def _order(self, sampler: Sampler, errors: Sequence[Errors], order: tuple[float, float] | None) -> Check:
         claimed = sampler.formula.claimed_order(sampler.transitions)
@@ -170,9 +180,32 @@ class Order(Task):
             off = _furthest(sampler, exact, self.draws)
             return Check("moments", "mean, covariance", off <= SURE, f"{off:.1f} standard errors from the exact ones")
         steps = min(steps for steps in self.steps if steps >= self.fitted_from), max(self.steps)
-        few, many = (_furthest(job.config.build_sampler(steps=count), TARGET, self.draws) for count in steps)
+        draws = self.draws if sampler.formula.noise_from is None else self.draws // 10  # a generator for each
+        few, many = (_furthest(_walk(job.config, count), TARGET, draws) for count in steps)
         told = f"{many:.1f} standard errors from the target at S = {steps[1]}, {few:.1f} at {steps[0]}"
         return Check("moments", "mean, covariance", many <= max(SURE, few / 2.0), told)
+
+
+def _walk(config: Config, steps: int) -> Sampler:
+    """The cell's walk with that many steps; of a formula that chooses its timesteps, one that must visit them all.
+
+    Such a formula can't be put on a grid on which all steps shrink together. The schedule is made to be that grid,
+    evenly spaced in lambda, of as many timesteps as steps; or of one more, where it visits one twice for leaving out
+    the last.
+    """
+    found = config.build_sampler(steps=steps)
+    if found.formula.visits is None:
+        return found
+    walks = []
+    for total in (steps, steps + 1):
+        schedule = even_in_lambda(found.schedule, total)
+        with contextlib.suppress(ValueError):  # some can't take as many steps as there are timesteps
+            walks.append(Sampler(schedule, steps, config.sampler.eta, formula=config.sampler.build_formula()))
+            if len({transition.t for transition in walks[-1].transitions}) >= steps:
+                return walks[-1]
+    if not walks:
+        raise ValueError(f"{found.formula} can't visit all timesteps of a schedule")
+    return walks[0]
 
 
 def _furthest(sampler: Sampler, expected: Moments, draws: int) -> float:
@@ -188,10 +221,13 @@ _CHECKED: Final[dict[str, Any]] = {
         "mean, covariance: of a Gaussian's samples, what the DDIM family's steps make of it exactly; of other samplers"
         " the target, at the largest S, or half as far from it as where the fit begins."
         f" {SURE} standard errors are granted.",
-        "noise left: images of data that are a single point are that point, to 1e-6.",
+        "noise left, levels: of data that are a single point images are that point, and each state is at the level of"
+        " the t that the model is told with it: eps stays the same to 1e-6 (1e-3 where a sampler computes in float32).",
         "timesteps, NFE: those announced are those that the model was asked for.",
-        "batch, repeats: the same images one by one, to 1e-10, and once more, bitwise.",
-        f"finite: at every NFE that it can do, from its fewest to {FINITE_TO}.",
+        "batch, repeats: the same images one by one, to 1e-10 (1e-5 in float32), and once more, bitwise.",
+        "finite: the images are.",
+        f"All but order, mean and covariance, batch and repeats are looked at for every NFE up to {FINITE_TO}, and told"
+        " of for the fewest steps at which they fail.",
     ),
 }
 
@@ -200,9 +236,10 @@ def _unjudged(order: Check) -> str:
     return " (not judged)" if order.holds is None else ""
 
 
-def _fitted(errors: Sequence[Errors], fitted_from: int) -> tuple[float, float] | None:
-    """The order and its standard error: minus the slope of log error over log NFE."""
-    points = [e for e in errors if e.steps >= fitted_from and 0.0 < e.before < math.inf]
+def _fitted(errors: Sequence[Errors], fitted_from: int, dtype: torch.dtype) -> tuple[float, float] | None:
+    """The order and its standard error: minus the slope of log error over log NFE, where rounding is far below."""
+    lowest = ROUNDING[dtype]
+    points = [e for e in errors if e.steps >= fitted_from and lowest < e.before < math.inf]
     line = fit_line([math.log(e.nfe) for e in points], [math.log(e.before) for e in points])
     return None if line is None or line.slope_se is None else (-line.slope, line.slope_se)
 
@@ -249,40 +286,84 @@ def _table(errors: Sequence[Errors]) -> Tabled:
 
 
 def _walked(job: Job, sampler: Sampler) -> list[Check]:
-    """What it announces, and what every sampler here must do."""
-    model, x_T = Watched(sampler), starts(6)
-    images = sampler.sample(model, x_T)
-    left = noise_left(sampler, x_T)
-    astray = sorted(set(model.asked) ^ model.announced)
+    """What it announces, and what every sampler must do: of this walk, and of those up to FINITE_TO forwards."""
+    dtype, x_T = sampler.formula.dtype, starts(6)
+    images = sampler.sample(mixture(sampler.schedule), x_T)
     one_by_one = torch.cat(
         [sampler.sample(mixture(sampler.schedule), x_T[i : i + 1], indices=torch.tensor([i])) for i in range(len(x_T))]
     )
     apart = float((one_by_one - images).abs().max())
     again = torch.equal(images, sampler.sample(mixture(sampler.schedule), x_T))
-    done = len(model.asked)
-    broken = _not_finite(job)
+    walks = [_Looked.at(walk) for walk in {walk.nfe: walk for walk in (*_up_to(job, FINITE_TO), sampler)}.values()]
+    exact = EXACT[dtype]
+
+    def check(name: str, column: str, fails: Callable[[_Looked], str | None], applies: bool = True) -> Check:
+        found = [(walk, told) for walk in walks if (told := fails(walk)) is not None] if applies else []
+        if not found:
+            return Check(name, column, True if applies else None, "")
+        (first, told), last = found[0], found[-1][0]
+        many = f", and at {len(found) - 1} more of {len(walks)} up to S = {last.steps}" if len(found) > 1 else ""
+        return Check(name, column, False, f"S = {first.steps}: {told}{many}")
+
     return [
-        Check("noise_left", "noise left", left <= 1e-6, f"{left:.1e}"),
-        Check("timesteps_visited", "timesteps", not astray, ", ".join(f"{t:g}" for t in astray[:3])),
-        Check("nfe_done", "NFE", done == sampler.nfe, f"{done}, said {sampler.nfe}"),
-        Check("batch_alike", "batch", apart <= 1e-10, f"{apart:.1e} apart"),
+        check("noise_left", "noise left", lambda walk: walk.left(exact)),
+        check("levels", "levels", lambda walk: walk.off(exact), not sampler.is_random),
+        check("timesteps_visited", "timesteps", _Looked.astray),
+        check("nfe_done", "NFE", _Looked.miscounted),
+        Check("batch_alike", "batch", apart <= ALIKE[dtype], f"{apart:.1e} apart"),
         Check("repeats", "repeats", again, "another image"),
-        Check("finite", "finite", not broken, f"not at NFE {', '.join(map(str, broken[:3]))}"),
+        check("finite", "finite", lambda walk: None if walk.finite else "infinite or NaN"),
     ]
 
 
-def _not_finite(job: Job) -> list[int]:
-    """The NFE, of all that it can do up to FINITE_TO, that give no finite image."""
-    x_T, broken, tried = starts(2), [], set()
-    for asked in range(1, FINITE_TO + 1):
+@final
+@dataclass(frozen=True)
+class _Looked:
+    """What was seen of a walk of `steps`."""
+
+    steps: int
+    said: int
+    done: int
+    strange: tuple[float, ...]
+    finite: bool
+    point: OnePoint
+
+    @classmethod
+    def at(cls, sampler: Sampler) -> Self:
+        model, x_T = Watched(sampler), starts(2)
+        images = sampler.sample(model, x_T)
+        return cls(
+            steps=sampler.steps,
+            said=sampler.nfe,
+            done=len(model.asked),
+            strange=tuple(sorted(set(model.asked) ^ model.announced)),
+            finite=bool(torch.isfinite(images).all()),
+            point=on_one_point(sampler, x_T),
+        )
+
+    def astray(self) -> str | None:
+        return ", ".join(f"{t:g}" for t in self.strange[:3]) or None
+
+    def miscounted(self) -> str | None:
+        return None if self.done == self.said else f"{self.done}, said {self.said}"
+
+    def left(self, most: float) -> str | None:
+        """What is too much of the noise; an image that is not finite is told of elsewhere."""
+        return f"{self.point.noise_left:.1e}" if most < self.point.noise_left < math.inf else None
+
+    def off(self, most: float) -> str | None:
+        off, at = self.point.off_level, self.point.off_at
+        return f"{off:.1e} at t = {at:g}" if off is not None and most < off < math.inf else None
+
+
+def _up_to(job: Job, most: int) -> Iterator[Sampler]:
+    """The walks that cost 1 to `most` forwards, the fewest steps first; those that it can't take are left out."""
+    tried = set()
+    for asked in range(1, most + 1):
         try:
             sampler = job.config.build_sampler(steps=job.config.steps_for(asked))
         except (ConfigError, ValueError):  # fewer than it can do
             continue
-        nfe = sampler.nfe
-        if nfe in tried:
-            continue
-        tried.add(nfe)
-        if not torch.isfinite(sampler.sample(mixture(sampler.schedule), x_T)).all():
-            broken.append(nfe)
-    return broken
+        if sampler.nfe not in tried:
+            tried.add(sampler.nfe)
+            yield sampler
