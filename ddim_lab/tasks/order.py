@@ -27,6 +27,7 @@ from ddim_lab.metrics.exactness import (
     Watched,
     ddpm_moments,
     errors_on_a_mixture,
+    gaussian_gamma,
     mixture,
     moments_of,
     noise_left,
@@ -40,6 +41,8 @@ from ddim_lab.tasks.base import Job, Outcome, Task
 
 if TYPE_CHECKING:
     from ddim_lab.sampler import Sampler
+    from ddim_lab.schedule import NoiseSchedule
+    from ddim_lab.transitions import Gamma
 
 __all__ = ["Order"]
 
@@ -105,6 +108,10 @@ class Order(Task):
                 config.build_sampler(steps=steps)
             except ValueError as error:
                 raise ConfigError(f"task.steps={steps}: {error}") from None
+
+    def own_gamma(self, schedule: NoiseSchedule) -> Gamma:
+        """Of the Gaussian, on which the moments are looked at."""
+        return gaussian_gamma(schedule)
 
     def forwards(self, config: Config) -> int:
         return 0  # of the cell's model
