@@ -60,7 +60,7 @@ def gaussian(schedule: NoiseSchedule) -> GaussianEps:
 
 def gaussian_gamma(schedule: NoiseSchedule) -> Gamma:
     """Gamma(t) = E |eps|^2 / d of `gaussian`: (1 - ab) / (ab v + 1 - ab), averaged over its pixels' variances v."""
-    variances = _VARIANCE.flatten().tolist()
+    variances: list[float] = _VARIANCE.flatten().tolist()
 
     def gamma(t: float) -> float:
         ab = schedule.alpha_bar(t)
