@@ -449,6 +449,15 @@ def test_the_walk_is_the_same_for_every_seed_and_runtime(tmp_path: Path) -> None
     assert len(kept(tmp_path)) == 1
 
 
+@pytest.mark.slow
+def test_several_processes_walk_as_one_does(tmp_path: Path) -> None:
+    hashes = set()
+    for count in (1, 2):
+        (cell,) = cells(tmp_path / str(count), "sampler=analytic_ddim", "steps=3", f"sampling_devices={count}")
+        hashes.add(tiny.measured(cell)["sha256"])
+    assert len(hashes) == 1
+
+
 def test_a_network_is_estimated_as_it_is_sampled(tmp_path: Path) -> None:
     """A U-Net, trained for a few steps: the job's Gamma is that of its eps."""
     settings = [text for text in tiny.TINY if not text.startswith("num_samples")]

@@ -184,7 +184,7 @@ def estimate_second_moments(
             of_eps = [_per_pixel(sampler.predict_eps(model, q_sample(x_0, each, ab), t)) for each in (z, -z)]
             of_z = _per_pixel(z) - 1.0
             rows = torch.stack([torch.ones_like(of_z), of_z, (of_eps[0] + of_eps[1]) / 2.0 - 1.0])
-            products[place] = products[place] + rows @ rows.T
+            products[place] = products[place] + (rows[:, None] * rows).sum(-1)  # no product of matrices: no cuBLAS
             if progress is not None:
                 progress.update(FORWARDS_AN_IMAGE * len(indices))
     found = {}
