@@ -33,6 +33,7 @@ from ddim_lab.transitions import (
     PREDICTIONS,
     Clip,
     EncodeAt,
+    Gamma,
     Level,
     Prediction,
     TimestepsAs,
@@ -40,6 +41,7 @@ from ddim_lab.transitions import (
     Variance,
     are_whole,
     check_choice,
+    gamma_needed_at,
     largest_eta,
     sigma,
     transitions,
@@ -189,7 +191,7 @@ class Formula(ABC):
 
     def is_random(self, transitions: Sequence[Transition]) -> bool:
         """Whether images depend on more than x_T."""
-        return any(self.noise_std(transition) > 0.0 for transition in transitions)
+        return any(self.noise_std(transition) != 0.0 for transition in transitions)  # NaN: not known yet
 
     def x0(self, transition: Transition, x_t: Tensor, eps: Tensor) -> Tensor:
         """The image [B, ...] that the step from x_t goes by."""
@@ -283,7 +285,7 @@ class Sampler:
     """A formula on a fixed list of timesteps; by default one of the DDIM family.
 
     Args:
-        schedule, steps, eta, variance, spacing, timesteps, timesteps_as: the walk's numbers; see
+        schedule, steps, eta, variance, spacing, timesteps, timesteps_as, gamma: the walk's numbers; see
             `ddim_lab.transitions.transitions`.
         clip: "none", "x0" or "x0_eps", for the default formula; see `step`.
         prediction: what the model predicts: "eps", "x0" or "v".
@@ -317,13 +319,14 @@ class Sampler:
         prediction: Prediction = "eps",
         formula: Formula | None = None,
         timesteps_as: TimestepsAs = "given",
+        gamma: Gamma | None = None,
     ) -> None:
         check_choice("prediction", prediction, PREDICTIONS)
         if formula is not None and clip != "none":
             raise ValueError(f"clip={clip} is for the default formula: {formula} says itself whether it clips")
         self.formula: Final = Ddim(clip) if formula is None else formula.bind(schedule, steps, timesteps)
         if (visits := self.formula.visits) is None:
-            walk = transitions(schedule, steps, eta, variance, spacing, timesteps, timesteps_as)
+            walk = transitions(schedule, steps, eta, variance, spacing, timesteps, timesteps_as, gamma)
         else:
             walk = visited(schedule, visits)
         self.formula.check(walk)
@@ -440,31 +443,41 @@ class Sampler:
             1/S (the eps of the two directions are taken at different points).
 
         Raises:
-            ValueError: the walk is not invertible: it adds noise (eta > 0), clips, or is of another formula.
+            ValueError: the walk is not invertible: it adds noise (eta > 0, or variance "analytic"), clips, or is of
+                another formula.
         """
         check_choice("at", at, get_args(EncodeAt))
         if not isinstance(self.formula, Ddim):
             raise ValueError(f"encoding inverts the DDIM step, and this sampler steps by {self.formula}")
         if self.eta != 0.0:
             raise ValueError(f"encoding needs the deterministic walk: eta must be 0, got {self.eta:g}")
+        if self.variance == "analytic":
+            raise ValueError("encoding needs the deterministic walk: variance=analytic adds noise at every eta")
         if self.clip != "none":
             raise ValueError(f"encoding needs an invertible step: clip must be 'none', got {self.clip!r}")
         x = _state(x_0)
         for transition in reversed(self.transitions):
             t = max(transition.t_prev, 0) if at == "source" else transition.t
-            eps = self._predict_eps(model, x, t)
+            eps = self.predict_eps(model, x, t)
             x = step(transition.backwards(), x, eps)
         return x
 
     def _states(
         self, model: EpsModel, x_T: Tensor, seed: int, indices: Tensor | None, noise: NoiseSource | None
     ) -> Iterator[State]:
+        if unknown := gamma_needed_at(self.transitions):
+            raise ValueError(f"variance=analytic needs the model's Gamma(t), at t={unknown[0]:g} first: give gamma")
         names = torch.arange(x_T.shape[0], device=x_T.device) if indices is None else indices
         source = NamedNoise(seed) if noise is None else noise
-        predict = functools.partial(self._predict_eps, model)
+        predict = functools.partial(self.predict_eps, model)
         return self.formula.walk(predict, _state(x_T), self.transitions, lambda t, x: source(names, t, x))
 
-    def _predict_eps(self, model: EpsModel, x: Tensor, t: float) -> Tensor:
+    def predict_eps(self, model: EpsModel, x: Tensor, t: float) -> Tensor:
+        """The model's eps as the walk takes it, of x's shape and dtype: one forward.
+
+        Raises:
+            TypeError, ValueError: the model returned something else than a tensor of x's shape.
+        """
         output = model(x.to(_input_dtype(model, x.dtype)), self.timestep_tensor(t, len(x), x.device))
         if not isinstance(output, Tensor):
             output = getattr(output, "sample", output)  # diffusers wraps its tensor

@@ -44,7 +44,7 @@ from ddim_lab.config.training import TrainingConfig
 from ddim_lab.console import ProgressMode
 from ddim_lab.errors import ConfigError
 from ddim_lab.schedule import LEVEL_SPACINGS, NoiseSchedule
-from ddim_lab.transitions import Prediction, Transition, transitions
+from ddim_lab.transitions import Gamma, Prediction, Transition, transitions
 
 if TYPE_CHECKING:
     from ddim_lab.sampler import Formula, Sampler
@@ -96,6 +96,7 @@ class Config(Options):
     ]
     checkpoint_seconds: Positive
     seed: Seed
+    variance_images: Annotated[StrictInt, Field(ge=10)]
     sampling_devices: PositiveInt
     save_samples: StrictBool
     force: StrictBool
@@ -124,6 +125,11 @@ class Config(Options):
 
     def check(self) -> None:
         """What no single value shows: combinations. Raises ConfigError."""
+        if self.sampler.variance == "analytic" and self.sampler.formula is not None:
+            raise ConfigError(
+                "sampler.variance=analytic is of the DDIM family, around whose mean it is optimal:"
+                f" sampler={self.sampler.name} has a formula of its own"
+            )
         try:
             self.build_transitions()
         except ValueError as error:
@@ -264,7 +270,11 @@ class Config(Options):
         return self.schedule.build()
 
     def build_sampler(
-        self, prediction: Prediction = "eps", steps: int | None = None, formula: Formula | None = None
+        self,
+        prediction: Prediction = "eps",
+        steps: int | None = None,
+        formula: Formula | None = None,
+        gamma: Gamma | None = None,
     ) -> Sampler:
         """The sampler on its schedule.
 
@@ -272,15 +282,18 @@ class Config(Options):
             prediction: what the model predicts.
             steps: the same with that many steps (instead of a list of timesteps).
             formula: how it steps, if not as conf/sampler says.
+            gamma: of the model, for sampler.variance=analytic; without it the noise is not known, and the sampler can
+                be looked at but samples nothing. A task that brings models of its own knows theirs.
         """
         from ddim_lab.sampler import Sampler
 
         return Sampler(
             self.build_schedule(),
             **self._numbers(steps),
-            **({} if self.sampler.clip == "scheduler" else {"clip": self.sampler.clip}),
+            clip=self.sampler.family_clip,
             prediction=prediction,
             formula=self.sampler.build_formula() if formula is None else formula,
+            gamma=self.task.own_gamma(self.build_schedule()) if gamma is None else gamma,
         )
 
     def _numbers(self, steps: int | None) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from ddim_lab.config.options import Options, Words
 
 if TYPE_CHECKING:
     from ddim_lab.sampler import Sampler
+    from ddim_lab.schedule import NoiseSchedule
+    from ddim_lab.transitions import Gamma
 
 __all__ = ["TASKS", "TaskOptions"]
 
@@ -48,6 +50,10 @@ class TaskOptions(Options, ABC):
     def further_walks(self, config: Config) -> Iterable[Sampler]:
         """The samplers whose walks it takes with the cell's model beside the configured one."""
         return ()
+
+    def own_gamma(self, schedule: NoiseSchedule) -> Gamma | None:
+        """Of the model that it brings: what sampler.variance=analytic goes by; None where it samples the cell's."""
+        return None
 
     def check(self, config: Config) -> None:
         """Refuse combinations that this task can't do.

@@ -48,6 +48,11 @@ class SamplerOptions(Options):
         """What takes the steps; None is the DDIM family."""
         return None
 
+    @property
+    def family_clip(self) -> Clip:
+        """What the DDIM family's step clips; "none" of a formula that says it itself."""
+        return self.clip
+
     def numbers(self) -> dict[str, Any]:
         """The arguments of `ddim_lab.transitions.transitions` that are said here."""
         return {name: getattr(self, name) for name in ("eta", "variance", "spacing", "timesteps", "timesteps_as")}
@@ -158,6 +163,10 @@ class DiffusersOptions(SamplerOptions):
 
         name, *words = self.scheduler.split()
         return DiffusersScheduler(name, {**dict(map(_argument, words)), **(self.options or {})}, self.eta)
+
+    @property
+    def family_clip(self) -> Clip:
+        return "none"
 
     def numbers(self) -> dict[str, Any]:
         return {"eta": self.eta, "timesteps": self.timesteps}

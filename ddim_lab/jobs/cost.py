@@ -17,6 +17,8 @@ from ddim_lab.config.model import PretrainedConfig, UNetConfig
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.speed import timed
 from ddim_lab.models.obtain import with_batch_size
+from ddim_lab.models.second_moment import FORWARDS_AN_IMAGE
+from ddim_lab.transitions import gamma_needed_at
 
 __all__ = [
     "ForwardTime",
@@ -24,6 +26,7 @@ __all__ = [
     "forward_time",
     "forwards_by_cell",
     "image_forwards",
+    "variance_forwards_by_cell",
 ]
 
 WORTH_MEASURING: Final = 1_000_000
@@ -64,6 +67,23 @@ def forwards_by_cell(cells: Sequence[Config]) -> list[int]:
             what, forwards = shared
             cost += 0 if (config.task.name, what) in paid else forwards
             paid.add((config.task.name, what))
+        costs.append(cost)
+    return costs
+
+
+def variance_forwards_by_cell(cells: Sequence[Config]) -> list[int]:
+    """What sampler.variance=analytic adds to each cell, in their order: the first of a model and timesteps pays."""
+    paid: set[Hashable] = set()
+    costs = []
+    for config in cells:
+        cost = 0
+        analytic = config.sampler.variance == "analytic"
+        for walk in (config.build_sampler(), *config.task.further_walks(config)) if analytic else ():
+            timesteps = tuple(gamma_needed_at(walk.transitions))
+            model = config.data, config.model, config.schedule, config.training
+            one = *model, config.variance_images, config.batch_size, config.runtime.device, timesteps
+            cost += 0 if one in paid else FORWARDS_AN_IMAGE * config.variance_images * len(timesteps)
+            paid.add(one)
         costs.append(cost)
     return costs
 
@@ -132,33 +152,35 @@ def describe_cost(cells: Sequence[Config]) -> str:
     runtimes = {config.runtime: Runtime.resolve(config.runtime) for config in cells}
     cells = [with_batch_size(config, runtimes[config.runtime]) for config in cells]
     runtime = runtimes[cells[0].runtime]
-    costs = forwards_by_cell(cells)
-    total, measuring = sum(costs), sum(config.task.measuring_forwards(config) for config in cells)
+    costs, estimating = forwards_by_cell(cells), variance_forwards_by_cell(cells)
+    measuring = [config.task.measuring_forwards(config) for config in cells]
+    total = sum(costs)
     text = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
     if total == 0:
         return text
     text += f", {total:,} image-forwards for samples"
-    if measuring:
-        text += f" and {measuring:,} to measure them"
-    if total + measuring < WORTH_MEASURING:
+    if any(estimating):
+        text += f"{',' if any(measuring) else ' and'} {sum(estimating):,} for the analytic variance"
+    if any(measuring):
+        text += f" and {sum(measuring):,} to measure them"
+    if total + sum(estimating) + sum(measuring) < WORTH_MEASURING:
         return text
     times: dict[tuple[object, ...], ForwardTime | None] = {}
     trainings: dict[tuple[object, ...], float] = {}
     seconds, thousand, saved = 0.0, 0.0, 0.0
-    for config, cost in zip(cells, costs, strict=True):
-        beside = config.task.measuring_forwards(config)
-        if cost + beside == 0:
+    for config, cost, estimated, beside in zip(cells, costs, estimating, measuring, strict=True):
+        if cost + estimated + beside == 0:
             continue
         network = config.data, config.model, config.runtime, config.batch_size
         if network not in times:
             times[network] = forward_time(config, runtimes[config.runtime])
         if (time := times[network]) is None:
             continue
-        seconds += (cost + beside) * time.seconds
+        seconds += (cost + estimated + beside) * time.seconds
         if _would_compile(config, runtimes[config.runtime]):
             gained = (cost + beside) * time.seconds * (1.0 - 1.0 / COMPILED_GAIN)
             saved += gained - COMPILING if gained > REPAID * COMPILING else 0.0
-        thousand += (cost * min(1.0, 1000 / config.num_samples) + beside) * time.seconds
+        thousand += (cost * min(1.0, 1000 / config.num_samples) + estimated + beside) * time.seconds
         training = config.training
         if isinstance(config.model, UNetConfig) and config.model.weights != "random":
             one = config.data, config.model, config.schedule, training, config.runtime.device

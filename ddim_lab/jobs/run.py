@@ -33,7 +33,7 @@ from ddim_lab.report.rows import measured
 from ddim_lab.report.series import noise_label
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
 from ddim_lab.store.housekeeping import register_job, working
-from ddim_lab.store.records import Plan, PlanCell, Pointer, Result
+from ddim_lab.store.records import Plan, PlanCell, Pointer, Result, Tabled
 from ddim_lab.tasks.base import Job
 
 __all__ = ["Place", "environment", "job", "mirror_report"]
@@ -159,6 +159,9 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
             if runs and model.fingerprint is not None:
                 _log_object(runs[-1], store, config.data.name, "models", model.fingerprint, "output")
         job = Job(with_batch_size(config, runtime), data, model, runtime, store, f"{_progress(place)} {name}")
+        if config.sampler.variance == "analytic":
+            with _phase(phases, "second_moments"):
+                _ = job.sampler
         with _phase(phases, "feature_network"):
             identity = _identity(job)
         cell, cached, measured = _cell(job, identity)
@@ -194,7 +197,7 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
             headline=measured.headline,
             common_start=job.task.common_start,
             values=tuple(measured.values),
-            tables=tuple(measured.tables),
+            tables=(*measured.tables, *_noise_table(job)),
             pictures=tuple(measured.pictures),
             phases={name: round(seconds, 4) for name, seconds in measured.phases.items()},
             objects=_objects(job.store),
@@ -206,6 +209,14 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
     folder, built = job.store.obtain("cells", key, build, replace=job.config.force)
     folder = job.task.finished(job, folder)
     return folder, not built, phases
+
+
+def _noise_table(job: Job) -> Iterator[Tabled]:
+    """The noise of each step, where it is estimated: sampler.variance=analytic."""
+    if (moments := job.second_moments()) is not None:
+        from ddim_lab.models.second_moment import variance_table
+
+        yield variance_table(job.sampler.transitions, job.sampler.eta, moments)
 
 
 def _objects(store: Store, others: Sequence[tuple[str, str]] = ()) -> tuple[tuple[str, str], ...]:
@@ -226,6 +237,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "runtime": job.runtime.recipe(),
         "measured": job.task.identity(job),
+        **({} if (moments := job.second_moments()) is None else {"second_moments": moments.key}),
         **({"plugins": config.plugins()} if config.plugins() else {}),
     }
 
@@ -259,6 +271,7 @@ def _recipe(job: Job) -> dict[str, Any]:
             "timesteps": [step.t for step in sampler.transitions],
             **({} if config.sampler.formula is None else {"formula": sampler.formula.recipe()}),
             **({} if sampler.formula.noise_from is None else {"noise_from": sampler.formula.noise_from}),
+            **({"variance_images": config.variance_images} if sampler.variance == "analytic" else {}),
         },
         "task": config.task.model_dump(),
         "seed": config.seed,
@@ -351,7 +364,9 @@ def _time_left(place: Place) -> str:
             to_do += cell.image_forwards
         elif pointer.status == "done" and not pointer.cached:
             spent += sum(
-                seconds for name, seconds in pointer.phases.items() if name not in ("train", "feature_network")
+                seconds
+                for name, seconds in pointer.phases.items()
+                if name not in ("train", "feature_network", "second_moments")
             )
             done += cell.image_forwards
     if not done or not to_do:

@@ -58,7 +58,7 @@ class ImagesHash:
 REPEATS: Final = (
     "The same x_T sampled twice, and in batches of two sizes: differences of the final state, in which images "
     "span [−1, 1]. Variance: over noise seeds at fixed x_T, ± its standard error over images where that was taken; "
-    "at η 0 nothing is drawn, so it must be exactly 0."
+    "at η 0 nothing is drawn, but by the analytic variance, so it must be exactly 0."
 )
 
 

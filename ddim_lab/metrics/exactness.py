@@ -20,7 +20,7 @@ from torch import Tensor
 from ddim_lab.analytic import GaussianEps, GaussianMixtureEps
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import NoiseSchedule, half_log_snr
-from ddim_lab.transitions import Transition
+from ddim_lab.transitions import Gamma, Transition
 
 __all__ = [
     "TARGET",
@@ -32,6 +32,7 @@ __all__ = [
     "errors_on_a_mixture",
     "even_in_lambda",
     "gaussian",
+    "gaussian_gamma",
     "mixture",
     "moments_of",
     "ode_solution",
@@ -58,6 +59,17 @@ def mixture(schedule: NoiseSchedule) -> GaussianMixtureEps:
 def gaussian(schedule: NoiseSchedule) -> GaussianEps:
     """Exact eps of one Gaussian with another variance in each pixel."""
     return GaussianEps(schedule, _MEAN, _VARIANCE)
+
+
+def gaussian_gamma(schedule: NoiseSchedule) -> Gamma:
+    """Gamma(t) = E |eps|^2 / d of `gaussian`: (1 - ab) / (ab v + 1 - ab), averaged over its pixels' variances v."""
+    variances: list[float] = _VARIANCE.flatten().tolist()
+
+    def gamma(t: float) -> float:
+        ab = schedule.alpha_bar(t)
+        return sum((1.0 - ab) / (ab * v + 1.0 - ab) for v in variances) / len(variances)
+
+    return gamma
 
 
 def starts(count: int, seed: int = 0) -> Tensor:

@@ -147,8 +147,8 @@ def _eta_chart(of: ValueTable, name: str) -> Chart | None:
     spacings = {str(cell.labels.get("spacing")) for cell in table.cells}
     for cell in table.cells:
         value, eta = of.number_of(cell), cell.labels.get("eta")
-        budget, large = cell.budget, cell.labels.get("variance") == "large"
-        if value is not None and isinstance(eta, int | float) and budget and not large:
+        budget, other = cell.budget, cell.labels.get("variance") in ("large", "analytic")
+        if value is not None and isinstance(eta, int | float) and budget and not other:
             spacing = str(cell.labels.get("spacing")) if len(spacings) > 1 else ""
             places.setdefault((budget, spacing), {}).setdefault(float(eta), (value, of.se_of(cell)))
     lines = {key: points for key, points in sorted(places.items()) if len(points) > 2}

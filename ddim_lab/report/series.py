@@ -61,14 +61,18 @@ class PaperTable:
 
 
 def noise_label(labels: dict[str, Any]) -> str:
-    """ "η 0.5", or "σ̂" for the larger variance of the paper; of a formula from outside, its sampler's name."""
+    """ "η 0.5", or "σ̂" for the larger variance of the paper; of a formula from outside, its sampler's name.
+
+    The analytic variance is told beside eta, whose mean it is around.
+    """
     if labels.get("formula") is not None:
         eta = labels.get("eta")
         return f"{labels.get('sampler')}{f' · η {eta:g}' if eta else ''}"
     if labels.get("variance") == "large":
         return SIGMA_HAT
     eta = labels.get("eta")
-    return str(labels.get("sampler") or "cell") if eta is None else f"η {eta:g}"
+    analytic = ", analytic" if labels.get("variance") == "analytic" else ""
+    return str(labels.get("sampler") or "cell") if eta is None else f"η {eta:g}{analytic}"
 
 
 def _training_seed(value: Any) -> str:
@@ -151,9 +155,9 @@ def _tell_apart(
                 names[number] = (*name, values[number])
 
 
-def _noise_order(labels: dict[str, Any]) -> tuple[bool, float]:
-    eta = labels.get("eta")
-    return labels.get("variance") == "large", float(eta) if isinstance(eta, int | float) else -1.0
+def _noise_order(labels: dict[str, Any]) -> tuple[bool, bool, float]:
+    eta, variance = labels.get("eta"), labels.get("variance")
+    return variance == "large", variance == "analytic", float(eta) if isinstance(eta, int | float) else -1.0
 
 
 def _population(cell: Cell) -> tuple[Any, ...]:

@@ -143,7 +143,8 @@ def against_ddim(of: ValueTable) -> list[tuple[str, Mapping[int | None, Differen
 
     def is_ddim(row: Row) -> bool:
         labels = labels_of(row)
-        return labels.get("formula") is None and labels.get("eta") == 0 and labels.get("clip") in (None, "none")
+        walk = labels.get("formula"), labels.get("variance", "posterior"), labels.get("clip", "none")
+        return labels.get("eta") == 0 and walk == (None, "posterior", "none")
 
     def labels_of(row: Row) -> Mapping[str, Any]:
         return next(iter(row.cells.values())).labels

@@ -1,4 +1,4 @@
-"""Any scheduler of the installed diffusers as a `Formula`: its timesteps and steps, on our betas, model, x_T and noise."""
+"""Any scheduler of the installed diffusers as a `Formula`: its own timesteps and steps, on our betas, x_T and noise."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def _probe(walk: Walk, alphas_cumprod: Tensor, seed: int) -> Tensor:
 
     def predict(x: Tensor, t: float) -> Tensor:
         ab = float(alphas_cumprod[round(t)])
-        return x * ((1.0 - ab) ** 0.5 / (0.25 * ab + 1.0 - ab))
+        return torch.mul(x, (1.0 - ab) ** 0.5 / (0.25 * ab + 1.0 - ab))
 
     def draw(t: float, like: Tensor) -> Tensor:
         name = int(np.float64(t).view(np.int64)) ^ seed

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ddim_lab.metrics.features import Features
     from ddim_lab.metrics.speed import Contention
     from ddim_lab.models.obtain import Model
+    from ddim_lab.models.second_moment import SecondMoments
     from ddim_lab.sampler import Sampler
 
 __all__ = ["Job", "Outcome", "Task", "drawn", "need_determinism", "need_error", "need_room"]
@@ -83,7 +84,37 @@ class Job:
     @cached_property
     def sampler(self) -> Sampler:
         """The configured sampler, for what the model predicts."""
-        return self.config.build_sampler(self.model.prediction)
+        return self.sampler_at()
+
+    def sampler_at(self, steps: int | None = None) -> Sampler:
+        """The same with that many steps (instead of a list of timesteps)."""
+        moments = self.second_moments(steps)
+        gamma = None if moments is None else moments.gamma
+        return self.config.build_sampler(self.model.prediction, steps, gamma=gamma)
+
+    def second_moments(self, steps: int | None = None) -> SecondMoments | None:
+        """Gamma(t) of the model where the walk needs it, for sampler.variance=analytic; estimated at first use.
+
+        None where it needs none: of another variance, of one step, or of a task that brings models of its own.
+        """
+        if self.config.sampler.variance != "analytic":
+            return None
+        from ddim_lab.models.second_moment import obtain_second_moments
+        from ddim_lab.transitions import gamma_needed_at
+
+        config, walk = self.config, self.config.build_sampler(self.model.prediction, steps)
+        if not gamma_needed_at(walk.transitions):
+            return None
+        return obtain_second_moments(
+            self.model,
+            self.data,
+            walk,
+            self.runtime,
+            self.store,
+            images=config.variance_images,
+            batch_size=min(config.batch_size, config.variance_images),
+            progress=self.progress,
+        )
 
     @cached_property
     def features(self) -> Features:
@@ -154,6 +185,11 @@ MOST_STATES: Final = 8 * 2**30
 
 def need_determinism(config: Config) -> None:
     """Raise ConfigError where the walk draws noise."""
+    if config.sampler.variance == "analytic":
+        raise ConfigError(
+            f"task={config.task.name} needs the deterministic sampler, and sampler.variance=analytic adds noise at any"
+            " eta: set sampler.variance=posterior"
+        )
     if config.sampler.eta != 0:
         raise ConfigError(
             f"task={config.task.name} needs the deterministic sampler: set sampler.eta=0, got {config.sampler.eta:g}"
@@ -183,4 +219,5 @@ def need_room(config: Config) -> None:
 def drawn(config: Config) -> tuple[Hashable, ...]:
     """What the x_0 of a cell are drawn from, steps and runtime aside: cells where it is equal can share them."""
     model = config.data, config.model, config.schedule, config.training
-    return *model, config.sampler, config.seed, config.num_samples, config.batch_size
+    sampler = config.sampler, config.variance_images if config.sampler.variance == "analytic" else None
+    return *model, *sampler, config.seed, config.num_samples, config.batch_size

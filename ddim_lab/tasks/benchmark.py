@@ -63,6 +63,11 @@ class Benchmark(Task):
         return (config.build_sampler(steps=steps) for steps in self.fitted_steps)
 
     def check(self, config: Config) -> None:
+        if config.sampler.variance == "analytic":
+            raise ConfigError(
+                "task=benchmark reads no images, and sampler.variance=analytic is estimated from them: a step takes as"
+                " long with sampler.variance=posterior sampler.eta=1"
+            )
         try:
             for steps in self.fitted_steps:
                 config.build_transitions(steps=steps)

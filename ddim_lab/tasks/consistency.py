@@ -143,7 +143,7 @@ class Consistency(Task):
 def _many_sampler(job: Job) -> Sampler:
     task = job.task
     assert isinstance(task, Consistency)
-    return job.config.build_sampler(job.model.prediction, steps=task.many_steps)
+    return job.sampler_at(task.many_steps)
 
 
 def _many_identity(job: Job, sampler: Sampler) -> dict[str, Any]:

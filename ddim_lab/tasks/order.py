@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, final
 
 import torch
 from pydantic import Field, StrictInt
@@ -29,6 +29,7 @@ from ddim_lab.metrics.exactness import (
     ddpm_moments,
     errors_on_a_mixture,
     even_in_lambda,
+    gaussian_gamma,
     mixture,
     moments_of,
     on_one_point,
@@ -39,6 +40,10 @@ from ddim_lab.sampler import Ddim, Sampler
 from ddim_lab.store import content_key
 from ddim_lab.store.records import Tabled, Value
 from ddim_lab.tasks.base import Job, Outcome, Task
+
+if TYPE_CHECKING:
+    from ddim_lab.schedule import NoiseSchedule
+    from ddim_lab.transitions import Gamma
 
 __all__ = ["Order"]
 
@@ -113,6 +118,10 @@ class Order(Task):
                 _walk(config, steps)
             except ValueError as error:
                 raise ConfigError(f"task.steps={steps}: {error}") from None
+
+    def own_gamma(self, schedule: NoiseSchedule) -> Gamma:
+        """Of the Gaussian, on which the moments are looked at."""
+        return gaussian_gamma(schedule)
 
     def forwards(self, config: Config) -> int:
         return 0  # of the cell's model

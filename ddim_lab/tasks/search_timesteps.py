@@ -119,6 +119,11 @@ class SearchTimesteps(Task):
                 f"task=search_timesteps has nothing to choose at steps={config.steps}:"
                 f" set steps below the schedule's {total} timesteps"
             )
+        if config.sampler.variance == "analytic":
+            raise ConfigError(
+                "task=search_timesteps tries many lists of timesteps, and sampler.variance=analytic is estimated for"
+                " one: set sampler.variance=posterior"
+            )
         if config.sampler.eta > 1:
             raise ConfigError(f"task=search_timesteps needs sampler.eta from 0 to 1, got {config.sampler.eta:g}")
         if self.trials < len(WHOLE_SPACINGS):
