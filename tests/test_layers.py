@@ -38,6 +38,7 @@ MATHEMATICS = {
 # From the mathematics to the commands: a room imports from itself and from those before it.
 LAYERS = (
     "schedule transitions diffusion noise sampler singlestep multistep pndm analytic interpolate errors console",
+    "schedulers",
     "store config",
     "device data",
     "models metrics",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,8 @@ from ddim_lab.metrics.exactness import (
     errors_on_a_mixture,
     mixture,
     moments_of,
-    noise_left,
     ode_solution,
+    on_one_point,
     starts,
 )
 from ddim_lab.multistep import DpmSolverPP
@@ -83,7 +84,10 @@ def test_the_moments_of_the_family_are_exact(eta: float, variance: Any) -> None:
 
 def test_no_noise_is_left_where_there_is_one_image() -> None:
     for sampler in (Sampler(SCHEDULE, 10, eta=1.0), Sampler(SCHEDULE, 10, formula=DpmSolverPP(3))):
-        assert noise_left(sampler, starts(4)) < 1e-9
+        point = on_one_point(sampler, starts(4))
+        assert point.noise_left < 1e-9
+        assert (point.off_level is None) == sampler.is_random
+        assert point.off_level is None or point.off_level < 1e-9
 
 
 # -- what it finds -------------------------------------------------------------------------------------------------
@@ -154,22 +158,38 @@ class LeavesNoise(Changed):
         return super().step(transition, x_t, eps, z) + 1e-3 * eps
 
 
+class StepsTooFar(Changed):
+    """A timestep further than it says, but for the last step, which ends where all end."""
+
+    def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
+        if transition.t_prev < 1:
+            return super().step(transition, x_t, eps, z)
+        further = replace(transition, alpha_bar_prev=SCHEDULE.alpha_bar(transition.t_prev - 1))
+        return super().step(further, x_t, eps, z)
+
+
 @pytest.mark.parametrize(
     ("wrong", "fails", "with_what"),
     [
-        (CountsWrong(), "nfe_done", "fails: 10, said 9"),
+        (CountsWrong(), "nfe_done", "fails: S = 1: 1, said 0, and at "),
         (SeesItsNeighbours(), "batch_alike", "fails: "),
         (Forgets(), "repeats", "fails: another image"),
-        (Breaks(), "finite", "fails: not at NFE 7"),
+        (Breaks(), "finite", "fails: S = 7: infinite or NaN"),
         (GoesElsewhere(), "timesteps_visited", "fails: "),
-        (LeavesNoise(), "noise_left", "fails: "),
+        (LeavesNoise(), "noise_left", "fails: S = 1: "),
+        (StepsTooFar(), "levels", "fails: S = 3: 2.5e-03 at t = 333"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Formula) else "",
 )
-def test_what_is_wrong_is_found_and_nothing_else(wrong: Formula, fails: str, with_what: str) -> None:
+def test_what_is_wrong_is_found_and_nothing_else(
+    wrong: Formula, fails: str, with_what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddim_lab.tasks.order.FINITE_TO", 12)
     found = verdicts(measured(wrong))
     assert found[fails].startswith(with_what)
     others = {name: verdict for name, verdict in found.items() if name not in (fails, "order_reached", "moments")}
+    if isinstance(wrong, LeavesNoise | SeesItsNeighbours):  # in states, too
+        others.pop("levels")
     if not isinstance(wrong, GoesElsewhere):  # eps of another level is wrong in itself
         assert set(others.values()) == {"holds"}
 
@@ -179,7 +199,9 @@ def test_what_is_right_is_found_right() -> None:
     assert verdicts(outcome) == {
         "order_reached": "not applicable",  # whole timesteps are too coarse near the image
         "moments": "not applicable",
-        **dict.fromkeys(("noise_left", "timesteps_visited", "nfe_done", "batch_alike", "repeats", "finite"), "holds"),
+        **dict.fromkeys(
+            ("noise_left", "levels", "timesteps_visited", "nfe_done", "batch_alike", "repeats", "finite"), "holds"
+        ),
     }
     values = {value.name: value.value for value in outcome.values}
     assert values["order"] == pytest.approx(1.0, abs=0.05)
@@ -190,6 +212,7 @@ def test_what_is_right_is_found_right() -> None:
 def fine(formula: Formula | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The verdicts where every grid is taken for fine enough."""
     monkeypatch.setattr("ddim_lab.tasks.order.FINE", math.inf)
+    monkeypatch.setattr("ddim_lab.tasks.order.FINITE_TO", 2)
     return verdicts(measured(formula))
 
 
@@ -207,7 +230,7 @@ class Diverges(Changed):
 
 def test_what_diverges_is_a_finding_and_no_failure() -> None:
     outcome = measured(Diverges())
-    assert verdicts(outcome)["finite"] == "fails: not at NFE 1, 2, 3"
+    assert verdicts(outcome)["finite"] == "fails: S = 1: infinite or NaN, and at 49 more of 50 up to S = 50"
     assert "order" not in {value.name for value in outcome.values}
 
 

@@ -183,8 +183,9 @@ class OnePoint:
 
     Attributes:
         noise_left: root mean square distance of the images from the point: nothing random may be left.
-        off_level: how far a state is from the noise level of the t that the model is told with it, at most; as the
-            root mean square of what eps moves by. None where noise is added, which moves it, too.
+        off_level: how far a state is, at most, from the noise level of the t that the model is told with it: the root
+            mean square of what eps moves by; where noise is added, which moves it, too, what its mean square differs
+            from 1 by, or 0 where chance does that. None where it was not looked at.
         off_at: the first t at which it is that far; None as before.
     """
 
@@ -193,11 +194,20 @@ class OnePoint:
     off_at: float | None
 
 
-def on_one_point(sampler: Sampler, x_T: Tensor) -> OnePoint:
-    """A walk on one point, where eps = (x - sqrt(ab) mu) / sqrt(1 - ab) is the same at all levels.
+BY_CHANCE: Final = 5.5
+"""Standard errors that a mean square may be off: of a thousand states one in 10,000 walks is, by chance."""
+
+
+def on_one_point(sampler: Sampler, x_T: Tensor, *, levels: bool = True) -> OnePoint:
+    """A walk on one point, where eps = (x - sqrt(ab) mu) / sqrt(1 - ab) is the noise in x.
 
     A solver of any order is exact there, and states that are at the level which the model is told give one and the same
-    eps. (The point is a Gaussian of variance 1e-24: eps must exist.)
+    eps, or with noise one that is standard normal. (The point is a Gaussian of variance 1e-24: eps must exist.)
+
+    Args:
+        sampler: takes the walk.
+        x_T: from here; hundreds of them where it adds noise.
+        levels: whether to look at the states, too.
     """
     model = GaussianEps(sampler.schedule, _MEAN, 1e-24)
     said: list[tuple[float, Tensor]] = []
@@ -208,9 +218,14 @@ def on_one_point(sampler: Sampler, x_T: Tensor) -> OnePoint:
         return eps
 
     left = _rms(sampler.sample(watched, x_T) - _MEAN)
-    if sampler.is_random:
+    if not levels:
         return OnePoint(left, None, None)
-    moved = [(_rms(eps - said[0][1]), t) for t, eps in said]
+    if sampler.is_random:
+        by_chance = BY_CHANCE * math.sqrt(2.0 / x_T.numel())
+        moved = [(abs(_rms(eps) ** 2 - 1.0), t) for t, eps in said]
+        moved = [(off if off > by_chance else 0.0, t) for off, t in moved]
+    else:
+        moved = [(_rms(eps - said[0][1]), t) for t, eps in said]
     most, at = max(moved, key=lambda each: each[0] if math.isfinite(each[0]) else math.inf)
     return OnePoint(left, most, at)
 

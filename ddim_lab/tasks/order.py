@@ -71,6 +71,9 @@ ALIKE: Final = {torch.float64: 1e-10, torch.float32: 1e-5}
 EXACT: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
 """What a walk on a single point may be off by."""
 
+BETWEEN: Final = 1e-2
+"""What eps may move by on a single point where timesteps lie between whole ones: their levels are a convention."""
+
 SECTION: Final = "Does it do what it says?"
 CHECKS: Final = "On exact models"
 CONVERGENCE: Final = "Convergence to the ODE's solution"
@@ -231,7 +234,9 @@ _CHECKED: Final[dict[str, Any]] = {
         " the target, at the largest S, or half as far from it as where the fit begins."
         f" {SURE} standard errors are granted.",
         "noise left, levels: of data that are a single point images are that point, and each state is at the level of"
-        " the t that the model is told with it: eps stays the same to 1e-6 (1e-3 where a sampler computes in float32).",
+        " the t that the model is told with it: eps stays the same to 1e-6 (1e-3 where a sampler computes in float32,"
+        f" {BETWEEN:g} where t lies between whole timesteps, whose level is a convention), or where noise is added"
+        " standard normal, as far as 256 samples tell.",
         "timesteps, NFE: those announced are those that the model was asked for.",
         "batch, repeats: the same images one by one, to 1e-10 (1e-5 in float32), and once more, bitwise.",
         "finite: the images are.",
@@ -316,7 +321,12 @@ def _walked(job: Job, sampler: Sampler) -> list[Check]:
 
     return [
         check("noise_left", "noise left", lambda walk: walk.left(exact)),
-        check("levels", "levels", lambda walk: walk.off(exact), not sampler.is_random),
+        check(
+            "levels",
+            "levels",
+            lambda walk: walk.off(exact if walk.whole else BETWEEN),
+            walks[0].point.off_level is not None,
+        ),
         check("timesteps_visited", "timesteps", _Looked.astray),
         check("nfe_done", "NFE", _Looked.miscounted),
         Check("batch_alike", "batch", apart <= ALIKE[dtype], f"{apart:.1e} apart"),
@@ -333,6 +343,7 @@ class _Looked:
     steps: int
     said: int
     done: int
+    whole: bool
     strange: tuple[float, ...]
     finite: bool
     point: OnePoint
@@ -341,13 +352,16 @@ class _Looked:
     def at(cls, sampler: Sampler) -> Self:
         model, x_T = Watched(sampler), starts(2)
         images = sampler.sample(model, x_T)
+        # Noise of another size than the posterior's is chosen for other data than one point.
+        levels = sampler.variance == "posterior" and not sampler.formula.noise_is_dear
         return cls(
             steps=sampler.steps,
             said=sampler.nfe,
             done=len(model.asked),
+            whole=sampler.whole,
             strange=tuple(sorted(set(model.asked) ^ model.announced)),
             finite=bool(torch.isfinite(images).all()),
-            point=on_one_point(sampler, x_T),
+            point=on_one_point(sampler, starts(256) if sampler.is_random and levels else x_T, levels=levels),
         )
 
     def astray(self) -> str | None:
