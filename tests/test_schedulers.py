@@ -325,7 +325,9 @@ def test_without_one_it_is_one_line(tmp_path: Path) -> None:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("schedulers")
     names = "DDIMScheduler clip_sample:false,DPMSolverMultistepScheduler,EulerAncestralDiscreteScheduler"
-    words = ("model=gaussian", "metrics.features=pixels", "logger=csv", f"sampler.scheduler={names}", "nfe=5,10", "-m")
+    apart = "{metric: FID, source: A paper, protocol: another network, unit: NFE, rows: {Theirs: {5: 8.1, 20: 3.25}}}"
+    words = ("model=gaussian", "metrics.features=pixels", "logger=csv", f"study.elsewhere=[{apart}]", "-m")
+    words = (f"sampler.scheduler={names}", "nfe=5,10", *words)
     assert tiny.run(outputs, "sampler=diffusers", *words, settings=tiny.SMALL) == 0
     return tiny.sweeps(outputs)[0]
 
@@ -345,6 +347,13 @@ def test_a_sweep_over_schedulers(sweep: Path) -> None:
 def test_the_report_says_whose_noise_is_its_own(sweep: Path) -> None:
     table = (sweep / "table.md").read_text()
     assert re.search(r"Noise: a generator for each sample for EulerAncestralDiscreteScheduler", table)
+
+
+def test_numbers_from_elsewhere_stand_apart(sweep: Path) -> None:
+    told = (sweep / "table.md").read_text().partition("## FID, published elsewhere")[2]
+    assert "A paper · another network" in told
+    assert "| Theirs | 8.10 | 3.25 |" in told
+    assert "FID, published elsewhere" in (sweep / "report.html").read_text()
 
 
 def test_a_repeated_timestep_has_noise_of_its_own() -> None:

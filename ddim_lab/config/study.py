@@ -21,7 +21,7 @@ from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.schedule import SPACINGS
 from ddim_lab.transitions import Clip, Variance
 
-__all__ = ["PublishedConfig", "RowConfig", "StudyConfig"]
+__all__ = ["ElsewhereConfig", "PublishedConfig", "RowConfig", "StudyConfig"]
 
 
 def _spacings(given: Any) -> Any:
@@ -85,9 +85,28 @@ class PublishedConfig(Options):
         return {**found, **given}
 
 
+class ElsewhereConfig(Options):
+    """Published numbers that no row of the study was taken as, to stand in a table of their own.
+
+    Attributes:
+        metric: what they are, as its authors call it.
+        source: where they were published.
+        protocol: of which network, timesteps, images and reference they are, in words.
+        unit: what `rows` goes by: steps (S), or forwards (NFE).
+        rows: a name -> steps or forwards -> number.
+    """
+
+    metric: StrictStr
+    source: StrictStr
+    protocol: StrictStr
+    unit: Literal["S", "NFE"] = "S"
+    rows: Annotated[dict[StrictStr, Annotated[dict[StepsKey, Number], Field(min_length=1)]], Field(min_length=1)]
+
+
 class StudyConfig(Options):
-    """What the report says of a sweep: title, notes, and known numbers to stand beside ours."""
+    """What the report says of a sweep: title, notes, and known numbers to stand beside ours, or apart from them."""
 
     title: StrictStr | None
     notes: StrictStr | None
     published: PublishedConfig | None
+    elsewhere: tuple[ElsewhereConfig, ...] | None = None

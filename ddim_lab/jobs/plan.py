@@ -28,7 +28,7 @@ from ddim_lab.console import show_progress
 from ddim_lab.errors import ConfigError
 from ddim_lab.jobs.compose import compose, composer, explain, split_cells
 from ddim_lab.jobs.tracking import check_mode
-from ddim_lab.store.records import Plan, PlanCell, Published
+from ddim_lab.store.records import Elsewhere, Plan, PlanCell, Published
 
 if TYPE_CHECKING:
     from ddim_lab.store import Store
@@ -75,6 +75,7 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
         title=first.study.title,
         notes=first.study.notes,
         published=None if published is None else Published.model_validate(published.model_dump()),
+        elsewhere=tuple(Elsewhere.model_validate(one.model_dump()) for one in first.study.elsewhere or ()),
         outputs_dir=os.path.relpath(outputs, sweep),
         cells=tuple(
             PlanCell(

@@ -39,9 +39,11 @@ def join_sweeps(sweeps: Mapping[str, Sweep], folder: Path) -> Sweep:
             labels = {**cell.labels, "sweep": name}
             cells.append(replace(cell, plan=cell.plan.model_copy(update={"number": len(cells), "labels": labels})))
     numbers = [sweep.plan.published for sweep in sweeps.values() if sweep.plan.published is not None]
+    apart = [of for sweep in sweeps.values() for of in sweep.plan.elsewhere]
     plan = Plan(
         title=f"Comparison of {', '.join(names[:-1])} and {names[-1]}",
         published=numbers[0] if numbers and all(one == numbers[0] for one in numbers) else None,
+        elsewhere=tuple(of for at, of in enumerate(apart) if of not in apart[:at]),
         environment=_join_environments({name: sweep.plan.environment for name, sweep in sweeps.items()}),
         cells=tuple(cell.plan for cell in cells),
     )

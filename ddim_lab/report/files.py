@@ -11,7 +11,7 @@ from ddim_lab.report.page import page
 from ddim_lab.report.read import ReportError, Sweep, kept_samples
 from ddim_lab.report.rows import csv_text
 from ddim_lab.report.sections import KEPT
-from ddim_lab.report.tables import Entry, TextTable, time_text, value_text
+from ddim_lab.report.tables import Entry, TextTable, elsewhere_text, time_text, value_text
 from ddim_lab.report.together import over_training_seeds
 from ddim_lab.store import write_text
 
@@ -37,7 +37,10 @@ def write_files(sweep: Sweep) -> Path:
 
 
 def texts_of(sweep: Sweep) -> list[TextTable]:
-    """The paper-shaped tables: one for each value with a heading, with published numbers; means over training seeds."""
+    """The paper-shaped tables: one for each value with a heading, with published numbers; means over training seeds.
+
+    Numbers that stand apart are the last.
+    """
     texts: list[TextTable] = []
     for table, found in sweep.shown:
         if not found:
@@ -46,7 +49,7 @@ def texts_of(sweep: Sweep) -> list[TextTable]:
             texts.append(value_text(sweep.plan.published, values))
             if (seeds := over_training_seeds(values)) is not None:
                 texts.append(seeds)
-    return texts
+    return [*texts, *map(elsewhere_text, sweep.plan.elsewhere)]
 
 
 # -- Markdown -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ddim_lab.report.numbers import DASH, exact
 from ddim_lab.report.pictures import Embedded, embed
 from ddim_lab.report.read import Sweep, kept_samples
 from ddim_lab.report.rows import columns_of, sweep_rows
-from ddim_lab.report.tables import ValueTable, time_text, value_text
+from ddim_lab.report.tables import ValueTable, elsewhere_text, time_text, value_text
 from ddim_lab.report.together import over_training_seeds
 from ddim_lab.store.records import Tabled
 
@@ -94,6 +94,7 @@ def _results(sweep: Sweep, charts: Sequence[Chart]) -> Section:
                 blocks += column_grids(sweep, table.cells, "", values.facts)
         if not shown:
             blocks += column_grids(sweep, table.cells, "")
+    blocks += [text_grid(elsewhere_text(each)) for each in sweep.plan.elsewhere]
     return _section("Results", blocks)
 
 

@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ddim_lab.report.cells import Cell
-from ddim_lab.report.numbers import DASH, counted, decimals, with_error
+from ddim_lab.report.numbers import DASH, counted, decimals, number, with_error
 from ddim_lab.report.published import not_comparable, paper_note, published, stands_beside
 from ddim_lab.report.series import PaperTable, Row
-from ddim_lab.store.records import Published, Value
+from ddim_lab.store.records import Elsewhere, Published, Value
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,23 @@ def value_text(reference: Published | None, of: ValueTable) -> TextTable:
         (*notes, *_forwards_done(table), *_noise_sources(table), *unnamed_differences(table)),
         field=of.value.name,
         better=of.value.better,
+    )
+
+
+def elsewhere_text(of: Elsewhere) -> TextTable:
+    """Published numbers that stand apart."""
+    columns = sorted({int(column) for row in of.rows.values() for column in row})
+    found = [[row.get(str(column)) for column in columns] for row in of.rows.values()]
+    places = max(len(f"{value:g}".partition(".")[2]) for row in found for value in row if value is not None)
+
+    def entry(value: float | None) -> Entry | None:
+        return None if value is None else Entry(number(value, places), value, ranked=False)
+
+    rows = zip(of.rows, (tuple(map(entry, row)) for row in found), strict=True)
+    note = "Of other networks, timesteps or images than the rows of this report: no difference would mean anything."
+    headings = tuple(f"{of.unit} = {column}" for column in columns)
+    return TextTable(
+        f"{of.metric}, published elsewhere", f"{of.source} · {of.protocol}", headings, tuple(rows), (note,), ""
     )
 
 

@@ -128,6 +128,24 @@ class Published(Record):
         return self.spacing.get(str(steps)) if isinstance(self.spacing, dict) else self.spacing
 
 
+class Elsewhere(Record):
+    """Published numbers that stand apart, since no row here was taken as they were: no difference is ever given.
+
+    Attributes:
+        metric: what they are, as its authors call it.
+        source: where they were published.
+        protocol: of which network, timesteps, images and reference they are, in words.
+        unit: what `rows` goes by: steps, or forwards.
+        rows: a name -> steps or forwards -> number.
+    """
+
+    metric: str
+    source: str
+    protocol: str
+    unit: Literal["S", "NFE"] = "S"
+    rows: dict[str, dict[str, float]] = {}
+
+
 class Plan(Written):
     """plan.json: what the sweep set out to do; earlier versions called the published numbers "reference"."""
 
@@ -137,6 +155,7 @@ class Plan(Written):
     title: str | None = None
     notes: str | None = None
     published: Published | None = Field(default=None, validation_alias=AliasChoices("published", "reference"))
+    elsewhere: tuple[Elsewhere, ...] = ()
     outputs_dir: str = "../.."
     environment: dict[str, Any] = {}
     phases: dict[str, float] = {}
