@@ -132,7 +132,6 @@ ORDERS: Final = {
     "EulerDiscreteScheduler": 1,
     "HeunDiscreteScheduler": 2,
     "KDPM2DiscreteScheduler": 2,
-    "LMSDiscreteScheduler": 4,
     "PNDMScheduler": 2,
 }
 """The others' orders: Song et al. 2021; Karras et al. 2022 (Heun, and DPM-2 as k-diffusion has it); Liu et al. 2022."""

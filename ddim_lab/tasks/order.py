@@ -74,6 +74,9 @@ EXACT: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
 BETWEEN: Final = 1e-2
 """What eps may move by on a single point where timesteps lie between whole ones: their levels are a convention."""
 
+FEWEST: Final = 3
+"""Errors that an order is fitted to, at least."""
+
 SECTION: Final = "Does it do what it says?"
 CHECKS: Final = "On exact models"
 CONVERGENCE: Final = "Convergence to the ODE's solution"
@@ -112,8 +115,10 @@ class Order(Task):
     def check(self, config: Config) -> None:
         if config.sampler.timesteps is not None:
             raise ConfigError("task=order looks at many numbers of steps, and sampler.timesteps lists one: drop it")
-        if len({steps for steps in self.steps if steps >= self.fitted_from}) < 3:
-            raise ConfigError(f"task.steps needs 3 different numbers from task.fitted_from={self.fitted_from} on")
+        if len({steps for steps in self.steps if steps >= self.fitted_from}) < FEWEST:
+            raise ConfigError(
+                f"task.steps needs {FEWEST} different numbers from task.fitted_from={self.fitted_from} on"
+            )
         if max(self.steps) > (most := config.build_schedule().num_timesteps):
             raise ConfigError(f"task.steps={max(self.steps)} exceeds the schedule's {most} timesteps")
         for steps in (min(steps for steps in self.steps if steps >= self.fitted_from), max(self.steps)):
@@ -143,7 +148,7 @@ class Order(Task):
             errors = [] if noisy else [errors_on_a_mixture(walk, x_T) for walk in walks]
             order = _fitted(errors, self.fitted_from, sampler.formula.dtype)
             checks = [
-                self._order(sampler, errors, order),
+                self._order(walks[-1], errors, order),
                 self._moments(job)
                 if noisy and not sampler.formula.noise_is_dear
                 else Check("moments", "mean, covariance", None, ""),
@@ -178,11 +183,16 @@ class Order(Task):
             with contextlib.suppress(ValueError):
                 yield _walk(job.config, steps)
 
-    def _order(self, sampler: Sampler, errors: Sequence[Errors], order: tuple[float, float] | None) -> Check:
-        claimed = sampler.formula.claimed_order(sampler.transitions)
-        fine = bool(errors) and errors[-1].largest_step <= FINE
-        holds = order[0] >= claimed - TOLERANCE if claimed is not None and order is not None and fine else None
-        return Check("order_reached", "order", holds, f"{order[0]:.2f}, said {claimed}" if order else "")
+    def _order(self, walk: Sampler, errors: Sequence[Errors], order: tuple[float, float] | None) -> Check:
+        """Judged where all steps are small, and states at the level that the model is told."""
+        claimed = walk.formula.claimed_order(walk.transitions)
+        coarse = bool(errors) and errors[-1].largest_step > FINE
+        few = len(_above_rounding(errors, walk.formula.dtype, self.fitted_from)) < FEWEST
+        if claimed is None or order is None or coarse or few:
+            return Check("order_reached", "order", None, f"{order[0]:.2f}" if order else "")
+        off = on_one_point(walk, starts(2)).off_level
+        holds = order[0] >= claimed - TOLERANCE if off is not None and off <= EXACT[walk.formula.dtype] else None
+        return Check("order_reached", "order", holds, f"{order[0]:.2f}, said {claimed}")
 
     def _moments(self, job: Job) -> Check:
         """Mean and covariance of a Gaussian's samples: exactly known of the DDIM family; others near the target."""
@@ -229,7 +239,8 @@ _CHECKED: Final[dict[str, Any]] = {
     "table": CHECKS,
     "notes": (
         f"order: measured at least what its authors say less {TOLERANCE}. Not applicable with noise, where they say"
-        f" nothing, or where the largest step in lambda at the largest S exceeds {FINE}: it is not asymptotic yet.",
+        f" nothing, where the largest step in lambda at the largest S exceeds {FINE}, which is not asymptotic yet,"
+        " where rounding leaves fewer than three errors to fit, or where states are off their level.",
         "mean, covariance: of a Gaussian's samples, what the DDIM family's steps make of it exactly; of other samplers"
         " the target, at the largest S, or half as far from it as where the fit begins."
         f" {SURE} standard errors are granted.",
@@ -251,11 +262,19 @@ def _unjudged(order: Check) -> str:
 
 
 def _fitted(errors: Sequence[Errors], fitted_from: int, dtype: torch.dtype) -> tuple[float, float] | None:
-    """The order and its standard error: minus the slope of log error over log NFE, where rounding is far below."""
-    lowest = ROUNDING[dtype]
-    points = [e for e in errors if e.steps >= fitted_from and lowest < e.before < math.inf]
+    """The order and its standard error: minus the slope of log error over log NFE, where rounding is far below.
+
+    Where rounding leaves fewer than three errors from `fitted_from` on, the last four above it.
+    """
+    points = _above_rounding(errors, dtype, fitted_from)
+    if len(points) < FEWEST and dtype != torch.float64:
+        points = _above_rounding(errors, dtype)[-FEWEST - 1 :]
     line = fit_line([math.log(e.nfe) for e in points], [math.log(e.before) for e in points])
     return None if line is None or line.slope_se is None else (-line.slope, line.slope_se)
+
+
+def _above_rounding(errors: Sequence[Errors], dtype: torch.dtype, steps_from: int = 1) -> list[Errors]:
+    return [e for e in errors if e.steps >= steps_from and ROUNDING[dtype] < e.before < math.inf]
 
 
 def _convergence(
