@@ -49,6 +49,13 @@ LESSONS = {
 """By name, the numbers of steps at which a lesson shows what it says."""
 
 
+FEWER = {
+    "solver_orders": ("sampler=ddim,unipc,dpmpp_2m_sde", "sampler.spacing=logsnr"),
+    "scheduler_orders": ("sampler.scheduler=DDIMScheduler timestep_spacing:trailing,DDPMScheduler clip_sample:false",),
+    "schedulers_digits": ("sampler.scheduler=DDIMScheduler,SASolverScheduler,HeunDiscreteScheduler",),
+}
+"""Some rows of many, which tests of the samplers have all of."""
+
 SPEED = {"benchmark", "speed_peers"}
 """Tasks that time a network, and make no pictures."""
 
@@ -90,6 +97,9 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
     if base.task.name == "search_timesteps":
         pytest.importorskip("optuna")
         arguments += ["task.trials=8", "task.search_samples=40"]
+    if base.task.name == "order":
+        arguments += ["task.steps=[10,50,60,80]", "task.starts=2", "task.draws=1000"]
+    arguments += FEWER.get(name, ())
     if not any(text.startswith("steps=") for text in more):
         arguments.append("steps=3" if name in SHORT or base.task.name in SPEED else "steps=3,8")
     assert tiny.run(outputs, *arguments, *more, settings=()) == 0
@@ -275,7 +285,7 @@ def test_it_starts_and_ends_in_a_table_and_a_picture(name: str, sweep_of: Callab
     assert "|---|" in (sweep / "table.md").read_text(encoding="utf-8")
     page = (sweep / "report.html").read_text(encoding="utf-8")
     assert "the picture is missing" not in page
-    if not name.startswith(("speed", "solver_orders")):
+    if not name.startswith(("speed", "solver_orders", "scheduler_orders")):
         assert page.count('src="data:image/png') >= len(tiny.results(sweep))
     for row in (rows := tiny.results(sweep)):
         file = sweep.parents[1] / "cells" / row["cell"] / "result.json"
