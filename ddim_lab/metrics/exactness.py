@@ -183,9 +183,9 @@ class OnePoint:
 
     Attributes:
         noise_left: root mean square distance of the images from the point: nothing random may be left.
-        off_level: how far a state is, at most, from the noise level of the t that the model is told with it: the root
-            mean square of what eps moves by; where noise is added, which moves it, too, what its mean square differs
-            from 1 by, or 0 where chance does that. None where it was not looked at.
+        off_level: how far a state is, at most, from where it should be at the t that the model is told with it: the
+            root mean square of what eps moves by, times sqrt(1 - ab); where noise is added, which moves it, too, what
+            the noise's variance differs from 1 - ab by, or 0 where chance does that. None where it was not looked at.
         off_at: the first t at which it is that far; None as before.
     """
 
@@ -209,7 +209,7 @@ def on_one_point(sampler: Sampler, x_T: Tensor, *, levels: bool = True) -> OnePo
         x_T: from here; hundreds of them where it adds noise.
         levels: whether to look at the states, too.
     """
-    model = GaussianEps(sampler.schedule, _MEAN, 1e-24)
+    model, level = GaussianEps(sampler.schedule, _MEAN, 1e-24), sampler.schedule.alpha_bar
     said: list[tuple[float, Tensor]] = []
 
     def watched(x: Tensor, t: Tensor) -> Tensor:
@@ -222,11 +222,15 @@ def on_one_point(sampler: Sampler, x_T: Tensor, *, levels: bool = True) -> OnePo
         return OnePoint(left, None, None)
     if sampler.is_random:
         by_chance = BY_CHANCE * math.sqrt(2.0 / x_T.numel())
-        moved = [(abs(_rms(eps) ** 2 - 1.0), t) for t, eps in said]
-        moved = [(off if off > by_chance else 0.0, t) for off, t in moved]
+        off = [abs(_rms(eps) ** 2 - 1.0) for _, eps in said]
+        moved = [
+            (1.0 - level(t)) * (share if share > by_chance else 0.0) for share, (t, _) in zip(off, said, strict=True)
+        ]
     else:
-        moved = [(_rms(eps - said[0][1]), t) for t, eps in said]
-    most, at = max(moved, key=lambda each: each[0] if math.isfinite(each[0]) else math.inf)
+        moved = [math.sqrt(1.0 - level(t)) * _rms(eps - said[0][1]) for t, eps in said]
+    most, at = max(
+        zip(moved, [t for t, _ in said], strict=True), key=lambda each: (not math.isfinite(each[0]), each[0])
+    )
     return OnePoint(left, most, at)
 
 

@@ -123,7 +123,9 @@ class ValueTable:
 
     @cached_property
     def places(self) -> int:
-        """Decimals for all its numbers."""
+        """Decimals for all its numbers; none for counts."""
+        if all(type(value.value) is int for value in self.values.values()):
+            return 0
         # what agrees to rounding (1e-15) must not set the decimals of the others
         found = [[v for v in map(of, self.table.cells) if v and abs(v) >= 1e-6] for of in (self.number_of, self.se_of)]
         if self.value.level_as == "row" and self.level is not None:

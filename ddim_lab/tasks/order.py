@@ -72,7 +72,7 @@ EXACT: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
 """What a walk on a single point may be off by."""
 
 BETWEEN: Final = 1e-2
-"""What eps may move by on a single point where timesteps lie between whole ones: their levels are a convention."""
+"""What a state may be off by on a single point where timesteps lie between whole ones, whose levels are a convention."""
 
 FEWEST: Final = 3
 """Errors that an order is fitted to, at least."""
@@ -244,10 +244,10 @@ _CHECKED: Final[dict[str, Any]] = {
         "mean, covariance: of a Gaussian's samples, what the DDIM family's steps make of it exactly; of other samplers"
         " the target, at the largest S, or half as far from it as where the fit begins."
         f" {SURE} standard errors are granted.",
-        "noise left, levels: of data that are a single point images are that point, and each state is at the level of"
-        " the t that the model is told with it: eps stays the same to 1e-6 (1e-3 where a sampler computes in float32,"
-        f" {BETWEEN:g} where t lies between whole timesteps, whose level is a convention), or where noise is added"
-        " standard normal, as far as 256 samples tell.",
+        "noise left, levels: of data that are a single point images are that point, and each state is where"
+        " it should be at the t that the model is told with it, to 1e-6 of the images' half range (1e-3 where a sampler"
+        f" computes in float32, {BETWEEN:g} where t lies between whole timesteps, whose level is a convention); where"
+        " noise is added, its variance is, as far as 256 samples tell.",
         "timesteps, NFE: those announced are those that the model was asked for.",
         "batch, repeats: the same images one by one, to 1e-10 (1e-5 in float32), and once more, bitwise.",
         "finite: the images are.",
