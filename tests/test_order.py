@@ -177,7 +177,7 @@ class StepsTooFar(Changed):
         (Breaks(), "finite", "fails: S = 7: infinite or NaN"),
         (GoesElsewhere(), "timesteps_visited", "fails: "),
         (LeavesNoise(), "noise_left", "fails: S = 1: "),
-        (StepsTooFar(), "levels", "fails: S = 3: 2.5e-03 at t = 333"),
+        (StepsTooFar(), "levels", "fails: S = 3: 2.1e-03 at t = 333"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Formula) else "",
 )
