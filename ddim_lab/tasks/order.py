@@ -72,7 +72,7 @@ EXACT: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
 """What a walk on a single point may be off by."""
 
 BETWEEN: Final = 1e-2
-"""What a state may be off by on a single point where timesteps lie between whole ones, whose levels are a convention."""
+"""What a state may be off by on a single point where t lies between whole timesteps, whose level is a convention."""
 
 FEWEST: Final = 3
 """Errors that an order is fitted to, at least."""
