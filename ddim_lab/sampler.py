@@ -185,6 +185,16 @@ class Formula(ABC):
         return None
 
     @property
+    def keeps_levels(self) -> bool:
+        """Whether its noise leaves each state at the level of its t: not where another size of it is chosen."""
+        return True
+
+    @property
+    def diverges(self) -> str | None:
+        """Why no model can have a finite image from this walk, in one line, where that is known beforehand."""
+        return None
+
+    @property
     def noise_is_dear(self) -> bool:
         """Whether its noise takes milliseconds a sample and step: moments of thousands of samples are out of reach."""
         return False
@@ -296,7 +306,6 @@ class Sampler:
         nfe: number of function evaluations: the forwards really done a sample.
         transitions: the walk, from noise to image.
         whole: whether all timesteps at which it asks the model are whole.
-        is_random: whether images depend on more than x_T.
 
     Raises:
         ValueError: any argument outside its range; the message names the valid one.
@@ -335,7 +344,6 @@ class Sampler:
             each if level is None else replace(each, between=level) for each, level in zip(walk, levels, strict=True)
         )
         self.whole: Final = are_whole(self.transitions)
-        self.is_random: Final = self.formula.is_random(self.transitions)
         self.schedule: Final = schedule
         self.steps: Final = int(steps) if timesteps is None else len(timesteps)
         self.eta: Final = float(eta)
@@ -343,6 +351,11 @@ class Sampler:
         self.spacing: Final = "custom" if timesteps is not None else spacing if visits is None else "its own"
         self.clip: Final[Clip] = self.formula.clip if isinstance(self.formula, Ddim) else "none"
         self.prediction: Final = prediction
+
+    @property
+    def is_random(self) -> bool:
+        """Whether images depend on more than x_T."""
+        return self.formula.is_random(self.transitions)
 
     @property
     def nfe(self) -> int:
@@ -389,7 +402,7 @@ class Sampler:
             x_T: starting noise [B, ...], standard normal.
             seed: names the noise of the steps (with index and timestep); unused if `noise` is given.
             indices: names of the samples, int64 [B]; default 0..B-1.
-            noise: source of the steps' noise; default `NamedNoise(seed)`. Never called where nothing is added.
+            noise: source of the steps' noise; default `NamedNoise(seed)`. Never called in walks that add none.
 
         Returns:
             x_0 [B, ...], not clamped, on x_T's device.
@@ -493,11 +506,11 @@ class Sampler:
         return eps_from(self.prediction, output.to(x.dtype), x, self.schedule.alpha_bar(t))
 
     def __repr__(self) -> str:
+        own = self.formula.visits is not None  # what the formula says itself is not repeated here, nor contradicted
+        numbers = "" if own else f"eta={self.eta:g}, variance={self.variance!r}, spacing={self.spacing!r}, "
+        numbers += "" if own else f"clip={self.clip!r}, "
         formula = "" if isinstance(self.formula, Ddim) else f", formula={self.formula}"
-        return (
-            f"Sampler(steps={self.steps}, nfe={self.nfe}, eta={self.eta:g}, variance={self.variance!r}, "
-            f"spacing={self.spacing!r}, clip={self.clip!r}, prediction={self.prediction!r}{formula})"
-        )
+        return f"Sampler(steps={self.steps}, nfe={self.nfe}, {numbers}prediction={self.prediction!r}{formula})"
 
 
 def _state(x: Tensor) -> Tensor:

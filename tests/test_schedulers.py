@@ -104,11 +104,14 @@ def test_noise_that_a_step_accepts_is_ours() -> None:
 def test_where_a_step_accepts_none_each_sample_has_a_generator(kind: Any) -> None:
     x_T, indices, seed = starts(4).float(), torch.tensor([5, 0, 9, 2]), 11
     adapted = sampler(kind.__name__)
-    z = NamedNoise(seed)(indices, 1000.0, torch.empty(4, 1, dtype=torch.float64))
+    z = NamedNoise(seed)(indices, 1000.0, torch.empty(4, 2))
     seeds = (z.view(torch.int64).flatten() & (2**63 - 1)).tolist()
     theirs = written_by_hand(kind(), 10, x_T, generator=[torch.Generator().manual_seed(each) for each in seeds])
     assert torch.equal(adapted.sample(model(), x_T, seed=seed, indices=indices), theirs)
     assert adapted.formula.noise_from == "a generator for each sample"
+    brownian = sampler("DPMSolverSDEScheduler", 3)
+    assert brownian.formula.noise_from == "a Brownian path for each sample"
+    assert "torchsde" in brownian.recipe()["formula"]
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -189,7 +192,7 @@ def test_a_class_that_diffusers_adds_runs_if_it_fits(monkeypatch: pytest.MonkeyP
     assert torch.equal(sampler("NewerScheduler").sample(model(), x_T), sampler("DDIMScheduler").sample(model(), x_T))
     assert sampler("NewerScheduler").formula.claimed_order(()) is None
     with pytest.raises(ValueError, match="draws from torch's global generator"):
-        sampler("ForgetfulScheduler")
+        _ = sampler("ForgetfulScheduler").is_random
 
 
 @pytest.mark.parametrize(
@@ -211,8 +214,26 @@ def test_a_class_that_diffusers_adds_runs_if_it_fits(monkeypatch: pytest.MonkeyP
             "a function or a file can't",
         ),
         (["sampler.options={clip_sample: {a: 1}}"], "must be a number, a word"),
-        (["sampler.options={timestep_spacing: even}"], "fails at 50 steps: even is not supported"),
+        (["sampler.options={timestep_spacing: even}"], "timestep_spacing=even: must be one of 'leading', 'trailing'"),
         (["sampler.options=3"], "sampler.options"),
+        (["sampler.scheduler=DDIMScheduler clip_sample:False"], "clip_sample=False: must be true or false"),
+        (["sampler.options={clip_sample_range: wide}"], "clip_sample_range=wide: must be a number"),
+        (["sampler.options={steps_offset: 0.5}"], "steps_offset=0.5: must be a whole number"),
+        (["sampler.scheduler=DDPMScheduler variance_type:some"], "variance_type=some: must be one of 'fixed_small'"),
+        (["sampler.options={steps_offset: -1}"], "visits t = -1 at 50 steps, and the schedule has 0 to 999"),
+        (["sampler.scheduler=DPMSolverSDEScheduler noise_sampler_seed:3"], "seed names the noise; drop it"),
+        (["sampler.scheduler=DDIMScheduler clip_sample:true clip_sample:false"], "say clip_sample twice"),
+        (["sampler.options={eta: 1}"], "sampler.options.eta: diffusers' DDIMScheduler has no such option"),
+        (["sampler.scheduler='  '"], "sampler.scheduler=: diffusers .* has no such scheduler"),
+        (["sampler.eta=2", "sampler.options={clip_sample: false}"], "gives no finite image at 50 steps, not even of a"),
+        (
+            ["sampler.scheduler=DPMSolverSinglestepScheduler lower_order_final:false", "nfe=10"],
+            "lower_order_final=False: diffusers' DPMSolverSinglestepScheduler takes True for it; give that",
+        ),
+        (
+            ["sampler.scheduler=DDPMScheduler", "sampler.timesteps=[900.5,500,20]"],
+            r"takes \[900, 500, 20\] for them; give others",
+        ),
         (["sampler.scheduler=DDIMScheduler clip_sample"], "clip_sample is no argument; write it as option:value"),
         (["sampler.scheduler=EulerDiscreteScheduler", "sampler.eta=1"], "sampler.eta=1: the step of .* takes none"),
         (["sampler.spacing=uniform"], "sampler.spacing=uniform: must be 'scheduler'"),
@@ -229,12 +250,6 @@ def test_what_can_t_be_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
         tiny.configure("sampler=diffusers", *words)
     assert "\n" not in str(raised.value)
-
-
-def test_a_setting_that_is_taken_for_another_is_refused() -> None:
-    """DPMSolverMultistepScheduler takes algorithm_type=deis for dpmsolver++, and says nothing."""
-    with pytest.raises(ValueError, match=r"solver_type=logrho: diffusers' DPMSolverMultistepScheduler takes midpoint"):
-        sampler("DPMSolverMultistepScheduler", solver_type="logrho")
 
 
 def test_arguments_may_stand_beside_the_name() -> None:
@@ -298,13 +313,32 @@ def test_a_folder_s_own_scheduler_is_as_its_user_gets_it(tmp_path: Path) -> None
     config = tiny.configure(*words, "sampler=checkpoint", "steps=20")
     theirs, x_T = DDPMScheduler.from_config(GOOGLES), starts(3).float()
     assert theirs.config.variance_type == "fixed_large"
-    z = NamedNoise(0)(torch.arange(3), 1000.0, torch.empty(3, 1, dtype=torch.float64))
+    z = NamedNoise(0)(torch.arange(3), 1000.0, torch.empty(3, 2))
     seeds = (z.view(torch.int64).flatten() & (2**63 - 1)).tolist()
     by_hand = written_by_hand(theirs, 20, x_T, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
     assert torch.equal(config.build_sampler().sample(model(), x_T), by_hand)
     assert config.labels()["sampler"] == "checkpoint"
     changed = tiny.configure(*words, "sampler=checkpoint", "sampler.options={variance_type: fixed_small}")
     assert changed.build_sampler().recipe()["formula"]["options"]["variance_type"] == "fixed_small"
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_folder_that_diffusers_saves_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
+    made = getattr(diffusers, name)(**betas_of(SCHEDULE))
+    made.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "scheduler_config.json").read_text())
+    ours = Sampler(SCHEDULE, 6, formula=DiffusersScheduler.shipped(name, config, {}, 0.0))
+    x_T = starts(2).float()
+    assert torch.equal(ours.sample(model(), x_T), sampler(name, 6).sample(model(), x_T))
+
+
+def test_a_folder_may_be_named_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped(tmp_path / "ck", GOOGLES)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ("model=pretrained", "model.path='~/ck'", "metrics.features=pixels", "sampler=checkpoint")
+    assert tiny.configure(*words).forwards == 50
+    with pytest.raises(ConfigError, match=r"sampler.folder=/elsewhere: it is the model's folder"):
+        tiny.configure(*words, "sampler.folder=/elsewhere")
 
 
 def test_without_one_it_is_one_line(tmp_path: Path) -> None:
@@ -370,6 +404,37 @@ def test_a_repeated_timestep_has_noise_of_its_own() -> None:
 
     walk.sample(model(), starts(2).float(), noise=listening)
     assert len(asked) == len(set(asked)) == len(visited)
+
+
+@pytest.mark.parametrize("task", ["consistency", "precision", "ode_error", "trajectory"])
+def test_every_task_takes_one_with_options(task: str, tmp_path: Path) -> None:
+    words = ("sampler=diffusers", "sampler.options={clip_sample: false}", "model=gaussian", "metrics.features=pixels")
+    quick = {"consistency": ["task.many_steps=4"], "ode_error": ["task.fine_nfe=[9,8]"]}.get(task, [])
+    assert tiny.run(tmp_path, *words, f"task={task}", "steps=3", "logger=csv", *quick, settings=tiny.SMALL) == 0
+
+
+def test_timesteps_are_walked_down_in_whatever_order_they_are_given() -> None:
+    up, down = (
+        tiny.configure("sampler=diffusers", "sampler.scheduler=EulerDiscreteScheduler", f"sampler.timesteps={given}")
+        for given in ("[20,500,900]", "[900,500,20]")
+    )
+    assert [step.t for step in up.build_sampler().transitions] == [900, 500, 20]
+    assert up.build_sampler().recipe() == down.build_sampler().recipe()
+
+
+def test_the_image_gone_by_is_the_clamped_one() -> None:
+    """Of a step that clamps it; of one that does not say it, what eps stands for."""
+    clamped, free = sampler("DDIMScheduler"), sampler("UniPCMultistepScheduler")
+    x_T = 3.0 * starts(4).float()
+    for walk in (clamped, free):
+        found = [state.x0 for state in walk.walk(model(), x_T) if state.x0 is not None]
+        assert len(found) == walk.nfe
+        assert (max(float(x0.abs().max()) for x0 in found) <= 1.0) == (walk is clamped)
+
+
+def test_a_larger_noise_is_no_fault() -> None:
+    assert not DiffusersScheduler("DDPMScheduler", {"variance_type": "fixed_large"}).keeps_levels
+    assert DiffusersScheduler("DDPMScheduler").keeps_levels
 
 
 def test_one_point_shows_states_off_their_level() -> None:

@@ -130,8 +130,11 @@ class Config(Options):
                 "sampler.variance=analytic is of the DDIM family, around whose mean it is optimal:"
                 f" sampler={self.sampler.name} has a formula of its own"
             )
+        self.sampler.check(self.model.path if isinstance(self.model, PretrainedConfig) else None)
         try:
             self.build_transitions()
+            if self.sampler.formula is not None:
+                _check_walk(self.build_sampler(), self.task.samples_model)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._check_task()
@@ -340,6 +343,13 @@ class Config(Options):
             "seed": self.seed,
             "training_seed": self.training.seed,
         }
+
+
+def _check_walk(sampler: Sampler, samples_model: bool) -> None:
+    """Raise ValueError where a formula's walk is known to fail; one that diverges may still be looked at."""
+    _ = sampler.is_random
+    if samples_model and (why := sampler.formula.diverges) is not None:
+        raise ValueError(why)
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictBool, StrictInt, StrictStr
 
 from ddim_lab.config.found import Kind
-from ddim_lab.config.options import NonNegative, Number, Options, Words, checked
+from ddim_lab.config.options import NonNegative, Number, Options, PathOption, Words, checked
 from ddim_lab.errors import ConfigError
 from ddim_lab.schedule import is_whole
 from ddim_lab.transitions import Clip, TimestepsAs, Variance
@@ -47,6 +47,9 @@ class SamplerOptions(Options):
     def build_formula(self) -> Formula | None:
         """What takes the steps; None is the DDIM family."""
         return None
+
+    def check(self, model_path: str | None) -> None:
+        """Raise ConfigError for what does not fit the model: its path, or None where it has none."""
 
     @property
     def family_clip(self) -> Clip:
@@ -161,8 +164,15 @@ class DiffusersOptions(SamplerOptions):
     def build_formula(self) -> Formula:
         from ddim_lab.schedulers.adapter import DiffusersScheduler
 
-        name, *words = self.scheduler.split()
-        return DiffusersScheduler(name, {**dict(map(_argument, words)), **(self.options or {})}, self.eta)
+        name, *words = self.scheduler.split() or [""]
+        said = [*map(_argument, words), *(self.options or {}).items()]
+        names = [option for option, _ in said]
+        if twice := next((option for option in names if names.count(option) > 1), None):
+            raise ConfigError(f"sampler.scheduler and sampler.options say {twice} twice: drop one")
+        return DiffusersScheduler(name, dict(said), self.eta)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
     @property
     def family_clip(self) -> Clip:
@@ -192,8 +202,12 @@ class CheckpointOptions(DiffusersOptions):
         options: in the place of the folder's.
     """
 
-    folder: str | None
+    folder: PathOption | None
     scheduler: None  # type: ignore[assignment]
+
+    def check(self, model_path: str | None) -> None:
+        if self.folder != model_path:
+            raise ConfigError(f"sampler.folder={self.folder}: it is the model's folder, {model_path}; drop it")
 
     def build_formula(self) -> Formula:
         from ddim_lab.schedulers.adapter import DiffusersScheduler

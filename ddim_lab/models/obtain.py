@@ -177,8 +177,9 @@ def check_model(config: Config, count: int | None = None) -> None:
         return
     if isinstance(config.model, PretrainedConfig) and _pretrained(config, config.model).whole:
         told = f"model.path={config.model.path} has a learned time embedding, a table of whole timesteps, and"
-        if not config.build_sampler().whole:
-            raise ConfigError(f"{told} sampler={config.sampler.name} visits others: set sampler.timesteps_as=integer")
+        if not (sampler := config.build_sampler()).whole:
+            help = "set sampler.timesteps_as=integer" if sampler.formula.visits is None else "choose another"
+            raise ConfigError(f"{told} sampler={config.sampler.name} visits others: {help}")
         if any(not walk.whole for walk in config.task.further_walks(config)):
             raise ConfigError(
                 f"{told} task={config.task.name} visits others on its own walks: give those whole ones, or set"

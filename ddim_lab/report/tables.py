@@ -5,7 +5,9 @@ A value is shown by what it says of itself (`ddim_lab.store.records.Value`); no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal
 
@@ -223,13 +225,14 @@ def value_text(reference: Published | None, of: ValueTable) -> TextTable:
 def elsewhere_text(of: Elsewhere) -> TextTable:
     """Published numbers that stand apart."""
     columns = sorted({int(column) for row in of.rows.values() for column in row})
-    found = [[row.get(str(column)) for column in columns] for row in of.rows.values()]
-    places = max(len(f"{value:g}".partition(".")[2]) for row in found for value in row if value is not None)
 
-    def entry(value: float | None) -> Entry | None:
-        return None if value is None else Entry(number(value, places), value, ranked=False)
+    def entries(row: Mapping[str, float]) -> tuple[Entry | None, ...]:
+        """With as many decimals as the row's numbers were given with, at most 6."""
+        places = min(6, max(-int(Decimal(repr(value)).normalize().as_tuple().exponent) for value in row.values()))
+        found = (row.get(str(column)) for column in columns)
+        return tuple(None if v is None else Entry(number(v, max(0, places)), v, ranked=False) for v in found)
 
-    rows = zip(of.rows, (tuple(map(entry, row)) for row in found), strict=True)
+    rows = zip(of.rows, map(entries, of.rows.values()), strict=True)
     note = "Of other networks, timesteps or images than the rows of this report: no difference would mean anything."
     headings = tuple(f"{of.unit} = {column}" for column in columns)
     return TextTable(

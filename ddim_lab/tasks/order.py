@@ -372,7 +372,8 @@ class _Looked:
         model, x_T = Watched(sampler), starts(2)
         images = sampler.sample(model, x_T)
         # Noise of another size than the posterior's is chosen for other data than one point.
-        levels = sampler.variance == "posterior" and not sampler.formula.noise_is_dear
+        formula = sampler.formula
+        levels = sampler.variance == "posterior" and formula.keeps_levels and not formula.noise_is_dear
         return cls(
             steps=sampler.steps,
             said=sampler.nfe,
@@ -404,6 +405,7 @@ def _up_to(job: Job, most: int) -> Iterator[Sampler]:
     for asked in range(1, most + 1):
         try:
             sampler = job.config.build_sampler(steps=job.config.steps_for(asked))
+            _ = sampler.is_random  # or it fails
         except (ConfigError, ValueError):  # fewer than it can do
             continue
         if sampler.nfe not in tried:
