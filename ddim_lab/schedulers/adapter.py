@@ -229,8 +229,7 @@ class Walk:
             elif "generator" in accepted:
                 settings["generator"] = [torch.Generator(x_T.device).manual_seed(seed) for seed in seeds]
         x, visited, predicted = x_T * scheduler.init_noise_sigma, Counter[float](), None
-        for given in scheduler.timesteps:
-            t = to_timestep(float(given))
+        for given, t in zip(scheduler.timesteps, self.timesteps, strict=True):  # theirs stay on the device
             state = scheduler.scale_model_input(x, given)
             yield State(t, state, predicted)
             eps = predict(state, t)
