@@ -52,6 +52,8 @@ LESSONS = {
 FEWER = {
     "solver_orders": ("sampler=ddim,unipc,dpmpp_2m_sde", "sampler.spacing=logsnr"),
     "scheduler_orders": ("sampler.scheduler=DDIMScheduler timestep_spacing:trailing,DDPMScheduler clip_sample:false",),
+    "solvers_cifar10": ("sampler=ddim,analytic_ddim,unipc,diffusers_unipc",),
+    "solvers_fashion_mnist": ("sampler=ddim_trailing,unipc,pndm",),
     "schedulers_digits": ("sampler.scheduler=DDIMScheduler,SASolverScheduler,HeunDiscreteScheduler",),
 }
 """Some rows of many, which tests of the samplers have all of."""

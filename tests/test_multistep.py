@@ -251,7 +251,7 @@ def test_the_paper_s_start_is_an_option() -> None:
         tiny.configure("sampler=pndm", "sampler.start=rk4")
 
 
-@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("formula", sorted(set(FORMULAS) - {"checkpoint", "diffusers"}))
 def test_every_formula_is_built_from_its_options(formula: str) -> None:
     presets = {"dpmpp": "dpmpp_3m", "dpmpp_sde": "dpmpp_2m_sde"}
     config = tiny.configure(f"sampler={presets.get(formula, formula)}", "steps=7")

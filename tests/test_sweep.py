@@ -81,7 +81,7 @@ def test_the_same_sweep_again_computes_nothing(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a forward pass in a sweep that was there")
 
-    monkeypatch.setattr(Sampler, "_predict_eps", refuse)
+    monkeypatch.setattr(Sampler, "predict_eps", refuse)
     monkeypatch.setattr("ddim_lab.models.obtain.Model.load", refuse, raising=False)
     before = _kept(outputs)
     assert tiny.run(outputs, *NINE) == 0
