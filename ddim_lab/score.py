@@ -10,13 +10,13 @@ import math
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
 import torch
 
-from ddim_lab.config.metrics import MetricsConfig
+from ddim_lab.config.metrics import MetricsConfig, NetworkOptions
 from ddim_lab.config.options import path_argument
 from ddim_lab.console import Progress, show_progress
 from ddim_lab.data.base import load_data
@@ -27,6 +27,7 @@ from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError, exit_status
 from ddim_lab.jobs.compose import quoted
 from ddim_lab.jobs.plan import check_outputs, checked_config
+from ddim_lab.metrics.base import told_apart
 from ddim_lab.metrics.features import Features, feature_network, obtain_features
 from ddim_lab.metrics.references import (
     Level,
@@ -56,27 +57,79 @@ def score(
     statistics: Path | None,
     metrics: MetricsConfig,
     data: ImageData,
-    features: Features,
+    features: Sequence[Features],
     store: Store,
     device: torch.device,
-) -> list[Value]:
+) -> dict[str, list[Value]]:
     """What `generate` measures of a cell's quality, of any images: see `ddim_lab.metrics.quality.Quality`.
+
+    The images are looked at once, by every network.
 
     Args:
         samples: what is scored.
         against, statistics: other images, a file of statistics, or both of one set; None for what conf/metrics names.
         metrics, data, features, store, device: as configured, resolved.
 
+    Returns:
+        The values by the name of the feature network, told apart as those of a cell.
+
     Raises:
         ConfigError: the images do not fit those they are compared with.
     """
     from ddim_lab.metrics.quality import Quality  # torchmetrics: seconds to import
 
+    if statistics is not None and len(features) > 1:
+        fitting = [each for each in features if against is None or fits(statistics, each)]
+        if len(fitting) > 1:
+            raise ConfigError(
+                f"--reference={statistics}: its mu and sigma are of one network's features, and may be of"
+                f" {len(fitting)} of those that metrics.features names: name one"
+            )
+    compared = [
+        _compared(samples, against, statistics, metrics, options, data, each, store, device)
+        for options, each in zip(metrics.networks, features, strict=True)
+    ]
+    networks = [each.load().to(device) for each in features]
+    count = len(samples.images)
+    found: dict[str, Quality] = {}
+    with tempfile.TemporaryDirectory(dir=store.root) as folder:
+        each = zip(metrics.networks, features, networks, compared, strict=True)
+        for options, of, network, (reference, held_out) in each:
+            scratch = Path(folder) / options.name
+            scratch.mkdir()
+            found[options.name] = Quality(metrics, of, network, reference, count, scratch, store, held_out, device)
+        with torch.inference_mode(), Progress(samples.name, count, "image") as progress:
+            start = 0
+            for part in samples.images.batches(BATCH):
+                images = part.to(device)
+                for network, quality in zip(networks, found.values(), strict=True):
+                    quality.update(network(images), start)
+                start += len(part)
+                progress.update(len(part))
+        return told_apart({name: _finite(quality.values()) for name, quality in found.items()})
+
+
+def _compared(
+    samples: Samples,
+    against: Samples | None,
+    statistics: Path | None,
+    metrics: MetricsConfig,
+    options: NetworkOptions,
+    data: ImageData,
+    features: Features,
+    store: Store,
+    device: torch.device,
+) -> tuple[Reference, Level | None]:
+    """What the images are compared with, and what held-out ones score, as one network sees them; arguments as `score`.
+
+    Raises:
+        ConfigError: the images do not fit those they are compared with.
+    """
     keep = metrics.needs_vectors
     fitting = statistics is not None and (against is None or fits(statistics, features))
     if fitting and not keep:
         against = None  # no features of images are needed
-    of_data = not feature_network(metrics.network).takes_any_images or (against is None and not fitting)
+    of_data = not feature_network(options).takes_any_images or (against is None and not fitting)
     wanted = data.shape if of_data else samples.images.shape
     for images in (samples, *([] if against is None else [against])):
         if images.images.shape != wanted:
@@ -85,35 +138,23 @@ def score(
                 f"{images.name} holds images of {shape_in_words(images.images.shape)}, {what} of"
                 f" {shape_in_words(wanted)}: they can't be compared"
             )
-    held_out = None
     if against is None and statistics is None:
-        reference, held_out = _configured(metrics, data, features, store, keep, device, len(samples.images))
-    elif against is None:
+        return _configured(metrics, data, features, store, keep, device, len(samples.images))
+    if against is None:
         assert statistics is not None
-        reference = read_moments(statistics, features, "--reference")
-    else:
-        key = content_key({"features": features.digest, "samples": against.digest})
-        count = len(against.images)
-        unfit = "" if statistics is None or fitting else " (its mu and sigma are of another number of features)"
-        reference = obtain_statistics(
-            *(features, against.images, f"{against.name}, n={count}{unfit}", key, store),
-            count=count,
-            keep_features=keep,
-            device=device,
-        )
-        if fitting and statistics is not None:
-            reference = read_moments(statistics, features, "--reference").with_features_of(reference, count)
-    network = features.load().to(device)
-    with tempfile.TemporaryDirectory(dir=store.root) as scratch:
-        count = len(samples.images)
-        quality = Quality(metrics, features, network, reference, count, Path(scratch), store, held_out, device)
-        with torch.inference_mode(), Progress(samples.name, count, "image") as progress:
-            start = 0
-            for part in samples.images.batches(BATCH):
-                quality.update(network(part.to(device)), start)
-                start += len(part)
-                progress.update(len(part))
-        return _finite(quality.values())
+        return read_moments(statistics, features, "--reference"), None
+    key = content_key({"features": features.digest, "samples": against.digest})
+    count = len(against.images)
+    unfit = "" if statistics is None or fitting else " (its mu and sigma are of another number of features)"
+    reference = obtain_statistics(
+        *(features, against.images, f"{against.name}, n={count}{unfit}", key, store),
+        count=count,
+        keep_features=keep,
+        device=device,
+    )
+    if fitting and statistics is not None:
+        reference = read_moments(statistics, features, "--reference").with_features_of(reference, count)
+    return reference, None
 
 
 def _finite(values: Sequence[Value]) -> list[Value]:
@@ -158,13 +199,16 @@ def _configured(
 # -- the command line -----------------------------------------------------------------------------------
 
 
-def _table(samples: Samples, values: Sequence[Value]) -> str:
-    """Every value with its N, network and reference."""
-    head = [
-        f"samples    {samples.name}: N = {len(samples.images):,}, {shape_in_words(samples.images.shape)}, SHA-256"
-        f" {samples.digest[:12]}",
-        *dict.fromkeys(value.facts for value in values if value.comparable and value.facts),
-    ]
+def _tables(samples: Samples, by_network: Mapping[str, Sequence[Value]]) -> str:
+    """Every value with its N, network and reference: a table a network."""
+    shape, digest = shape_in_words(samples.images.shape), samples.digest[:12]
+    head = f"samples    {samples.name}: N = {len(samples.images):,}, {shape}, SHA-256 {digest}"
+    return "\n".join([head, "\n\n".join(map(_table, by_network.values()))])
+
+
+def _table(values: Sequence[Value]) -> str:
+    """The values of one network, below what they are of."""
+    head = dict.fromkeys(value.facts for value in values if value.comparable and value.facts)
     told = [value for value in values if value.heading or value.column or value.label]
     width = max(len(_named(value)) for value in told)
     shown = [_row(value, width) for value in told if value.number is not None]
@@ -225,11 +269,12 @@ def _main(arguments: Sequence[str]) -> int:
         if files is not None:
             print(f"ddim_lab: {name}: {files}", file=sys.stderr)
     with working(store):
-        features = obtain_features(metrics.network, data, store)
+        features = [obtain_features(network, data, store) for network in metrics.networks]
         with runtime.applied():
-            values = score(samples, against, statistics, metrics, data, features, store, runtime.torch_device)
-    print(_table(samples, values), flush=True)  # before what --json=/dev/stdout writes
+            by_network = score(samples, against, statistics, metrics, data, features, store, runtime.torch_device)
+    print(_tables(samples, by_network), flush=True)  # before what --json=/dev/stdout writes
     if asked.json is not None:
+        values = [value for found in by_network.values() for value in found]
         told = [value.model_dump(mode="json", exclude_defaults=True) for value in values]
         described = {"path": str(asked.path), "num_samples": len(samples.images), "sha256": samples.digest}
         described |= {} if samples.files is None else {"files": samples.files}

@@ -111,7 +111,7 @@ def reference_key(outputs: Path, overrides: Sequence[str]) -> str:
     from ddim_lab.metrics.references import reference_of
 
     job = job_of(outputs, ["model=gaussian", *overrides])
-    return reference_of(job.config.metrics, job.features, job.data)
+    return reference_of(job.config.metrics, job.features[0], job.data)
 
 
 def reference_names(outputs: Path, overrides: Sequence[str]) -> list[str]:
@@ -121,9 +121,9 @@ def reference_names(outputs: Path, overrides: Sequence[str]) -> list[str]:
     job = job_of(outputs, ["model=gaussian", *overrides])
     metrics, count = job.config.metrics, job.config.num_samples
     keep = metrics.needs_vectors
-    found = obtain_reference(job.features, job.data, metrics.reference, job.store, keep_features=keep)
+    found = obtain_reference(job.features[0], job.data, metrics.reference, job.store, keep_features=keep)
     if metrics.reference == "train":
-        obtain_level(found, job.features, job.data, job.store, count=count)
+        obtain_level(found, job.features[0], job.data, job.store, count=count)
     return sorted(key for kind, key in job.store.used if kind == "references")
 
 
@@ -298,7 +298,7 @@ def test_what_is_kept_of_a_reference_keeps_its_names(name: str, outputs: Path) -
 def test_trained_networks_lie_where_they_did(tmp_path: Path, outputs: Path) -> None:
     """The eps-model's folder and the classifier's, of the default configuration."""
     job = job_of(tmp_path, [])
-    assert job.features.name == "FD (digits classifier)"
+    assert job.features[0].name == "FD (digits classifier)"
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == KEYS["models"]
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tiny
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -41,7 +42,9 @@ from ddim_lab.metrics.quality import Quality
 from ddim_lab.metrics.references import Reference, obtain_level, obtain_reference, read_moments
 from ddim_lab.metrics.statistics import FeatureSums, Moments
 from ddim_lab.metrics.training import train_classifier
+from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store, read_json
+from ddim_lab.store.records import Result
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -336,6 +339,10 @@ def test_options_of_metrics_are_checked_as_their_own() -> None:
         ("metrics.kid=3", r"metrics\.kid=3: must be true or false"),
         ("+metrics.kid_subset=3", r"metrics\.kid_subset: no such option"),
         ("~metrics.neighbours", r"metrics\.neighbours is not set"),
+        ("metrics.features=[]", r"metrics\.features=\[\] names no network: give some of 'classifier', .*"),
+        ("metrics.features=[pixels,x]", r"metrics\.features=\[pixels,x\]: x must be 'classifier', 'inception' or .*"),
+        ("metrics.features=[pixels,pixels]", r"metrics\.features=\[pixels,pixels\] names pixels twice"),
+        ("metrics.features=3", r"metrics\.features=3: must be 'classifier', 'inception' or 'pixels'"),
         ("metrics.features=x", r"metrics\.features=x: must be 'classifier', 'inception' or 'pixels'"),
         ("metrics.inception_weights=''", r"metrics\.inception_weights is empty: .*"),
     ):
@@ -390,6 +397,58 @@ def test_a_cell_has_them_in_its_result_and_row(tmp_path: Path) -> None:
     score = next(value for value in read_json(result)["values"] if value["name"] == "inception_score")
     assert score["why_not"] == "FD (digits pixels): the network knows no classes"
     assert not list((tmp_path / "cells").glob("*.partial"))
+
+
+def test_several_networks_look_at_the_same_images_in_one_pass(
+    tmp_path: Path, digits: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each network's values are those of a cell that has it alone, under its name."""
+    outputs = digits(tmp_path / "outputs")
+    line = ("model=gaussian", "steps=3", "logger=csv", "metrics.kid_subset_size=20")
+    forwards: list[int] = []
+    original = Sampler.sample
+
+    def counted(sampler: Sampler, model: Any, x_T: Tensor, **named: Any) -> Tensor:
+        forwards.append(len(x_T))
+        return original(sampler, model, x_T, **named)
+
+    monkeypatch.setattr(Sampler, "sample", counted)
+    found = {}
+    for features in ("[pixels,classifier]", "pixels", "classifier"):
+        forwards.clear()
+        assert tiny.run(outputs, *line, f"metrics.features={features}", settings=tiny.SMALL) == 0
+        (row,) = tiny.results(tiny.sweeps(outputs)[-1])
+        found[features] = row, sum(forwards)
+    (both, cost), (pixels, alone), (classifier, _) = found.values()
+    assert cost == alone
+    own = ("fd", "fd_se", "fd_features", "fd_reference", "fd_reference_key", "kid", "kid_spread", "improved_recall")
+    for name in own:
+        assert both[name] == pixels[name], name
+        stem, part = ("fd", name[2:]) if name.startswith("fd") else (name.removesuffix("_spread"), "")
+        renamed = f"{stem}_classifier{part or name.removeprefix(stem)}"
+        assert both[renamed] == classifier[name], name
+    assert both["nearest_samples_to_train"] == pixels["nearest_samples_to_train"]
+    assert "nearest_samples_to_train_classifier" not in both
+    assert both["inception_score_classifier"] == classifier["inception_score"]
+    cell = Result.read(read_json(outputs / "cells" / both["cell"] / "result.json"))
+    assert cell.identity["measured"]["features"] == [pixels["fd_features"], classifier["fd_features"]]
+    assert re.match(r"FD \(digits pixels\) \S+ ± \S+, FD \(digits classifier\) \S+ ± ", cell.headline)
+    page = (tiny.sweeps(outputs)[0] / "report.html").read_text(encoding="utf-8")
+    for network in ("pixels", "classifier"):
+        name = f"FD (digits {network})"
+        facts = next(value.facts for value in cell.values if value.heading == name)
+        table = page[page.index(f"Beside {name}") :]  # its own table, with the network's digest
+        assert facts in re.sub("<[^>]*>", "", table)[:1000], network
+
+
+def test_a_file_of_statistics_is_of_one_network() -> None:
+    with pytest.raises(
+        ConfigError, match=r"reference_statistics is .* of one network's features, .* names 2: name one"
+    ):
+        metrics("metrics.features=[pixels,classifier]", "metrics.reference_statistics=s.npz")
+    assert metrics("metrics.features=[pixels]") == metrics("metrics.features=pixels")
+    with pytest.raises(ConfigError, match=r"inception_tf32 is for metrics\.features=inception, not pixels, classifier"):
+        metrics("metrics.features=[pixels,classifier]", "metrics.inception_tf32=true")
 
 
 def test_a_cell_refers_to_a_file_of_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,8 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     out = tmp_path / "score.json"
     out.unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        line = [*arguments, "--json", str(out), *PIXELS, f"outputs_dir={tmp_path}/outputs"]
+        features = PIXELS[any(text.startswith("metrics.features=") for text in arguments) :]
+        line = [*arguments, "--json", str(out), *features, f"outputs_dir={tmp_path}/outputs"]
         patch.setattr(sys, "argv", ["score", *line])
         with pytest.raises(SystemExit) as stop:
             main()
@@ -78,6 +79,32 @@ def test_a_cells_samples_score_what_the_cell_says(tmp_path: Path, capsys: pytest
         again = run(tmp_path, str(path))[1]
         assert again["fd"] == pytest.approx(quality["fd"], rel=1e-9)
         assert again["improved_recall"] == quality["improved_recall"]
+
+
+def test_several_networks_have_a_table_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], digits: Callable[[Path], Path]
+) -> None:
+    digits(tmp_path / "outputs")
+    np.savez(tmp_path / "one.npz", arr_0=images())
+    alone = {name: run(tmp_path, str(tmp_path / "one.npz"), f"metrics.features={name}")[1] for name in NETWORKS}
+    capsys.readouterr()
+    status, both = run(tmp_path, str(tmp_path / "one.npz"), f"metrics.features=[{','.join(NETWORKS)}]")
+    assert status == 0
+    for name in ("fd", "fd_se", "kid", "improved_recall"):
+        assert both[name] == alone["pixels"][name]
+        renamed = "fd_classifier_se" if name == "fd_se" else f"{name}_classifier"
+        assert both[renamed] == alone["classifier"][name]
+    _, pixels, classifier = capsys.readouterr().out.split("features: ")
+    for table, network in ((pixels, "pixels"), (classifier, "classifier")):
+        assert f"FD (digits {network}) " in table
+        assert "recall " in table
+    np.savez(tmp_path / "s.npz", **statistics(images()))
+    refused = ("--reference", str(tmp_path / "s.npz"), f"metrics.features=[{','.join(NETWORKS)}]")
+    assert run(tmp_path, str(tmp_path / "one.npz"), *refused)[0] == 2
+    assert re.search(r"s\.npz: its mu and sigma are of one network's features, .*: name one\n", capsys.readouterr().err)
+
+
+NETWORKS = ("pixels", "classifier")
 
 
 def test_a_place_that_can_not_be_written_is_one_clear_line(

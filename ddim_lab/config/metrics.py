@@ -7,6 +7,7 @@ Some options are everybody's; the others belong to a feature network or a metric
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import (
@@ -24,7 +25,7 @@ from pydantic_core import PydanticKnownError
 
 from ddim_lab.config.data import DataOptions
 from ddim_lab.config.found import Kind
-from ddim_lab.config.options import Options, PathOption, PositiveInt, Words
+from ddim_lab.config.options import Options, PathOption, PositiveInt
 from ddim_lab.errors import ConfigError
 
 __all__ = ["METRICS", "NETWORKS", "MetricOptions", "MetricsConfig", "NetworkOptions"]
@@ -39,11 +40,11 @@ class NetworkOptions(Options, ABC):
 
     name: ClassVar[str]
 
-    def check(self, features: str, data: DataOptions) -> None:
-        """Refuse combinations of options. It is called whichever network metrics.features names.
+    def check(self, features: Sequence[str], data: DataOptions) -> None:
+        """Refuse combinations of options. It is called whichever networks metrics.features names.
 
         Args:
-            features: the network that is named.
+            features: the networks that are named.
             data: the data set.
 
         Raises:
@@ -76,14 +77,14 @@ class MetricsConfig(Options):
     """What is measured of a cell.
 
     Attributes:
-        features: the feature network.
+        features: the feature network, or a list of different ones: the values of the first have the plain names.
         reference: split of the real images that samples are compared with.
         reference_statistics: a file of mean and covariance to compare with instead.
         speed_repeats: full batches, after a process's first, that a speed is taken of; of fewer, it is of their steps.
         noise_seeds: seeds of the variance across runs from the same x_T.
     """
 
-    features: Words
+    features: str | tuple[str, ...]
     reference: Literal["train", "held_out", "all"]
     reference_statistics: PathOption | None
     speed_repeats: PositiveInt
@@ -92,13 +93,25 @@ class MetricsConfig(Options):
     _networks: tuple[NetworkOptions, ...] = PrivateAttr(())
     _metrics: tuple[MetricOptions, ...] = PrivateAttr(())
 
-    @field_validator("features")
+    @field_validator("features", mode="before")
     @classmethod
-    def _known(cls, given: str) -> str:
-        if given not in (ours := NETWORKS.ours()) and given not in NETWORKS.brought():
-            *others, last = (f"'{name}'" for name in ours)
-            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
-        return given
+    def _known(cls, given: Any) -> str | tuple[str, ...]:
+        """A list of one network is that network: the same cell."""
+        listed = isinstance(given, list | tuple)
+        names = tuple(given) if listed else (given,)
+        *others, last = (f"'{name}'" for name in NETWORKS.ours())
+        expected = f"{', '.join(others)} or {last}"
+        told = f"metrics.features=[{','.join(map(str, names))}]"
+        if not names:
+            raise ConfigError(f"{told} names no network: give some of {expected}")
+        for name in names:
+            if not isinstance(name, str) or (name not in NETWORKS.ours() and name not in NETWORKS.brought()):
+                if not listed:
+                    raise PydanticKnownError("literal_error", {"expected": expected})
+                raise ConfigError(f"{told}: {name} must be {expected}")
+            if names.count(name) > 1:
+                raise ConfigError(f"{told} names {name} twice")
+        return names if len(names) > 1 else str(names[0])
 
     @model_validator(mode="wrap")
     @classmethod
@@ -111,7 +124,7 @@ class MetricsConfig(Options):
         if not isinstance(given, dict):
             return own(given)
         networks, metrics = NETWORKS.ours(), METRICS.ours()
-        networks |= {name: NETWORKS.find(name) for name in NETWORKS.brought() if given.get("features") == name}
+        networks |= {name: NETWORKS.find(name) for name in NETWORKS.brought() if name in _names(given.get("features"))}
         metrics |= {name: METRICS.find(name) for name in METRICS.brought() if name in given}
         owners: dict[str, str] = dict.fromkeys(cls.model_fields, "conf/metrics")
         for owner, kind in [*networks.items(), *metrics.items()]:
@@ -135,12 +148,12 @@ class MetricsConfig(Options):
         return {**own(self), **{name: value for part in parts for name, value in part.items()}}
 
     @property
-    def network(self) -> NetworkOptions:
-        """The feature network that `features` names."""
-        return self.network_named(self.features)
+    def networks(self) -> tuple[NetworkOptions, ...]:
+        """The feature networks that `features` names, in its order."""
+        return tuple(map(self.network_named, _names(self.features)))
 
     def network_named(self, name: str) -> NetworkOptions:
-        """One of this package's feature networks, or the one that `features` names, with its options."""
+        """One of this package's feature networks, or one that `features` names, with its options."""
         return next(network for network in self._networks if network.name == name)
 
     @property
@@ -150,8 +163,9 @@ class MetricsConfig(Options):
 
     @property
     def owners(self) -> list[tuple[str, Options]]:
-        """The feature network and the metrics that are switched on, each with the kind of thing it is."""
-        return [("features", self.network), *(("metric", metric) for metric in self.chosen)]
+        """The feature networks and the metrics that are switched on, each with the kind of thing it is."""
+        networks = [("features", network) for network in self.networks]
+        return [*networks, *(("metric", metric) for metric in self.chosen)]
 
     @property
     def needs_vectors(self) -> bool:
@@ -160,14 +174,25 @@ class MetricsConfig(Options):
 
     def check(self, data: DataOptions) -> None:
         """What no single value shows: combinations. Raises ConfigError."""
+        names = _names(self.features)
         for network in self._networks:
-            network.check(self.features, data)
+            network.check(names, data)
+        if self.reference_statistics is not None and len(names) > 1:
+            raise ConfigError(
+                "metrics.reference_statistics is a mean and a covariance of one network's features, and"
+                f" metrics.features names {len(names)}: name one"
+            )
 
     def identity(self) -> dict[str, Any]:
         """The part of it that enters a cell's key: not files and networks, which enter by content digests."""
         parts = (metric.model_dump() for metric in self._metrics)
         shared = {"speed_repeats": self.speed_repeats, "noise_seeds": self.noise_seeds}
         return {**{name: value for part in parts for name, value in part.items()}, **shared}
+
+
+def _names(features: Any) -> tuple[Any, ...]:
+    """What metrics.features names, one or several."""
+    return tuple(features) if isinstance(features, list | tuple) else (features,)
 
 
 Part = TypeVar("Part", bound=Options)

@@ -134,16 +134,18 @@ def _check_further(config: Config) -> None:
     runtime = Runtime.resolve(config.runtime)
     runtime.training_compiled(config.training.compile)  # for its ConfigError
     runtime.check_devices({"training.devices": config.training.devices, "sampling_devices": config.sampling_devices})
-    network = feature_network(config.metrics.network)
-    network.check_runtime(runtime)
+    networks = [feature_network(options) for options in config.metrics.networks]
+    for network in networks:
+        network.check_runtime(runtime)
     if not config.needs_images:
         check_model(config)
         return
     data = data_set(config.data)
     files = data.find()
     check_model(config, data.count(files))
-    network.check_data(data, files)
-    check_reference(config.metrics, network.num_features(config.data.shape))
+    for network in networks:
+        network.check_data(data, files)
+    check_reference(config.metrics, networks[0].num_features(config.data.shape))
 
 
 def checked_config(overrides: Sequence[str]) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-__all__ = ["BESIDE", "JACKKNIFE", "NO_IMAGES", "Batch", "Comparison", "Metric", "Running", "in_short"]
+__all__ = ["BESIDE", "JACKKNIFE", "NO_IMAGES", "Batch", "Comparison", "Metric", "Running", "in_short", "told_apart"]
 
 JACKKNIFE: Final = "by the delete-a-group jackknife over groups of samples"
 
@@ -125,6 +125,41 @@ class Metric(MetricOptions):
     @abstractmethod
     def start(self, comparison: Comparison) -> Running:
         """The metric at work."""
+
+
+def told_apart(values: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
+    """The values of several feature networks as one cell may have them: told apart by their names and tables.
+
+    Those of the first network keep their names; those of any other carry its own at the end, as `fd_classifier`. Each
+    network's columns have a table of their own, which stands beside its first value.
+
+    Args:
+        values: by the network's name; of a single one they stay as they are.
+    """
+    if len(values) < 2:
+        return {network: list(found) for network, found in values.items()}
+    first = next(iter(values))
+    return {
+        network: [_of_network(value, found[0], "" if network == first else _suffix(network)) for value in found]
+        for network, found in values.items()
+    }
+
+
+def _of_network(value: Value, leading: Value, suffix: str) -> Value:
+    """A value of one of several networks, whose first value is `leading`; `suffix` ends its name."""
+    changes: dict[str, Any] = {"name": value.name + suffix}
+    if value.level is not None:
+        changes["level"] = value.level + suffix
+    if value.heading and leading.heading not in value.heading:
+        changes["heading"] = f"{value.heading}, beside {leading.heading}"
+    if value.table == BESIDE:
+        changes |= {"table": f"Beside {leading.heading}", "beside": leading.name + suffix}
+    return value.model_copy(update=changes)
+
+
+def _suffix(network: str) -> str:
+    """A network's name at the end of a value's, whose letters are those of a column's name."""
+    return "_" + re.sub(r"[^a-z0-9_]", "_", network.lower())
 
 
 def in_short(value: Value) -> str:

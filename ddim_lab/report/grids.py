@@ -139,12 +139,24 @@ def _differences(
 # -- a row a cell ---------------------------------------------------------------------------------------
 
 
-def column_grids(sweep: Sweep, cells: Sequence[Cell], section: str, facts: str = "") -> list[Grid]:
-    """The tables of a section that have a row a cell: one for each title that its values name."""
+def column_grids(
+    sweep: Sweep, cells: Sequence[Cell], section: str, facts: str = "", *, under: str | None = None, first: bool = True
+) -> list[Grid]:
+    """The tables of a section that have a row a cell: one for each title that its values name.
+
+    Args:
+        sweep: for the names of the cells.
+        cells: the rows.
+        section: its title.
+        facts: what keeps the values' meaning beside them.
+        under: the values of the table that these stand beside: those that say so (`Value.beside`); None for all.
+        first: and those that stand beside the cell's first.
+    """
     tables: dict[str, dict[str, Value]] = {}
     for cell in cells:
         for value in cell.values.values():
-            if value.column and value.section == section:
+            stands_here = under is None or value.beside == under or (first and value.beside is None)
+            if value.column and value.section == section and stands_here:
                 tables.setdefault(value.table, {}).setdefault(value.name, value)
     return [_column_grid(sweep, cells, title, list(of.values()), facts) for title, of in tables.items()]
 

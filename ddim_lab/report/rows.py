@@ -65,11 +65,19 @@ def measured(values: Sequence[Value]) -> dict[str, Any]:
     for value in values:
         row[value.name] = value.value
         compared = {f"{value.name}_{part}": given for part, given in value.comparable.items()}
-        row |= {name: given for name, given in compared.items() if value is leading or name in CONTRACT}
+        own = value is leading or _compares_otherwise(value, leading)
+        row |= {name: given for name, given in compared.items() if own or name in CONTRACT}
         row |= {f"{value.name}_se": value.se, f"{value.name}_spread": value.spread}
     # a count that no value or comparison has said
     said = {given for given in row.values() if type(given) is int}
     return row | {f"{value.name}_count": value.count for value in values if value.count not in said}
+
+
+def _compares_otherwise(value: Value, leading: Value | None) -> bool:
+    """Whether a value says by the same parts as the leading one that something else must be equal for it."""
+    if leading is None or value.comparable == leading.comparable:
+        return False
+    return value.comparable.keys() == leading.comparable.keys()
 
 
 def _measured(cell: Cell) -> dict[str, Any]:

@@ -88,10 +88,11 @@ def _results(sweep: Sweep, charts: Sequence[Chart]) -> Section:
         if not found:
             blocks.append(text_grid(time_text(table)))
         shown = [values for values in found if not values.value.section]
-        for values in shown:
+        named = [values.value.name for values in shown]
+        for at, values in enumerate(shown):
             blocks += _value_blocks(sweep, charts, values)
-            if values is shown[0]:
-                blocks += column_grids(sweep, table.cells, "", values.facts)
+            if named[at] not in named[:at]:
+                blocks += column_grids(sweep, table.cells, "", values.facts, under=named[at], first=at == 0)
         if not shown:
             blocks += column_grids(sweep, table.cells, "")
     blocks += [text_grid(elsewhere_text(each)) for each in sweep.plan.elsewhere]

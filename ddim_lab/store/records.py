@@ -216,6 +216,7 @@ class Value(Record):
         section: title of the report's section that shows it; "" for "Results".
         table: title of the table there that it is a column of.
         column: heading of that column; "" if it is in no such table.
+        beside: name of the value with a heading under which that table stands, with its facts; None for the first.
         notes: sentences under that table, each told once.
         label: a few words for it as a row beside the values that it is the level of.
         against: what its chart is drawn against; None for no chart.
@@ -232,7 +233,7 @@ class Value(Record):
         replicates: the jackknife's values without each group, for paired differences between cells.
         comparable: what must be equal for two values of this name to share a table: name -> what it is here,
             as {"features": "3f1c...", "reference": "digits train, n=1437"}. results.csv has those of the cell's first
-            such value as <value>_<name>.
+            such value as <value>_<name>, and those of others that go by the same names to other ones.
         akin: a published metric whose name begins so may stand beside it, though no difference is given.
         fair: False for a time taken while something else was at work: it is marked, and kept out of charts and fits.
     """
@@ -246,6 +247,7 @@ class Value(Record):
     section: str = ""
     table: str = ""
     column: str = ""
+    beside: str | None = None
     notes: tuple[str, ...] = ()
     label: str = ""
     against: Literal["steps", "eta"] | None = "steps"

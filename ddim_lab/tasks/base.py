@@ -117,11 +117,14 @@ class Job:
         )
 
     @cached_property
-    def features(self) -> Features:
-        """The feature network that conf/metrics names; trained at first use if need be."""
+    def features(self) -> tuple[Features, ...]:
+        """The feature networks that conf/metrics names, in its order; trained at first use if need be.
+
+        A task that compares in one network's features alone takes the first.
+        """
         from ddim_lab.metrics.features import obtain_features
 
-        return obtain_features(self.config.metrics.network, self.data, self.store)
+        return tuple(obtain_features(network, self.data, self.store) for network in self.config.metrics.networks)
 
     def network(self, batch_size: int) -> nn.Module:
         """The network on its device under the runtime's settings.

@@ -69,7 +69,7 @@ class Consistency(Task):
         """The walk that this cell is compared with, and the network of the feature distance."""
         return {
             "many": content_key(_many_identity(job, _many_sampler(job))),
-            "features": job.features.digest,
+            "features": job.features[0].digest,
         }
 
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:

@@ -70,8 +70,8 @@ class Precision(Task):
             "version": MEASURED_VERSION,
             "libraries": timed_libraries(),
             "yardstick": content_key(_yardstick(job)),
-            "features": job.features.digest,
-            "reference": reference_of(job.config.metrics, job.features, job.data),
+            "features": job.features[0].digest,
+            "reference": reference_of(job.config.metrics, job.features[0], job.data),
         }
 
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
@@ -87,7 +87,7 @@ class Precision(Task):
         speedup = 1.0 if same else _speedup(job)
         in_turns = time.perf_counter()
         device, split = job.runtime.torch_device, job.config.metrics.reference
-        reference = obtain_reference(job.features, job.data, split, job.store, device=device).moments
+        reference = obtain_reference(job.features[0], job.data, split, job.store, device=device).moments
         distances = []
         for features in extract(job, plain, images):
             distance = FrechetDistance(reference).to(device)

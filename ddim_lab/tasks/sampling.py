@@ -19,6 +19,7 @@ from ddim_lab.data.images import to_uint8
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.ranks import devices_of_ranks, on_ranks
 from ddim_lab.device.runtime import Runtime
+from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.speed import Contention, PeakMemory, StepClock, larger, timed
 from ddim_lab.models.obtain import obtain_model
 from ddim_lab.noise import NamedNoise
@@ -29,7 +30,7 @@ from ddim_lab.tasks.base import Job
 from ddim_lab.tasks.scored import compared_samples
 from ddim_lab.tasks.walks import Batches, check_finite, evaluate
 
-__all__ = ["Maker", "chunks_of", "maker_in_place", "sample_on_ranks"]
+__all__ = ["Maker", "as_seen_by", "chunks_of", "maker_in_place", "sample_on_ranks"]
 
 
 @final
@@ -44,6 +45,7 @@ class Maker:
         contention: of the device.
 
     Attributes:
+        networks: the feature networks, in the order of the job's.
         noise: of the cell's seed.
         warm: whether a batch has been made.
         peak_memory: bytes, the most that a walk took; None where it is not known.
@@ -58,7 +60,7 @@ class Maker:
         self.network: Final = network
         self.contention: Final = contention
         self.device: Final = job.runtime.torch_device
-        self.features: Final = job.features.load().to(self.device)
+        self.networks: Final = tuple(features.load().to(self.device) for features in job.features)
         self.noise: Final = job.runtime.noise(job.config.seed)
         self.warm = False
         self.peak_memory: int | None = None
@@ -88,13 +90,14 @@ class Maker:
         self.contention.begin()
         x_0, seconds, steps = self.time_walk(walk)
 
-        def extract() -> tuple[Tensor, Tensor]:
+        def extract() -> tuple[Tensor, list[Tensor]]:
             check_finite(x_0, walk, self.network, self.sampler)
             images = to_uint8(x_0)
-            return images, self.features(images)
+            return images, [network(images) for network in self.networks]
 
         (images, features), extracting = timed(extract, self.device)
-        tensors = {"features": features.cpu(), "steps": steps}
+        seen = zip(self.job.features, features, strict=True)
+        tensors = {**{as_seen_by(network): found.cpu() for network, found in seen}, "steps": steps}
         if first == 0:
             tensors["x_0"] = x_0[: compared_samples(self.job.config)].cpu()
         taken = {"sampling": seconds, "features": extracting}
@@ -130,6 +133,11 @@ class Maker:
         with PeakMemory(self.device) as peak:
             yield
         self.peak_memory = larger(self.peak_memory, peak.nbytes)
+
+
+def as_seen_by(network: Features) -> str:
+    """What a batch's features in a network are called among its tensors."""
+    return f"features of {network.digest}"
 
 
 def chunks_of(job: Job, work: Path) -> SampleChunks:

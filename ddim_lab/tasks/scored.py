@@ -26,10 +26,15 @@ def compared_with(job: Job) -> dict[str, Any]:
     images = {} if metrics.reference_statistics is None else {"data": job.data.digest, "split": metrics.reference}
     return {
         **metrics.identity(),
-        "features": job.features.digest,
-        "reference": reference_of(metrics, job.features, job.data),
+        "features": _one_or_all([features.digest for features in job.features]),
+        "reference": _one_or_all([reference_of(metrics, features, job.data) for features in job.features]),
         **images,
     }
+
+
+def _one_or_all(parts: list[str]) -> str | list[str]:
+    """What stands in a key for one network, as before there could be several; for several, all in their order."""
+    return parts[0] if len(parts) == 1 else parts
 
 
 def measuring_forwards(config: Config) -> int:

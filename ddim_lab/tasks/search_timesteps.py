@@ -151,16 +151,16 @@ class SearchTimesteps(Task):
         """The search, and what the samples are compared with."""
         return {
             "search": content_key(_search_identity(job)),
-            "features": job.features.digest,
-            "reference": reference_of(job.config.metrics, job.features, job.data),
+            "features": job.features[0].digest,
+            "reference": reference_of(job.config.metrics, job.features[0], job.data),
         }
 
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
         """Search (or take the search that is there), then score; writes preset.yaml, trials.csv and pictures."""
         searched_by = _yardstick(job, _search_features(job))
         yardsticks = [searched_by]
-        if searched_by.features.digest != job.features.digest:
-            yardsticks.insert(0, _yardstick(job, job.features))
+        if searched_by.features.digest != job.features[0].digest:
+            yardsticks.insert(0, _yardstick(job, job.features[0]))
         builtin = _builtin(job)
         clock = time.perf_counter()
         with network_in_place(job) as network:
@@ -178,7 +178,7 @@ class SearchTimesteps(Task):
             if gain > 0
             else f"NOT below {best.name} ({best.fd:.4g}, which is {-gain:.2g} ± {gain_se:.2g} less)"
         )
-        quality = f"{job.features.name} {own.fd:.4g} ± {own.se:.2g}"
+        quality = f"{job.features[0].name} {own.fd:.4g} ± {own.se:.2g}"
         name = searched_by.features.name
         write_trials(folder / "trials.csv", tried)
         timesteps_chart(folder / "timesteps.png", walks, job.sampler.schedule.num_timesteps)
@@ -257,9 +257,9 @@ def _builtin(job: Job) -> dict[str, Timesteps]:
 
 def _search_features(job: Job) -> Features:
     kind = _task(job).search_features
-    return (
-        job.features if kind is None else obtain_features(job.config.metrics.network_named(kind), job.data, job.store)
-    )
+    if kind is None:
+        return job.features[0]
+    return obtain_features(job.config.metrics.network_named(kind), job.data, job.store)
 
 
 def _yardstick(job: Job, features: Features) -> _Yardstick:

@@ -207,14 +207,14 @@ def extract(job: Job, *sets: Tensor) -> list[Tensor]:
     """Features of sets of images, on the job's device as those of the references they may be compared with.
 
     Args:
-        job: names the feature network.
+        job: names the feature network, by the first of metrics.features.
         sets: x_0 [N, C, H, W] each, rounded and clamped to uint8 first.
 
     Returns:
         One float32 [N, D] a set, on the device.
     """
     device = job.runtime.torch_device
-    network = job.features.load().to(device)
+    network = job.features[0].load().to(device)
     with torch.inference_mode():
         return [torch.cat([network(to_uint8(part.to(device))) for part in torch.split(x, 512)]) for x in sets]
 

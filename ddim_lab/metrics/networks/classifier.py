@@ -26,8 +26,8 @@ class ClassifierFeatures(FeatureNetwork):
 
     name: ClassVar[str] = "classifier"
 
-    def check(self, features: str, data: DataOptions) -> None:
-        if features == self.name and not data.has_labels:
+    def check(self, features: Sequence[str], data: DataOptions) -> None:
+        if self.name in features and not data.has_labels:
             raise ConfigError(f"metrics.features=classifier learns from labels, and data={data.name} has none")
 
     def check_data(self, data: DataSet, files: Sequence[Path]) -> None:

@@ -37,12 +37,14 @@ class InceptionFeatures(FeatureNetwork):
     inception_weights: PathOption | None
     inception_tf32: StrictBool
 
-    def check(self, features: str, data: DataOptions) -> None:
-        if features == self.name:
+    def check(self, features: Sequence[str], data: DataOptions) -> None:
+        if self.name in features:
             return
         for option, given in (("weights", self.inception_weights is not None), ("tf32", self.inception_tf32)):
             if given:
-                raise ConfigError(f"metrics.inception_{option} is for metrics.features=inception, not {features}")
+                raise ConfigError(
+                    f"metrics.inception_{option} is for metrics.features=inception, not {', '.join(features)}"
+                )
 
     def check_data(self, data: DataSet, files: Sequence[Path]) -> None:
         """Find, or download, the weights and refuse others."""
