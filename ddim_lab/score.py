@@ -27,13 +27,11 @@ from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError, exit_status
 from ddim_lab.jobs.compose import quoted
 from ddim_lab.jobs.plan import check_outputs, checked_config
-from ddim_lab.metrics.base import told_apart
 from ddim_lab.metrics.features import Features, feature_network, obtain_features
 from ddim_lab.metrics.references import (
-    Level,
     Reference,
     fits,
-    obtain_level,
+    obtain_held_out,
     obtain_reference,
     obtain_statistics,
     read_moments,
@@ -76,7 +74,7 @@ def score(
     Raises:
         ConfigError: the images do not fit those they are compared with.
     """
-    from ddim_lab.metrics.quality import Quality  # torchmetrics: seconds to import
+    from ddim_lab.metrics.quality import Quality, Seen
 
     if statistics is not None and len(features) > 1:
         fitting = [each for each in features if against is None or fits(statistics, each)]
@@ -89,24 +87,17 @@ def score(
         _compared(samples, against, statistics, metrics, options, data, each, store, device)
         for options, each in zip(metrics.networks, features, strict=True)
     ]
-    networks = [each.load().to(device) for each in features]
+    each = zip(metrics.networks, features, compared, strict=True)
+    seen = [Seen(options.name, of, of.load().to(device), *against) for options, of, against in each]
     count = len(samples.images)
-    found: dict[str, Quality] = {}
     with tempfile.TemporaryDirectory(dir=store.root) as folder:
-        each = zip(metrics.networks, features, networks, compared, strict=True)
-        for options, of, network, (reference, held_out) in each:
-            scratch = Path(folder) / options.name
-            scratch.mkdir()
-            found[options.name] = Quality(metrics, of, network, reference, count, scratch, store, held_out, device)
+        quality = Quality(metrics, seen, count, Path(folder), store, device)
         with torch.inference_mode(), Progress(samples.name, count, "image") as progress:
-            start = 0
             for part in samples.images.batches(BATCH):
                 images = part.to(device)
-                for network, quality in zip(networks, found.values(), strict=True):
-                    quality.update(network(images), start)
-                start += len(part)
+                quality.update([one.network(images) for one in seen])
                 progress.update(len(part))
-        return told_apart({name: _finite(quality.values()) for name, quality in found.items()})
+        return {name: _finite(values) for name, values in quality.values().items()}
 
 
 def _compared(
@@ -119,8 +110,8 @@ def _compared(
     features: Features,
     store: Store,
     device: torch.device,
-) -> tuple[Reference, Level | None]:
-    """What the images are compared with, and what held-out ones score, as one network sees them; arguments as `score`.
+) -> tuple[Reference, Reference | None]:
+    """What the images are compared with, and the held-out ones beside them, as one network sees them; see `score`.
 
     Raises:
         ConfigError: the images do not fit those they are compared with.
@@ -185,15 +176,15 @@ def _configured(
     keep: bool,
     device: torch.device,
     count: int,
-) -> tuple[Reference, Level | None]:
-    """The reference that conf/metrics names, and what as many held-out images score, as far as there are."""
+) -> tuple[Reference, Reference | None]:
+    """The reference that conf/metrics names, and as many held-out images, as far as there are."""
     if metrics.reference_statistics is not None:
         reference = read_moments(Path(metrics.reference_statistics), features)
     else:
         reference = obtain_reference(features, data, metrics.reference, store, keep_features=keep, device=device)
     if metrics.reference != "train":
         return reference, None
-    return reference, obtain_level(reference, features, data, store, count=count, device=device)
+    return reference, obtain_held_out(features, data, store, count=count, device=device)
 
 
 # -- the command line -----------------------------------------------------------------------------------

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from ddim_lab.config.metrics import MetricOptions
+from ddim_lab.metrics.estimates import Estimate
 from ddim_lab.metrics.features import Features
-from ddim_lab.store import Store
-from ddim_lab.store.records import Value
+from ddim_lab.store import Store, content_key, read_json, write_json
+from ddim_lab.store.records import Tabled, Value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,13 +21,32 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ddim_lab.data.images import ImageData
-    from ddim_lab.metrics.references import Level, Reference
+    from ddim_lab.metrics.references import Reference
 
     Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-__all__ = ["BESIDE", "JACKKNIFE", "NO_IMAGES", "Batch", "Comparison", "Metric", "Running", "in_short", "told_apart"]
+__all__ = [
+    "BESIDE",
+    "BY_INFLUENCE",
+    "JACKKNIFE",
+    "KEPT_AT_MOST",
+    "NO_IMAGES",
+    "Batch",
+    "Classes",
+    "Comparison",
+    "Metric",
+    "Running",
+    "in_short",
+    "told_apart",
+]
 
 JACKKNIFE: Final = "by the delete-a-group jackknife over groups of samples"
+
+BY_INFLUENCE: Final = "by the influence of each sample, to second order"
+"""How the errors of distances are taken: `ddim_lab.metrics.influence`."""
+
+KEPT_AT_MOST: Final = 50_000
+"""Feature vectors that are compared one by one, at most: kernel distances, precision and recall see no more."""
 
 BESIDE: Final = "Beside the Fréchet distance"
 """The table of what else is measured on the same features."""
@@ -43,7 +64,9 @@ class Comparison:
         head: features [B, D] -> logits [B, K] of its classes, on `device`; None where it knows none.
         reference: real images.
         num_samples: N, how many samples there will be.
-        held_out: what other real images score; None where there are none that the reference leaves out.
+        held_out: other real images, to be compared with the reference as the samples are: as many, or as many as there
+            are. None where there are none that the reference leaves out.
+        classes: the classes of the data set, as a network at hand tells them; None where none does.
         data: the data set; None where the samples' images are not given.
         store: where what is computed of the reference is kept.
         device: where features come to and values are computed; None for the CPU.
@@ -53,7 +76,8 @@ class Comparison:
     head: nn.Module | None
     reference: Reference
     num_samples: int
-    held_out: Level | None
+    held_out: Reference | None
+    classes: Classes | None
     data: ImageData | None
     store: Store
     device: torch.device | None
@@ -76,6 +100,42 @@ class Comparison:
             **more,
         }
 
+    def of_held_out(self, what: str, compute: Callable[[Vectors], Estimate]) -> Estimate | None:
+        """A statistic of the held-out images, which is the same for every cell: from the store, or computed.
+
+        Args:
+            what: names the statistic, with all its options.
+            compute: of feature vectors [n, D].
+
+        Returns:
+            None where there are no held-out images.
+        """
+        if self.held_out is None or self.held_out.features is None:
+            return None
+        images = self.held_out.features
+
+        def build(folder: Path) -> None:
+            write_json(folder / "estimate.json", asdict(compute(images)))
+
+        key = content_key({"level": what, "images": self.held_out.key, "reference": self.reference.key})
+        folder, _ = self.store.obtain("references", key, build)
+        kept = read_json(folder / "estimate.json")
+        return Estimate(kept["value"], tuple(kept["replicates"]), tuple(kept["interactions"]))
+
+
+@final
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set, as a classifier trained on its labels tells them.
+
+    Attributes:
+        by: the classifier, as "digits classifier".
+        shares: of each class among the reference's images, float64 [K]; None where these are not known.
+    """
+
+    by: str
+    shares: Tensor | None
+
 
 @final
 @dataclass(frozen=True)
@@ -86,11 +146,13 @@ class Batch:
         features: [B, D], on the device of the comparison.
         indices: int64 [B], the samples' names.
         images: uint8 [B, C, H, W] on the CPU; None where the comparison has no `data`.
+        classes: of each sample, int64 [B] on the CPU; None where the comparison has no `classes`.
     """
 
     features: Tensor
     indices: Tensor
     images: Tensor | None
+    classes: Tensor | None = None
 
 
 class Running(ABC):
@@ -100,13 +162,16 @@ class Running(ABC):
         """Take in a batch of samples. They come in order, without gradients, in exact float32."""
 
     @abstractmethod
-    def compute(self, vectors: Vectors | None) -> Sequence[Value]:
+    def compute(self, vectors: Vectors) -> Sequence[Value]:
         """The values of all samples.
 
         Args:
-            vectors: features [n, D] of the first samples, memory-mapped, for a metric that `needs_vectors`; None where
-                the reference has none to compare them with.
+            vectors: features [N, D] of the samples, float32, memory-mapped.
         """
+
+    def tables(self) -> Sequence[Tabled]:
+        """What is to be shown beside the values, once they are computed."""
+        return ()
 
 
 class Metric(MetricOptions):
@@ -127,7 +192,7 @@ class Metric(MetricOptions):
         """The metric at work."""
 
 
-def told_apart(values: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
+def told_apart(values: Mapping[str, Sequence[Value]], sees: Mapping[str, str]) -> dict[str, list[Value]]:
     """The values of several feature networks as one cell may have them: told apart by their names and tables.
 
     Those of the first network keep their names; those of any other carry its own at the end, as `fd_classifier`. Each
@@ -135,22 +200,25 @@ def told_apart(values: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
 
     Args:
         values: by the network's name; of a single one they stay as they are.
+        sees: what each network is called in headings: `Features.sees`.
     """
     if len(values) < 2:
         return {network: list(found) for network, found in values.items()}
     first = next(iter(values))
     return {
-        network: [_of_network(value, found[0], "" if network == first else _suffix(network)) for value in found]
+        network: [
+            _of_network(value, found[0], sees[network], "" if network == first else _suffix(network)) for value in found
+        ]
         for network, found in values.items()
     }
 
 
-def _of_network(value: Value, leading: Value, suffix: str) -> Value:
+def _of_network(value: Value, leading: Value, sees: str, suffix: str) -> Value:
     """A value of one of several networks, whose first value is `leading`; `suffix` ends its name."""
     changes: dict[str, Any] = {"name": value.name + suffix}
     if value.level is not None:
         changes["level"] = value.level + suffix
-    if value.heading and leading.heading not in value.heading:
+    if value.heading and leading.heading not in value.heading and sees not in value.heading:
         changes["heading"] = f"{value.heading}, beside {leading.heading}"
     if value.table == BESIDE:
         changes |= {"table": f"Beside {leading.heading}", "beside": leading.name + suffix}

@@ -8,35 +8,79 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["GROUPS", "Line", "fit_line", "jackknife_se", "paired_se"]
+__all__ = ["GROUPS", "PAIRED_GROUPS", "Estimate", "Line", "fit_line", "jackknife_se", "paired_se"]
 
-GROUPS: Final = 20
-"""Groups of samples whose sums are kept apart for the delete-a-group jackknife; sample i is in group i mod 20."""
+GROUPS: Final = 100
+"""Groups of samples over which an error is taken, at most: sample i is in group i mod min(N, 100)."""
+
+PAIRED_GROUPS: Final = 20
+"""Groups whose pairs are looked at for the second order of an error, at most."""
 
 
-def jackknife_se(leave_one_out: Sequence[float]) -> float:
-    """Standard error by the delete-a-group jackknife: se^2 = (G - 1)/G sum_g (d_g - mean d)^2.
+def jackknife_se(leave_one_out: Sequence[float], interactions: Sequence[float] = ()) -> float:
+    """Standard error by the delete-a-group jackknife, less what it has too much at second order.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), Eq. 11.5, with groups for points.
+        se^2 = (G - 1)/G sum_g (d_g - mean d)^2 - sum_p c_p^2
+
+    The first term is Efron and Tibshirani, An Introduction to the Bootstrap (1993), Eq. 11.5, with groups for points.
+    Of a statistic that is quadratic in the samples' distribution, as a distance is near its minimum, it counts second
+    order twice (Efron and Stein 1981, The Jackknife Estimate of Variance): up to sqrt(2) times the error. The second
+    term is one of the two. It is never more than half of the first, which is where nothing is left but second order.
 
     It covers the drawing of samples alone: neither the training seed nor the bias of a Fréchet distance in N.
 
     Args:
         leave_one_out: d_g, the statistic with group g of G left out, in the statistic's unit; G >= 2.
+        interactions: c_p of each pair of groups, as `Estimate.interactions`; none where they are not known.
     """
     groups = len(leave_one_out)
     if groups < 2:
         raise ValueError(f"a jackknife needs at least 2 groups, not {groups}")
     mean = math.fsum(leave_one_out) / groups
-    return math.sqrt((groups - 1) / groups * math.fsum((d - mean) ** 2 for d in leave_one_out))
+    variance = (groups - 1) / groups * math.fsum((d - mean) ** 2 for d in leave_one_out)
+    return math.sqrt(variance - min(math.fsum(c * c for c in interactions), 0.5 * variance))
 
 
-def paired_se(first: Sequence[float], second: Sequence[float]) -> float:
+def paired_se(
+    first: Sequence[float],
+    second: Sequence[float],
+    first_interactions: Sequence[float] = (),
+    second_interactions: Sequence[float] = (),
+) -> float:
     """Standard error of the difference of two statistics over the same groups, pairing group by group.
 
     Group g must hold the same samples (the same x_T) in both; then what they share cancels.
     """
-    return jackknife_se([b - a for a, b in zip(first, second, strict=True)])
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    interactions: list[float] = []
+    if len(first_interactions) == len(second_interactions):
+        interactions = [b - a for a, b in zip(first_interactions, second_interactions, strict=True)]
+    return jackknife_se(differences, interactions)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of samples with what its error, and that of its difference to another's, are taken from.
+
+    Attributes:
+        value: the statistic.
+        replicates: it without each group of samples, to first order in the group; none of a single sample.
+        interactions: c of each pair of PAIRED_GROUPS groups (1, 2), (1, 3), ..., in the statistic's unit: the sum of
+            their squares is the variance that its second order has. None of few samples.
+    """
+
+    value: float
+    replicates: tuple[float, ...]
+    interactions: tuple[float, ...]
+
+    @property
+    def se(self) -> float | None:
+        """Its standard error; None of a single sample."""
+        return jackknife_se(self.replicates, self.interactions) if len(self.replicates) > 1 else None
+
+    def paired_se(self, other: Estimate) -> float:
+        """Of the difference to another's of the same samples."""
+        return paired_se(self.replicates, other.replicates, self.interactions, other.interactions)
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,24 @@ class Features:
         digest: identifies the extractor: weights, layer, resizing.
         num_features: D.
         load: gives the network, on the CPU, in evaluation mode.
+        tells_classes: whether the classes of its head are the data set's own labels.
     """
 
     name: str
     digest: str
     num_features: int
     load: Callable[[], Extractor]
+    tells_classes: bool = False
 
     @property
     def is_fid(self) -> bool:
         """Whether what is measured in them has the field's own names: FID, KID, Inception Score."""
         return self.name == "FID"
+
+    @property
+    def sees(self) -> str:
+        """What looks at the images, in words: "digits classifier", "Inception"."""
+        return "Inception" if self.is_fid else self.name.removeprefix("FD (").removesuffix(")")
 
 
 class FeatureNetwork(NetworkOptions):

@@ -1,117 +1,238 @@
-"""Fréchet distance between feature distributions, and what its standard error needs.
+"""Fréchet distance between feature distributions, with its error.
 
-    FD = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))       (Dowson & Landau 1982; Heusel et al. 2017)
+    FD = |mu - m|^2 + tr(S + C - 2 (C^(1/2) S C^(1/2))^(1/2))       (Dowson & Landau 1982; Heusel et al. 2017)
 
-Means and covariances come from float64 sums; the distance itself is torchmetrics'.
+mu and S are mean and covariance of the samples' features, m and C those of the reference, which counts as known. Means
+and covariances come from float64 sums; the distance itself is torchmetrics'.
 """
 
 from __future__ import annotations
 
-from typing import Any, final
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, final
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.image.fid import _compute_fid
 
-from ddim_lab.metrics.estimates import GROUPS
-from ddim_lab.metrics.statistics import FeatureSums, Moments
+from ddim_lab.metrics.estimates import Estimate
+from ddim_lab.metrics.influence import estimate, paired_groups
+from ddim_lab.metrics.statistics import Moments
 
-__all__ = ["FrechetDistance"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["FrechetDistance", "Strata", "frechet_distance"]
+
+BLOCK: Final = 8192
+"""Feature vectors in float64 at once."""
+
+SAMPLES_A_PART: Final = 10
+"""Samples a feature, at least, in the parts that a distance is extrapolated from."""
+
+PARTS: Final = 4
+"""Into which the samples are split for it, at most."""
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """FD between two distributions; by the eigenvalues of S C, as torchmetrics does.
+
+    Not below 0, where rounding alone would bring it.
+    """
+    from torchmetrics.image.fid import _compute_fid  # seconds to import
+
+    distance = float(_compute_fid(first.mean, first.covariance, second.mean, second.covariance))
+    return 0.0 if distance < 0.0 else distance  # NaN stays
 
 
 @final
-class FrechetDistance(Metric):
-    """Fréchet distance of streamed features to a reference, with what its standard error needs.
+@dataclass(frozen=True)
+class Strata:
+    """Classes of samples, and the shares that they are weighted to.
 
-    Memory is 20 sums of D x D float64, whatever the number of samples; sums add up over processes.
-
-    Args:
-        reference: statistics of the real images.
+    Attributes:
+        of: the class of each sample, int64 [N], 0 ... K - 1.
+        shares: of each class in the population, float64 [K]; they add up to 1.
     """
 
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
+    of: Tensor
+    shares: Tensor
 
-    counts: Tensor
-    totals: Tensor
-    outers: Tensor
-
-    def __init__(self, reference: FeatureSums | Moments, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._reference = reference.moments() if isinstance(reference, FeatureSums) else reference
-        size = len(self._reference.mean)
-        self.add_state("counts", torch.zeros(GROUPS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("totals", torch.zeros(GROUPS, size, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("outers", torch.zeros(GROUPS, size, size, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, features: Tensor, indices: Tensor) -> None:
-        """Add features [B, D] of the samples `indices` [B]."""
-        features = features.double()
-        group = indices.to(features.device) % GROUPS
-        for g in sorted(set(group.tolist())):
-            chosen = features[group == g]
-            self.counts[g] += len(chosen)
-            self.totals[g] += chosen.sum(0)
-            self.outers[g] += chosen.T @ chosen
-
-    @property
-    def num_samples(self) -> int:
-        """How many samples have been added."""
-        return int(self.counts.sum())
-
-    def sums(self) -> FeatureSums:
-        """Of all samples added, on the CPU."""
-        return FeatureSums(self.num_samples, self.totals.sum(0).cpu(), self.outers.sum(0).cpu())
-
-    def compute(self) -> Tensor:
-        """FD of all samples added, a float64 scalar.
+    def weights(self) -> Tensor:
+        """w_i = share of the sample's class in the population / its share of the samples; float64 [N], of mean 1.
 
         Raises:
-            ValueError: fewer than two samples: no covariance.
+            ValueError: a class of the population has fewer than two samples; names it.
         """
-        return torch.tensor(self.between(self._reference, self.sums().moments()), dtype=torch.float64)
-
-    @staticmethod
-    def between(reference: FeatureSums | Moments, other: FeatureSums | Moments) -> float:
-        """FD between two distributions that are known already; by the eigenvalues of S_1 S_2, as torchmetrics does.
-
-        Not below 0, where rounding alone would bring it.
-        """
-        first, second = (x.moments() if isinstance(x, FeatureSums) else x for x in (reference, other))
-        distance = float(_compute_fid(first.mean, first.covariance, second.mean, second.covariance))
-        return 0.0 if distance < 0.0 else distance  # NaN stays
-
-    def leave_one_out(self) -> list[float]:
-        """FD without group g, for each g that holds samples: the jackknife's replicates."""
-        reference, every = _RootedReference(self._reference), self.sums()
-        return [
-            reference.distance(
-                FeatureSums(
-                    every.count - count, every.total - self.totals[g].cpu(), every.outer - self.outers[g].cpu()
-                ).moments()
-            )
-            for g, count in enumerate(self.counts.tolist())
-            if count > 0 and every.count - count >= 2
-        ]
+        counts = torch.bincount(self.of, minlength=len(self.shares))
+        if few := [c for c in range(len(self.shares)) if counts[c] < 2 and self.shares[c] > 0]:
+            raise ValueError(f"{int(counts[few[0]])} of the samples look like class {few[0]}, and 2 are needed")
+        each: Tensor = self.shares * len(self.of) / counts.clamp(min=1)
+        return each[self.of]
 
 
 @final
-class _RootedReference:
-    """The same distance for many sets of samples: the reference's root R = S_1^(1/2) is taken once.
+class FrechetDistance:
+    """The distance of samples to a reference.
 
-    tr (S_1 S_2)^(1/2) = tr (R S_2 R)^(1/2), and R S_2 R is symmetric: its eigenvalues cost a fraction of those of
-    S_1 S_2, which is what counts where D is 2048.
+    Its error is taken from the distance's expansion (`ddim_lab.metrics.influence`). With W = I - T and
+    T = C^(1/2) (C^(1/2) S C^(1/2))^(-1/2) C^(1/2), the optimal map from the samples' Gaussian to the reference's:
+
+        a(x) = 2 (mu - m) . (x - mu) + (x - mu)^T W (x - mu) - tr W S
+
+    and, for a change dS of S and y = U^T C^(1/2) dS C^(1/2) U in the eigenvectors of C^(1/2) S C^(1/2), whose
+    eigenvalues are s_i^2, the second derivative is sum_ij y_ij y'_ij / (s_i s_j (s_i + s_j)). Directions in which one
+    of them has no variance are left out of T: there the distance has no derivative.
+
+    Args:
+        reference: m and C.
+        device: where it is computed, in float64; None for the CPU.
     """
 
-    def __init__(self, reference: Moments) -> None:
-        self._reference = reference
-        values, vectors = torch.linalg.eigh(reference.covariance)
-        self._root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+    def __init__(self, reference: Moments, device: torch.device | None = None) -> None:
+        self._reference, self._device = reference, device
 
-    def distance(self, other: Moments) -> float:
-        values = torch.linalg.eigvalsh(self._root @ other.covariance @ self._root)
-        overlap = values.clamp(min=0.0).sqrt().sum()
-        shift = (self._reference.mean - other.mean).square().sum()
-        return float(shift + (self._reference.covariance + other.covariance).trace() - 2.0 * overlap)
+    @cached_property
+    def _root(self) -> Tensor:
+        values, vectors = torch.linalg.eigh(self._reference.covariance.to(self._device))
+        return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+
+    def of(self, vectors: np.ndarray[Any, Any] | Tensor, strata: Strata | None = None) -> Estimate:
+        """The distance of feature vectors [N, D]; sample i has place i. A memory-mapped array is read in blocks.
+
+        Args:
+            vectors: at least two, finite.
+            strata: post-stratified: samples are weighted so that each class has its share of the population. What is
+                then left of the luck of the draw is within classes (Holt & Smith 1979, Post Stratification).
+
+        Raises:
+            ValueError: as `Strata.weights`; or there are fewer than two vectors.
+        """
+        return estimate(*self._looked_at(vectors, strata))
+
+    def value(self, vectors: np.ndarray[Any, Any] | Tensor) -> float:
+        """The distance without its error."""
+        return self._between(self._moments(vectors, torch.ones(len(vectors), device=self._device)))
+
+    def extrapolated(self, vectors: np.ndarray[Any, Any] | Tensor) -> Estimate:
+        """The distance at infinite N, by a line through FD against 1/N (Chong & Forsyth 2020, section 4).
+
+        FD of n samples is about FD_inf + b/n, so that of all N is compared with the mean of k parts of N/k samples, i
+        in part i mod k, for k = 2 ... N / (10 D), 4 at most: all samples are in each, and what they have by chance to
+        first order is the same. At fewer than 10 D samples a part, the line is none: it is off by many errors.
+
+        Raises:
+            ValueError: there are fewer than 20 D vectors.
+        """
+        count, size = vectors.shape
+        most = min(PARTS, count // (SAMPLES_A_PART * size))
+        if most < 2:
+            needed = 2 * SAMPLES_A_PART * size
+            raise ValueError(f"an extrapolation in {size} features needs {needed:,} samples, got {count:,}")
+        parts = torch.arange(1, most + 1, dtype=torch.float64)
+        centred = parts - parts.mean()  # least squares: the intercept is a sum of the values with these weights
+        shares = (1.0 / most - parts.mean() * centred / centred.square().sum()).tolist()
+        value, influence, pairs = self._looked_at(vectors, None)
+        value, influence = shares[0] * value, shares[0] * influence.cpu()
+        for k, share in enumerate(shares[1:], start=2):
+            for part in range(k):
+                value_of_part, influence_of_part, _ = self._looked_at(vectors[part::k], None)
+                value += share * value_of_part / k
+                influence[part::k] += share * influence_of_part.cpu()
+        # How much more the second order varies than in one distance: each pair of samples counts in the k in which
+        # both are in one part.
+        period = math.lcm(*range(1, most + 1))
+        counted = [
+            sum(share * k for k, share in enumerate(shares, start=1) if apart % k == 0) for apart in range(period)
+        ]
+        return estimate(value, influence, pairs, math.fsum(c * c for c in counted) / period)
+
+    def _looked_at(
+        self, vectors: np.ndarray[Any, Any] | Tensor, strata: Strata | None
+    ) -> tuple[float, Tensor, Tensor | None]:
+        """Value, influence of each sample, second derivatives of pairs of groups: `estimate`'s arguments."""
+        count = len(vectors)
+        if count < 2:
+            raise ValueError(f"a Fréchet distance needs at least 2 samples, got {count}")
+        weights = torch.ones(count, dtype=torch.float64) if strata is None else strata.weights()
+        weights = weights.to(self._device)
+        classes = torch.zeros(count, dtype=torch.int64) if strata is None else strata.of
+        classes = classes.to(self._device)
+        moments = self._moments(vectors, weights)
+        return self._between(moments), *self._expanded(vectors, moments, weights, classes)
+
+    def _between(self, samples: Moments) -> float:
+        return frechet_distance(self._reference, Moments(samples.mean.cpu(), samples.covariance.cpu(), samples.count))
+
+    def _moments(self, vectors: np.ndarray[Any, Any] | Tensor, weights: Tensor) -> Moments:
+        """Weighted mean and covariance, the latter unbiased where all weights are 1."""
+        count, total, outer = len(vectors), None, None
+        for start, block in _blocks(vectors, self._device):
+            weighted = block * weights[start : start + len(block), None]
+            total = weighted.sum(0) if total is None else total + weighted.sum(0)
+            outer = weighted.T @ block if outer is None else outer + weighted.T @ block
+        assert total is not None
+        assert outer is not None
+        mean = total / count
+        return Moments(mean, (outer - count * torch.outer(mean, mean)) / (count - 1), count)
+
+    def _expanded(
+        self, vectors: np.ndarray[Any, Any] | Tensor, moments: Moments, weights: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        count, size = len(vectors), len(moments.mean)
+        values, axes = torch.linalg.eigh(self._root @ moments.covariance @ self._root)
+        kept = values > size * torch.finfo(values.dtype).eps * values[-1]
+        roots, axes = values[kept].sqrt(), self._root @ axes[:, kept]
+        slope = torch.eye(size, dtype=values.dtype, device=values.device) - (axes / roots) @ axes.T
+        shift = 2.0 * (moments.mean - self._reference.mean.to(self._device))
+
+        groups = paired_groups(count)
+        strata = int(classes.max()) + 1
+        influence = torch.empty(count, dtype=torch.float64, device=values.device)
+        # sums of weighted samples over groups, and over classes: of x - mu, and of the squares of what moves S
+        means = torch.zeros(groups, size, dtype=torch.float64, device=values.device)
+        squares = torch.zeros(groups, len(roots), len(roots), dtype=torch.float64, device=values.device)
+        class_means = torch.zeros(strata, size, dtype=torch.float64, device=values.device)
+        class_squares = torch.zeros(strata, *squares.shape[1:], dtype=torch.float64, device=values.device)
+        for start, block in _blocks(vectors, self._device):
+            x, stop = block - moments.mean, start + len(block)
+            influence[start:stop] = x @ shift + ((x @ slope) * x).sum(1)
+            if groups:
+                y, w, named = x @ axes, weights[start:stop, None], torch.arange(start, stop, device=x.device) % groups
+                for g in range(groups):
+                    mine = named == g
+                    means[g] += (w[mine] * x[mine]).sum(0)
+                    squares[g] += (w[mine] * y[mine]).T @ y[mine]
+                for c in range(strata):
+                    mine = classes[start:stop] == c
+                    class_means[c] += x[mine].sum(0)
+                    class_squares[c] += y[mine].T @ y[mine]
+        sizes = torch.bincount(classes, minlength=strata).double()
+        by_class = torch.zeros(strata, dtype=torch.float64, device=values.device).index_add_(0, classes, influence)
+        influence = weights * (influence - (by_class / sizes.clamp(min=1.0))[classes])
+        if not groups:
+            return influence, None
+        named = torch.arange(count, device=values.device) % groups
+        each = torch.bincount(named, minlength=groups).double()
+        # sum of weights of each class in each group: how much of the class's mean the group is compared with
+        held = torch.zeros(groups, strata, dtype=torch.float64, device=values.device)
+        held.index_put_((named, classes), weights, accumulate=True)
+        held /= sizes.clamp(min=1.0)
+        means = (means - held @ class_means) / each[:, None]
+        squares = (squares - torch.einsum("gc,cij->gij", held, class_squares)) / each[:, None, None]
+        curvature = 1.0 / (roots[:, None] * roots[None, :] * (roots[:, None] + roots[None, :]))
+        flat = squares.flatten(1)
+        pairs = (flat * curvature.flatten()) @ flat.T + 2.0 * means @ (means - means @ slope).T
+        return influence, pairs
+
+
+def _blocks(vectors: np.ndarray[Any, Any] | Tensor, device: torch.device | None) -> Iterator[tuple[int, Tensor]]:
+    """(start, float64 block on the device), in order."""
+    import numpy as np
+
+    for start in range(0, len(vectors), BLOCK):
+        part = vectors[start : start + BLOCK]
+        block = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+        yield start, block.to(device).double()

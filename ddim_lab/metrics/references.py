@@ -18,18 +18,16 @@ from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.console import Progress
 from ddim_lab.data.images import ImageData, ImageSet, Split
 from ddim_lab.errors import ConfigError, one_line
-from ddim_lab.metrics.estimates import jackknife_se
+from ddim_lab.metrics.base import KEPT_AT_MOST
 from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
-from ddim_lab.store import Store, content_key, read_json, write_json
+from ddim_lab.store import Store, content_key
 
 __all__ = [
-    "KEPT_AT_MOST",
-    "Level",
     "Reference",
     "check_reference",
     "fits",
-    "obtain_level",
+    "obtain_held_out",
     "obtain_reference",
     "obtain_statistics",
     "read_moments",
@@ -37,9 +35,6 @@ __all__ = [
 ]
 
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
-
-KEPT_AT_MOST: Final = 50_000
-"""Feature vectors kept one by one, at most: kernel distance, precision and recall compare no more than these."""
 
 
 @final
@@ -61,27 +56,16 @@ class Reference:
     features: np.ndarray[Any, np.dtype[np.float32]] | None
     folder: Path | None
 
+    @property
+    def count(self) -> int | None:
+        """Of how many images the moments are; None where that is not known."""
+        return self.moments.count
+
     def with_features_of(self, images: Reference, count: int) -> Reference:
         """These statistics for the Fréchet distance, and `count` images of the same set for what compares images."""
         name = f"{self.name}, for the Fréchet distance; {count:,} images beside them for the rest"
         key = content_key({"statistics": self.key, "images": images.key})
         return Reference(name, key, self.moments, images.features, images.folder)
-
-
-@final
-@dataclass(frozen=True)
-class Level:
-    """The Fréchet distance of held-out real images to a reference: one draw of what real images score at that number.
-
-    Attributes:
-        fd: the distance.
-        fd_se: its standard error by the jackknife over groups of images; None where they are too few for two groups.
-        num_images: how many they are.
-    """
-
-    fd: float
-    fd_se: float | None
-    num_images: int
 
 
 def reference_of(metrics: MetricsConfig, features: Features, data: ImageData) -> str:
@@ -159,43 +143,17 @@ def obtain_statistics(
     return Reference(name, key, FeatureSums.load(folder / "statistics.npz").moments(), vectors, folder)
 
 
-def obtain_level(
-    reference: Reference,
-    features: Features,
-    data: ImageData,
-    store: Store,
-    *,
-    count: int,
-    device: torch.device | None = None,
-) -> Level | None:
-    """The level of the first `count` held-out images, or of all of them if they are fewer; None if they are under two.
+def obtain_held_out(
+    features: Features, data: ImageData, store: Store, *, count: int, device: torch.device | None = None
+) -> Reference | None:
+    """The first `count` held-out images, or all of them if they are fewer, to be scored as samples are; or None.
 
-    Args:
-        reference: what they are compared with.
-        features, data, store, device: as in `obtain_reference`.
+    None where they are fewer than two. Other arguments as in `obtain_reference`.
     """
-    count = min(count, len(data.held_out))
+    count = min(count, len(data.held_out), KEPT_AT_MOST)
     if count < 2:
         return None
-
-    def build(folder: Path) -> None:
-        from ddim_lab.metrics.frechet import FrechetDistance  # torchmetrics: seconds to import
-
-        network, distance = features.load().to(device), FrechetDistance(reference.moments).to(device)
-        start = 0
-        with torch.inference_mode(), Progress("features of held-out images", count, "image") as progress:
-            for part in data.held_out.batches(512, count):
-                distance.update(network(part.to(device)), torch.arange(start, start + len(part)))
-                start += len(part)
-                progress.update(len(part))
-        found = {"fd": float(distance.compute()), "leave_one_out": distance.leave_one_out()}
-        write_json(folder / "level.json", found)
-
-    images = _key(features, data.digest, "held_out", count)
-    folder, _ = store.obtain("references", content_key({"level": images, "reference": reference.key}), build)
-    level = read_json(folder / "level.json")
-    left_out = level["leave_one_out"]
-    return Level(level["fd"], jackknife_se(left_out) if len(left_out) > 1 else None, count)
+    return obtain_reference(features, data, "held_out", store, count=count, keep_features=True, device=device)
 
 
 def check_reference(metrics: MetricsConfig, num_features: int) -> None:

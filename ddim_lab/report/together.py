@@ -99,8 +99,10 @@ def paired_difference(of: ValueTable, first: Cell, second: Cell) -> Difference |
     before, after = of.number_of(first), of.number_of(second)
     if before is None or after is None or first.labels.get("seed") != second.labels.get("seed"):
         return None
-    a, b = of.values[first.number].replicates or (), of.values[second.number].replicates or ()
-    return Difference(after - before, paired_se(a, b)) if len(a) == len(b) > 1 else None
+    x, y = of.values[first.number], of.values[second.number]
+    a, b = x.replicates or (), y.replicates or ()
+    se = paired_se(a, b, x.interactions, y.interactions) if len(a) == len(b) > 1 else None
+    return None if se is None else Difference(after - before, se)
 
 
 @dataclass(frozen=True)

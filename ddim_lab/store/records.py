@@ -230,7 +230,8 @@ class Value(Record):
         level: the name of another value of the cell, of the same unit, to stand beside it; `level_says` what that is.
             With a `label` and the same count it is a line in the chart, too.
         level_as: whether the level is told in a note under the table, or is its last row.
-        replicates: the jackknife's values without each group, for paired differences between cells.
+        replicates: the value without each group of samples, for paired differences between cells.
+        interactions: what the second order of the error is taken from, likewise: `ddim_lab.metrics.estimates.Estimate`.
         comparable: what must be equal for two values of this name to share a table: name -> what it is here,
             as {"features": "3f1c...", "reference": "digits train, n=1437"}. results.csv has those of the cell's first
             such value as <value>_<name>, and those of others that go by the same names to other ones.
@@ -262,6 +263,7 @@ class Value(Record):
     level_says: str = ""
     level_as: Literal["note", "row"] = "note"
     replicates: tuple[float, ...] | None = None
+    interactions: tuple[float, ...] = ()
     comparable: dict[str, str | int | None] = {}
     akin: tuple[str, ...] = ()
     fair: bool = True

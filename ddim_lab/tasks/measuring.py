@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 from ddim_lab.config.job import Config
 from ddim_lab.console import Progress
 from ddim_lab.data.images import from_uint8
-from ddim_lab.metrics.base import in_short, told_apart
+from ddim_lab.metrics.base import in_short
 from ddim_lab.metrics.determinism import ImagesHash, determinism_values, max_abs_diff, noise_variance
 from ddim_lab.metrics.features import Features
-from ddim_lab.metrics.references import Level, Reference, obtain_level, obtain_reference, read_moments
+from ddim_lab.metrics.quality import Quality, Seen
+from ddim_lab.metrics.references import Reference, obtain_held_out, obtain_reference, read_moments
 from ddim_lab.metrics.speed import speed_values
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import Sampler
@@ -27,9 +28,6 @@ from ddim_lab.tasks.pictures import PREVIEW, preview
 from ddim_lab.tasks.samples_file import write_samples
 from ddim_lab.tasks.sampling import Maker, as_seen_by, chunks_of, maker_in_place, sample_on_ranks
 from ddim_lab.tasks.walks import mean_and_se
-
-if TYPE_CHECKING:
-    from ddim_lab.metrics.quality import Quality
 
 __all__ = ["measure_samples"]
 
@@ -62,8 +60,8 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
         maker.make(chunks.missing(), config.num_samples)
         phases |= maker.phases  # of this process, now: what others made is in "ranks", or was before
         clock = time.perf_counter()
-        measured = _quality(job, maker, work, references)
-        samples = _Samples(chunks, dict(zip(map(as_seen_by, job.features), measured.values(), strict=True)))
+        quality = _quality(job, maker, work, references)
+        samples = _Samples(chunks, quality, [as_seen_by(features) for features in job.features])
         read = time.perf_counter() - clock
         clock = time.perf_counter()
         with torch.inference_mode():
@@ -71,27 +69,27 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
             determinism = _determinism(config, maker, samples, work)
         phases["speed_and_determinism"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    by_network = told_apart({network: one.values() for network, one in measured.items()})
-    quality = [value for values in by_network.values() for value in values]
+    by_network = quality.values()
+    found = [value for values in by_network.values() for value in values]
     preview(folder, from_uint8(samples.images))
     if config.save_samples:
         write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
     phases["metrics"] = time.perf_counter() - clock + read
     distances = ", ".join(in_short(values[0]) for values in by_network.values())
     headline = f"{distances}, {speed['images_per_second']:,.0f} images/s"
-    last = [value for value in quality if value.section]
-    first = [value for value in quality if not value.section]
+    last = [value for value in found if value.section]
+    first = [value for value in found if not value.section]
     values = [*first, *speed_values(speed), *determinism_values(determinism), *last]
-    return Outcome(sampler.nfe, headline, values, phases)
+    return Outcome(sampler.nfe, headline, values, phases, quality.tables())
 
 
-def _references(job: Job) -> list[tuple[Reference, Level | None]]:
-    """The real images that the samples are compared with, and what held-out ones score, as each network sees them."""
+def _references(job: Job) -> list[tuple[Reference, Reference | None]]:
+    """The real images that the samples are compared with, and the held-out ones, as each network sees them."""
     return [_reference(job, features) for features in job.features]
 
 
-def _reference(job: Job, features: Features) -> tuple[Reference, Level | None]:
-    """The real images that the samples are compared with, and what held-out ones score beside training images."""
+def _reference(job: Job, features: Features) -> tuple[Reference, Reference | None]:
+    """The real images that the samples are compared with, and the held-out ones beside training images."""
     config, data, device = job.config, job.data, job.runtime.torch_device
     metrics = config.metrics
     if metrics.reference_statistics is None:
@@ -101,27 +99,15 @@ def _reference(job: Job, features: Features) -> tuple[Reference, Level | None]:
         reference = read_moments(Path(metrics.reference_statistics), features)
     if metrics.reference != "train":
         return reference, None
-    return reference, obtain_level(reference, features, data, job.store, count=config.num_samples, device=device)
+    return reference, obtain_held_out(features, data, job.store, count=config.num_samples, device=device)
 
 
-def _quality(
-    job: Job, maker: Maker, work: Path, references: Sequence[tuple[Reference, Level | None]]
-) -> dict[str, Quality]:
-    """The metrics of the job, for its samples, by the name of the feature network; those of images by the first."""
-    # torchmetrics takes seconds to import: only where something is sampled.
-    from ddim_lab.metrics.quality import Quality
-
-    metrics, count = job.config.metrics, job.config.num_samples
-    found: dict[str, Quality] = {}
+def _quality(job: Job, maker: Maker, work: Path, references: Sequence[tuple[Reference, Reference | None]]) -> Quality:
+    """The metrics of the job, for its samples."""
+    metrics = job.config.metrics
     each = zip(metrics.networks, job.features, maker.networks, references, strict=True)
-    for options, features, network, (reference, held_out) in each:
-        scratch = work / options.name
-        scratch.mkdir(exist_ok=True)
-        data = None if found else job.data
-        found[options.name] = Quality(
-            metrics, features, network, reference, count, scratch, job.store, held_out, maker.device, data
-        )
-    return found
+    seen = [Seen(options.name, features, network, *compared) for options, features, network, compared in each]
+    return Quality(metrics, seen, job.config.num_samples, work, job.store, maker.device, job.data)
 
 
 @final
@@ -130,7 +116,8 @@ class _Samples:
 
     Args:
         chunks: all of the cell.
-        quality: each is given its features, by their name among a batch's tensors, and the images.
+        quality: is given features and images.
+        features: the features' names among a batch's tensors, in the order of the networks.
 
     Attributes:
         size: images of a full batch.
@@ -142,7 +129,7 @@ class _Samples:
         contended: whether other processes were busy meanwhile.
     """
 
-    def __init__(self, chunks: SampleChunks, quality: Mapping[str, Quality]) -> None:
+    def __init__(self, chunks: SampleChunks, quality: Quality, features: Sequence[str]) -> None:
         self.walks: list[float] = []
         self.shares: list[float] = []
         self.contended = False
@@ -154,8 +141,7 @@ class _Samples:
             if count == 0:
                 self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
                 self.first = batch.tensors["x_0"]
-            for name, one in quality.items():
-                one.update(batch.tensors[name], count, batch.images)
+            quality.update([batch.tensors[name] for name in features], batch.images)
             sha256.update(batch.images)
             if count < PREVIEW:
                 images.append(batch.images[: PREVIEW - count])

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ddim_lab.config.job import Config
 from ddim_lab.device.memory import Halving
-from ddim_lab.metrics.base import JACKKNIFE
-from ddim_lab.metrics.estimates import jackknife_se, paired_se
+from ddim_lab.metrics.base import BY_INFLUENCE
 from ddim_lab.metrics.references import obtain_reference, reference_of
 from ddim_lab.metrics.speed import timed, timed_libraries
 from ddim_lab.store import content_key
@@ -88,16 +87,9 @@ class Precision(Task):
         in_turns = time.perf_counter()
         device, split = job.runtime.torch_device, job.config.metrics.reference
         reference = obtain_reference(job.features[0], job.data, split, job.store, device=device).moments
-        distances = []
-        for features in extract(job, plain, images):
-            distance = FrechetDistance(reference).to(device)
-            with torch.inference_mode():
-                for indices in torch.split(torch.arange(len(features)), 512):
-                    distance.update(features[indices.to(device)], indices)
-            distances.append(distance)
-        fp32, own = (float(distance.compute()) for distance in distances)
-        left_out = [distance.leave_one_out() for distance in distances]
-        change, change_se = own - fp32, paired_se(*left_out)
+        distance = FrechetDistance(reference, device)
+        of_fp32, found = (distance.of(features) for features in extract(job, plain, images))
+        fp32, change, change_se = of_fp32.value, found.value - of_fp32.value, found.paired_se(of_fp32)
         mse, mse_se = mean_and_se(squared_error(images, plain))
         preview(folder, images)
         sheet(folder / "against_fp32.png", torch.stack([images[:SHOWN], plain[:SHOWN]]))
@@ -112,7 +104,7 @@ class Precision(Task):
                     heading="Change of the Fréchet distance against fp32, in percent",
                     facts=f"{RUNTIME}; paired",
                     se=100.0 * change_se / fp32,
-                    error=f"{JACKKNIFE}, paired",
+                    error=f"{BY_INFLUENCE}, paired",
                     count=len(images),
                 ),
                 Value(
@@ -131,8 +123,8 @@ class Precision(Task):
                     heading="Times the speed of fp32",
                     facts="images a second under this runtime over those in fp32 on deterministic kernels",
                 ),
-                Value(name="precision_fd_change", value=change, se=change_se, error=f"{JACKKNIFE}, paired"),
-                Value(name="precision_fd_reference", value=fp32, se=jackknife_se(left_out[0]), error=JACKKNIFE),
+                Value(name="precision_fd_change", value=change, se=change_se, error=f"{BY_INFLUENCE}, paired"),
+                Value(name="precision_fd_reference", value=fp32, se=of_fp32.se, error=BY_INFLUENCE),
                 Value(name="precision_max_abs_diff", value=float((images - plain).abs().max())),
                 Value(name="precision_mean_diff", value=float((images - plain).double().mean())),
                 Value(name="compared_images", value=len(images)),

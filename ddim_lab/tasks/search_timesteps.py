@@ -21,11 +21,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, final
+from typing import Annotated, Any, ClassVar, Final, Literal, final
 
 import torch
 from pydantic import Field, StrictInt, StrictStr
-from torch import nn
+from torch import Tensor, nn
 
 from ddim_lab.config.folders import config_folder
 from ddim_lab.config.job import Config
@@ -33,12 +33,12 @@ from ddim_lab.config.options import PositiveInt, Seed
 from ddim_lab.console import Progress
 from ddim_lab.data.images import NonFiniteError
 from ddim_lab.errors import ConfigError
-from ddim_lab.metrics.base import JACKKNIFE
-from ddim_lab.metrics.estimates import jackknife_se, paired_se
+from ddim_lab.metrics.base import BY_INFLUENCE
+from ddim_lab.metrics.estimates import Estimate
 from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.features import Features, obtain_features
+from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.references import obtain_reference, reference_of
-from ddim_lab.metrics.statistics import Moments
 from ddim_lab.sampler import Sampler
 from ddim_lab.schedule import WHOLE_SPACINGS
 from ddim_lab.store import content_key, read_json, sealed_text, write_json, write_text
@@ -47,9 +47,6 @@ from ddim_lab.tasks.base import Job, Outcome, Task, need_error
 from ddim_lab.tasks.search.shown import FOUND, finite, search_chart, timesteps_chart, trials_table, write_trials
 from ddim_lab.tasks.search.trials import RememberedScores, Timesteps, Trial, builtin_timesteps, search
 from ddim_lab.tasks.walks import Batches, network_in_place, sample_uint8
-
-if TYPE_CHECKING:
-    from ddim_lab.metrics.frechet import FrechetDistance
 
 __all__ = ["SearchTimesteps", "Trial", "builtin_timesteps", "preset_path", "publish", "search"]
 
@@ -64,30 +61,34 @@ PRESET_FILE: Final = "preset.yaml"
 @final
 @dataclass(frozen=True)
 class _Yardstick:
-    """Features, the statistics of the real images in them, and their network on the job's device."""
+    """Features, the distance to the real images in them, and their network on the job's device."""
 
     features: Features
-    reference: Moments
+    distance: FrechetDistance
     network: Extractor
 
 
 @final
 @dataclass(frozen=True)
 class _Score:
-    """The Fréchet distance of one list at the final noise by one yardstick, with its leave-one-out replicates."""
+    """The Fréchet distance of one list at the final noise by one yardstick."""
 
     name: str
     timesteps: Timesteps
-    fd: float
-    replicates: Sequence[float]
+    found: Estimate
+
+    @property
+    def fd(self) -> float:
+        return self.found.value
 
     @property
     def se(self) -> float:
-        return jackknife_se(self.replicates)
+        assert self.found.se is not None
+        return self.found.se
 
     def above(self, other: _Score) -> tuple[float, float]:
         """FD of this list minus the other's, and the paired standard error of that difference."""
-        return self.fd - other.fd, paired_se(other.replicates, self.replicates)
+        return self.fd - other.fd, self.found.paired_se(other.found)
 
 
 @final
@@ -195,7 +196,7 @@ class SearchTimesteps(Task):
                     facts="at noise that the search has not seen; the cell's table has every spacing and the paired"
                     " differences",
                     se=own.se,
-                    error=JACKKNIFE,
+                    error=BY_INFLUENCE,
                     count=job.config.num_samples,
                     better="lower",
                     level="best_builtin_fd",
@@ -203,7 +204,7 @@ class SearchTimesteps(Task):
                 ),
                 Value(name="best_builtin", value=best.name),
                 Value(name="best_builtin_fd", value=best.fd),
-                Value(name="found_gain", value=gain, se=gain_se, error=f"{JACKKNIFE}, paired"),
+                Value(name="found_gain", value=gain, se=gain_se, error=f"{BY_INFLUENCE}, paired"),
                 Value(name="found_images", value=job.config.num_samples),
                 Value(name="spacings_beaten", value=sum(score.fd > own.fd for score in spacings)),
                 Value(name="spacings", value=len(spacings)),
@@ -265,7 +266,7 @@ def _search_features(job: Job) -> Features:
 def _yardstick(job: Job, features: Features) -> _Yardstick:
     split, device = job.config.metrics.reference, job.runtime.torch_device
     reference = obtain_reference(features, job.data, split, job.store, device=device).moments
-    return _Yardstick(features, reference, features.load().to(device))
+    return _Yardstick(features, FrechetDistance(reference, device), features.load().to(device))
 
 
 def _search_identity(job: Job) -> dict[str, Any]:
@@ -303,10 +304,10 @@ def _obtain_search(
                 fd = known.get(timesteps)
                 if fd is None:
                     try:
-                        (distance,) = _distances(
+                        (features,) = _features(
                             job, network, [yardstick], timesteps, task.search_samples, task.search_seed
                         )
-                        fd = float(distance.compute())
+                        fd = yardstick.distance.value(features)
                     except NonFiniteError:  # no list to look near; anything else ends the search
                         fd = math.inf
                     known.add(timesteps, fd)
@@ -331,23 +332,21 @@ def _score_all(
     scores: list[list[_Score]] = [[] for _ in yardsticks]
     with Progress(f"{job.progress} score", len(walks), "list") as progress:
         for name, timesteps in walks.items():
-            found = _distances(job, network, yardsticks, timesteps, job.config.num_samples, job.config.seed)
-            for kept, distance in zip(scores, found, strict=True):
-                kept.append(_Score(name, timesteps, float(distance.compute()), distance.leave_one_out()))
+            found = _features(job, network, yardsticks, timesteps, job.config.num_samples, job.config.seed)
+            for kept, yardstick, features in zip(scores, yardsticks, found, strict=True):
+                kept.append(_Score(name, timesteps, yardstick.distance.of(features)))
             progress.update()
     return scores
 
 
-def _distances(
+def _features(
     job: Job, network: nn.Module, yardsticks: Sequence[_Yardstick], timesteps: Timesteps, count: int, seed: int
-) -> list[FrechetDistance]:
-    """The first `count` samples at `seed`, measured by each yardstick.
+) -> list[Tensor]:
+    """The first `count` samples at `seed` as each yardstick's network sees them, float32 [count, D] on the CPU.
 
     Raises:
         NonFiniteError: as `check_finite`.
     """
-    from ddim_lab.metrics.frechet import FrechetDistance
-
     config, device, noise = job.config, job.runtime.torch_device, job.runtime.noise(seed)
     sampler = Sampler(
         job.sampler.schedule,
@@ -357,13 +356,13 @@ def _distances(
         timesteps=timesteps,
         prediction=job.model.prediction,
     )
-    distances = [FrechetDistance(yardstick.reference).to(device) for yardstick in yardsticks]
+    found: list[list[Tensor]] = [[] for _ in yardsticks]
     for indices in Batches(job, count, bar=False):
         images = sample_uint8(sampler, network, indices, job.data.shape, noise, device)
-        for yardstick, distance in zip(yardsticks, distances, strict=True):
+        for yardstick, parts in zip(yardsticks, found, strict=True):
             with torch.inference_mode():
-                distance.update(yardstick.network(images), indices)
-    return distances
+                parts.append(yardstick.network(images).cpu())
+    return [torch.cat(parts) for parts in found]
 
 
 # -- what is written -------------------------------------------------------------------------------------

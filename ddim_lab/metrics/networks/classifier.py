@@ -65,4 +65,5 @@ class ClassifierFeatures(FeatureNetwork):
             digest=digest,
             num_features=training["num_features"],
             load=lambda: load_classifier(folder / WEIGHTS, channels, num_classes, training),
+            tells_classes=True,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from ddim_lab.data.base import DataSet
 from ddim_lab.errors import ConfigError
-from ddim_lab.metrics.estimates import GROUPS
+from ddim_lab.metrics.estimates import PAIRED_GROUPS
 from ddim_lab.metrics.features import FeatureNetwork, Features
 from ddim_lab.store import Store
 
@@ -28,12 +28,12 @@ class PixelFeatures(FeatureNetwork):
 
     def check_data(self, data: DataSet, files: Sequence[Path]) -> None:
         """Refuse images for which the sums that a Fréchet distance needs are larger than this machine."""
-        needed = 8 * GROUPS * math.prod(data.shape) ** 2
+        needed = 8 * PAIRED_GROUPS * math.prod(data.shape) ** 2
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > there:
             channels, height, width = data.shape
             raise ConfigError(
-                f"metrics.features=pixels takes {GROUPS} covariances of {math.prod(data.shape)} values"
+                f"metrics.features=pixels takes {PAIRED_GROUPS} covariances of {math.prod(data.shape)} values"
                 f" ({channels}x{height}x{width}): {needed / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}; set"
                 " metrics.features=inception, or take smaller images"
             )

@@ -60,7 +60,7 @@ class _Score(Running):
         if self._comparison.head is not None:
             self._score.update(self._comparison.head(batch.features), batch.indices)
 
-    def compute(self, vectors: Vectors | None) -> list[Value]:
+    def compute(self, vectors: Vectors) -> list[Value]:
         comparison = self._comparison
         shown: dict[str, Any] = {
             "column": "Inception Score",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, final
 from pydantic import Field, StrictBool, StrictInt
 
 from ddim_lab.config.options import PositiveInt
-from ddim_lab.metrics.base import BESIDE, NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.base import BESIDE, KEPT_AT_MOST, NO_IMAGES, Comparison, Metric, Running
 from ddim_lab.store.records import Value
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class _KernelDistance(Running):
     def __init__(self, options: Kid, comparison: Comparison) -> None:
         self._options, self._comparison = options, comparison
 
-    def compute(self, vectors: Vectors | None) -> list[Value]:
+    def compute(self, vectors: Vectors) -> list[Value]:
         options, comparison = self._options, self._comparison
         shown: dict[str, Any] = {
             "column": "KID" if comparison.features.is_fid else "kernel distance",
@@ -68,9 +68,10 @@ class _KernelDistance(Running):
             "error": "a spread over parts of the images, no standard error",
         }
         notes = ("On the features of the Fréchet distance.",)
-        if vectors is None or comparison.reference.features is None:
+        if comparison.reference.features is None:
             return [Value(name="kid", value=None, why_not=NO_IMAGES, notes=notes, **shown)]
         asked = options.kid_subsets, options.kid_subset_size
+        vectors = vectors[:KEPT_AT_MOST]
         found = kernel_distance(vectors, comparison.reference.features, *asked, comparison.device)
         subsets = "subset" if found.subsets == 1 else "subsets"
         told = f"Kernel distance: mean over {found.subsets} {subsets} of {found.subset_size:,} images."

@@ -71,7 +71,7 @@ class _Search(Running):
             self._images.append(batch.images[:missing])
             self._count += len(self._images[-1])
 
-    def compute(self, vectors: Vectors | None) -> list[Value]:
+    def compute(self, vectors: Vectors) -> list[Value]:
         if self._why_not is not None:
             return []  # it says nothing of the samples: their number, or the data set's, is too large to look them up
         import torch

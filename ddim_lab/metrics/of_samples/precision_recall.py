@@ -14,21 +14,20 @@ reference anew for every cell.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from pydantic import StrictBool
 
 from ddim_lab.config.options import PositiveInt
-from ddim_lab.metrics.base import BESIDE, NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.base import BESIDE, KEPT_AT_MOST, NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.distances import squared_distances
 from ddim_lab.store import content_key
 from ddim_lab.store.records import Value
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import Tensor
 
     from ddim_lab.metrics.base import Vectors
 
@@ -66,9 +65,9 @@ class _Shares(Running):
     def __init__(self, options: PrecisionRecall, comparison: Comparison) -> None:
         self._neighbours, self._comparison = options.neighbours, comparison
 
-    def compute(self, vectors: Vectors | None) -> list[Value]:
-        reference, k = self._comparison.reference.features, self._neighbours
-        if vectors is None or reference is None:
+    def compute(self, vectors: Vectors) -> list[Value]:
+        reference, k, vectors = self._comparison.reference.features, self._neighbours, vectors[:KEPT_AT_MOST]
+        if reference is None:
             return self._values(None, why_not=NO_IMAGES)
         if min(len(vectors), len(reference)) <= k:
             return self._values(None, why_not=f"{k} neighbours need more than {k} images")
@@ -116,9 +115,6 @@ class _Shares(Running):
 
 # -- the arithmetic -----------------------------------------------------------------------------------
 
-BLOCK: Final = 2**24
-"""Squared distances held at once, at most, 4 bytes each; 50,000 x 50,000 of them would be 10 GB."""
-
 
 def precision_recall(
     samples: np.ndarray[Any, Any],
@@ -159,7 +155,7 @@ def squared_radii(
     # The point itself, at distance 0, is the first of k + 1.
     parts = [
         distances.topk(neighbours + 1, dim=1, largest=False).values[:, -1].cpu().numpy()
-        for distances in _squared_distances(features, features, device)
+        for distances in squared_distances(features, features, device)
     ]
     return np.concatenate(parts)
 
@@ -173,25 +169,5 @@ def _share_inside(
     import torch
 
     limits = torch.tensor(radii, device=device)
-    inside = sum(int((part <= limits).any(1).sum()) for part in _squared_distances(points, centres, device))
+    inside = sum(int((part <= limits).any(1).sum()) for part in squared_distances(points, centres, device))
     return inside / len(points)
-
-
-def _squared_distances(
-    points: np.ndarray[Any, Any], others: np.ndarray[Any, Any], device: torch.device | None
-) -> Iterator[Tensor]:
-    """|p - o|^2 for some points at a time and all others, in the points' order."""
-    import numpy as np
-    import torch
-
-    def on(vectors: np.ndarray[Any, Any]) -> Tensor:
-        return torch.tensor(np.asarray(vectors), dtype=torch.float32, device=device)
-
-    # Distances do not change by a shift; near the origin |p|^2 + |o|^2 - 2 p.o loses the fewest digits.
-    centre = torch.from_numpy(np.mean(others, axis=0, dtype=np.float64)).to(device, torch.float32)
-    columns = on(others) - centre
-    norms = columns.square().sum(1)
-    rows = max(1, BLOCK // len(columns))
-    for start in range(0, len(points), rows):
-        part = on(points[start : start + rows]) - centre
-        yield torch.addmm(norms, part, columns.T, alpha=-2.0).add_(part.square().sum(1)[:, None]).clamp_(min=0.0)
