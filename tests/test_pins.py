@@ -115,15 +115,15 @@ def reference_key(outputs: Path, overrides: Sequence[str]) -> str:
 
 
 def reference_names(outputs: Path, overrides: Sequence[str]) -> list[str]:
-    """The names, under outputs/references, of a job's statistics and of its held-out level; both are computed."""
-    from ddim_lab.metrics.references import obtain_level, obtain_reference
+    """The names, under outputs/references, of a job's statistics and of its held-out images'; both are computed."""
+    from ddim_lab.metrics.references import obtain_held_out, obtain_reference
 
     job = job_of(outputs, ["model=gaussian", *overrides])
     metrics, count = job.config.metrics, job.config.num_samples
     keep = metrics.needs_vectors
-    found = obtain_reference(job.features[0], job.data, metrics.reference, job.store, keep_features=keep)
+    obtain_reference(job.features[0], job.data, metrics.reference, job.store, keep_features=keep)
     if metrics.reference == "train":
-        obtain_level(found, job.features[0], job.data, job.store, count=count)
+        obtain_held_out(job.features[0], job.data, job.store, count=count)
     return sorted(key for kind, key in job.store.used if kind == "references")
 
 

@@ -70,6 +70,9 @@ class MetricOptions(Options, ABC):
 
 
 NETWORKS: Final = Kind("metrics.features", "ddim_lab.metrics.networks", NetworkOptions)
+ERRORS: Final = "influence"
+"""How standard errors are taken; in the keys of cells, whose values would be others."""
+
 METRICS: Final = Kind("metrics", "ddim_lab.metrics.of_samples", MetricOptions, "ddim_lab.metrics")
 
 
@@ -119,7 +122,7 @@ class MetricsConfig(Options):
         """The options of networks and metrics, each to its owner.
 
         Those of this package are all there. What an installed package brings is there where its name is given, so that
-        its installation changes no other cell's key. Metrics stand as their options do, after those that have none.
+        its installation changes no other cell's key. Metrics stand as their options do, before those that have none.
         """
         if not isinstance(given, dict):
             return own(given)
@@ -136,7 +139,7 @@ class MetricsConfig(Options):
         config._networks = tuple(_part(kind, given) for kind in networks.values())
         place = {name: number for number, name in enumerate(given)}
         first = {
-            name: min((place.get(option, -1) for option in kind.model_fields), default=-1)
+            name: min((place.get(option, -1) for option in kind.model_fields), default=len(place))
             for name, kind in metrics.items()
         }
         config._metrics = tuple(_part(metrics[name], given) for name in sorted(metrics, key=first.__getitem__))
@@ -186,7 +189,7 @@ class MetricsConfig(Options):
     def identity(self) -> dict[str, Any]:
         """The part of it that enters a cell's key: not files and networks, which enter by content digests."""
         parts = (metric.model_dump() for metric in self._metrics)
-        shared = {"speed_repeats": self.speed_repeats, "noise_seeds": self.noise_seeds}
+        shared = {"speed_repeats": self.speed_repeats, "noise_seeds": self.noise_seeds, "errors": ERRORS}
         return {**{name: value for part in parts for name, value in part.items()}, **shared}
 
 

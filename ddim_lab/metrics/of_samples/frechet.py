@@ -37,15 +37,15 @@ class Frechet(Metric):
     """Always measured: see `ddim_lab.metrics.frechet`.
 
     Attributes:
-        post_stratified: whether samples are weighted to the reference's class proportions, too, where a network at
-            hand tells the classes.
-        extrapolated: whether the distance at infinite N is estimated, too, where the samples are enough.
+        frechet_post_stratified: whether samples are weighted to the reference's class proportions, too, where a network
+            at hand tells the classes.
+        frechet_extrapolated: whether the distance at infinite N is estimated, too, where the samples are enough.
     """
 
     name: ClassVar[str] = "frechet"
 
-    post_stratified: StrictBool
-    extrapolated: StrictBool
+    frechet_post_stratified: StrictBool
+    frechet_extrapolated: StrictBool
 
     def start(self, comparison: Comparison) -> Running:
         return _Distance(self, comparison)
@@ -84,9 +84,9 @@ class _Distance(Running):
             akin=("FID", "FD"),
         )
         values = [whole, *beside]
-        if options.post_stratified and comparison.classes is not None:
+        if options.frechet_post_stratified and comparison.classes is not None:
             values.append(self._post_stratified(vectors, distance))
-        if options.extrapolated:
+        if options.frechet_extrapolated:
             values.append(self._extrapolated(vectors, distance))
         return values
 

@@ -31,7 +31,7 @@ class ClassProportions(Metric):
         class_proportions: whether they are measured.
     """
 
-    name: ClassVar[str] = "classes"
+    name: ClassVar[str] = "class_proportions"
 
     class_proportions: StrictBool
 
