@@ -60,13 +60,13 @@ def markdown(sweep: Sweep) -> str:
     return _head(sweep) + _findings(sweep) + _tables(sweep)
 
 
-MOST_ON_CONSOLE = 15
-"""Lines of findings there."""
+ON_CONSOLE = 15, 160
+"""How many lines of findings there, and how long."""
 
 
 def for_console(sweep: Sweep) -> str:
     """table.md with the findings last, as many as a screen has room for."""
-    return "\n".join([_head(sweep) + _tables(sweep), *sweep.findings.lines(MOST_ON_CONSOLE)])
+    return "\n".join([_head(sweep) + _tables(sweep), *sweep.findings.lines(*ON_CONSOLE)])
 
 
 def _head(sweep: Sweep) -> str:

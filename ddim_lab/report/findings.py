@@ -8,6 +8,7 @@ settle a difference of its size.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -172,19 +173,30 @@ class Findings:
                     found.append(Part(title.format(heading), lines))
         return tuple(found)
 
-    def lines(self, most: int) -> list[str]:
-        """Summary and parts as at most so many lines of text (3 or more); what is left out is counted."""
+    def lines(self, most: int, width: int) -> list[str]:
+        """Summary and parts as at most so many lines of text (4 or more) of about so many characters.
+
+        Where they are more, each part has its first lines, about as many as the others, and the rest is counted.
+        """
         if not self:
             return []
+        parts = self.parts[: (most - 2) // 2]
+        room = most - 1 - len(parts)
+        in_all = sum(len(part.lines) for part in self.parts)
+        shown = [0] * len(parts)
+        if in_all > room or len(parts) < len(self.parts):
+            room -= 1
+        while room > 0 and any(shown[i] < len(part.lines) for i, part in enumerate(parts)):
+            for i, part in enumerate(parts):
+                if room > 0 and shown[i] < len(part.lines):
+                    shown[i], room = shown[i] + 1, room - 1
         found = [f"Findings: {self.summary}"]
-        for part in self.parts:
-            found += [part.title, *(f"  {line}" for line in part.lines)]
-        if len(found) <= most:
-            return found
-        kept, left = found[: most - 1], found[most - 1 :]
-        if not kept[-1].startswith(" "):  # a title of nothing
-            left.insert(0, kept.pop())
-        return [*kept, f"… and {sum(line.startswith(' ') for line in left)} more lines in the report"]
+        for part, count in zip(parts, shown, strict=True):
+            lines = (textwrap.shorten(line, width, placeholder=" …") for line in part.lines[:count])
+            found += [part.title, *(f"  {line}" for line in lines)]
+        if left := in_all - sum(shown):
+            found.append(f"… and {left} more line{'' if left == 1 else 's'} in the report")
+        return found
 
 
 # -- from tables to findings ----------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from ddim_lab.report.series import Row
 from ddim_lab.report.tables import ValueTable
 from ddim_lab.store.records import Published, Value
 
-Kind = Literal["rows", "solvers", "published", "level", "steps"]
-"""What is compared: neighbouring rows, a solver with DDIM, ours with a published number or with the value's level,
+Kind = Literal["solvers", "rows", "published", "level", "steps"]
+"""What is compared: a solver with DDIM, neighbouring rows, ours with a published number or with the value's level,
 neighbouring columns of a row."""
 
 
@@ -118,7 +118,7 @@ def mean_difference(differences: Sequence[Difference]) -> Difference:
 
 def comparisons(of: ValueTable, reference: Published | None) -> list[Comparison]:
     """All that a table compares; each pair of values is there once for each kind."""
-    return [*neighbours(of), *against_ddim(of), *against_published(of, reference), *against_level(of), *over_steps(of)]
+    return [*against_ddim(of), *neighbours(of), *against_published(of, reference), *against_level(of), *over_steps(of)]
 
 
 def neighbours(of: ValueTable) -> list[Comparison]:
