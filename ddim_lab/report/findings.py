@@ -148,10 +148,16 @@ class Findings:
         if not self.tested:
             return "What is compared is the same, to every digit."
         count, of_all = len(self.settled), len(self.tested)
+        seeds = max(len(finding.difference.of[1]) for finding in self.all)
         return (
             f"{count} of {of_all} comparison{'' if of_all == 1 else 's'} {'is' if count == 1 else 'are'} settled at"
             f" {LEVEL}, after Holm's correction over all of them. ± is one standard error, of the samples alone: not of"
             " the training seed."
+            + (
+                f" Differences are means over {seeds} sampling seeds, their samples counted together."
+                if seeds > 1
+                else ""
+            )
         )
 
     @property
