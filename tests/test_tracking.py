@@ -350,6 +350,11 @@ def test_of_several_cells_the_report_is_the_agents_run(under_an_agent: None, tmp
     assert tiny.run(outputs, *line, settings=tiny.SMALL) == 0
     runs = runs_of(outputs)
     assert {run.job_type: run.id for run in runs if run.sweep == "s7"} == {"report": "r42"}
+    (report,) = (run for run in runs if run.job_type == "report")
+    found = read_sweep(tiny.sweeps(outputs)[0]).findings
+    assert report.summary["findings"].splitlines()[0] == found.summary
+    settled, tested = len(found.settled), len(found.tested)
+    assert (report.summary["settled"], report.summary["not_settled"]) == (settled, tested - settled)
     assert len({run.id for run in runs}) == len(runs) == 3
 
 
@@ -414,6 +419,7 @@ def test_a_server_that_never_answers_does_not_hold_up_the_end_of_the_process(tmp
 import sys
 from pathlib import Path
 from ddim_lab.jobs.tracking import TrackingConfig, track
+from ddim_lab.report import read_sweep
 config = TrackingConfig(logger="wandb", directory=Path(sys.argv[1]), init_timeout_seconds=1)
 with track(config, job_type="cell", name="n", group="g", run_config={}) as run:
     run.log({"fd": 1.5}, step=10)
