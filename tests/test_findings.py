@@ -239,7 +239,7 @@ def test_no_winner_is_named_where_nothing_is_settled(better: str | None) -> None
     assert all(winner.search(finding.sentence) for finding in settled)
     assert not [finding.sentence for finding in left if winner.search(finding.sentence)]
     for part in found.parts:
-        assert all(bool(winner.search(line)) == (part.title == "Roughness") for line in part.lines)
+        assert all(bool(winner.search(line)) == (part.title == "Roughness: settled") for line in part.lines)
     euler = next(finding for finding in settled if finding.kind == "solvers")
     word = {"lower": "better", "higher": "worse", None: "smaller"}[better]
     assert euler.sentence.startswith(f"Roughness: euler is {word} than DDIM on uniform at S = 10, by 0.99")
@@ -252,7 +252,7 @@ def test_no_winner_is_named_where_nothing_is_settled(better: str | None) -> None
 def test_all_places_of_a_pair_are_one_line() -> None:
     found = found_in(all_kinds(), REFERENCE)
     titles = [part.title for part in found.parts]
-    assert titles[0] == "Roughness"
+    assert titles[0] == "Roughness: settled"
     assert titles[1].startswith("Roughness: not settled (difference; samples")
     assert titles[2] == "Roughness: the same, to every digit"
     (first, *_) = found.parts[0].lines

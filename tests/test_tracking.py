@@ -28,6 +28,7 @@ from ddim_lab import dashboard
 from ddim_lab.config.folders import config_folder
 from ddim_lab.jobs import tracking
 from ddim_lab.jobs.tracking import MODES, TrackingConfig, check_mode, offline_sync_hint, track
+from ddim_lab.report import read_sweep
 
 KEY = "5e1f" * 10  # the form of an API key; it opens nothing
 NOBODY_LISTENS = "http://127.0.0.1:9"
@@ -419,7 +420,6 @@ def test_a_server_that_never_answers_does_not_hold_up_the_end_of_the_process(tmp
 import sys
 from pathlib import Path
 from ddim_lab.jobs.tracking import TrackingConfig, track
-from ddim_lab.report import read_sweep
 config = TrackingConfig(logger="wandb", directory=Path(sys.argv[1]), init_timeout_seconds=1)
 with track(config, job_type="cell", name="n", group="g", run_config={}) as run:
     run.log({"fd": 1.5}, step=10)

@@ -166,7 +166,7 @@ class Findings:
         headings = dict.fromkeys(finding.heading for finding in self.all)
         found = []
         for outcome, title in (
-            (_told_settled, "{}"),
+            (_told_settled, "{}: settled"),
             (
                 _told_open,
                 "{}: not settled (difference; samples that would settle one of its size)",
