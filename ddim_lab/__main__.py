@@ -170,7 +170,7 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
 def _report(folder: Path, plan: Plan, first: Config) -> bool:
     """Build the report, mirror it, say where it is; whether any cell failed."""
     from ddim_lab.jobs.run import mirror_report
-    from ddim_lab.report import read_sweep, write
+    from ddim_lab.report import console_text, read_sweep, write
     from ddim_lab.store import read_record, set_aside, write_record
 
     started = time.perf_counter()
@@ -181,7 +181,7 @@ def _report(folder: Path, plan: Plan, first: Config) -> bool:
             set_aside(folder / "plan.json", str(error))
             write_record(folder / "plan.json", plan.content())
         sweep = read_sweep(folder)
-        page = write(sweep)
+        page, text = write(sweep), console_text(sweep)
     except Exception as error:  # whatever it is, the cells are on disk
         again = shlex.join(["python", "-m", "ddim_lab.report", str(folder)])
         print(f"ddim_lab: no report: {one_line(error)}; the cells are kept, {again} builds it", file=sys.stderr)
@@ -195,7 +195,7 @@ def _report(folder: Path, plan: Plan, first: Config) -> bool:
     except Exception as error:  # of drawing its charts, for one: what is W&B's own raises nothing
         print(f"ddim_lab: the report is not mirrored in W&B: {one_line(error)}", file=sys.stderr)
     mirrored = time.perf_counter()
-    print((folder / "table.md").read_text(encoding="utf-8"))
+    print(text)
     mirror = f", W&B {mirrored - built:.1f} s" if first.logger.name == "wandb" else ""
     print(f"report: {page} (built in {built - started:.1f} s{mirror})")
     if hint is not None:

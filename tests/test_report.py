@@ -31,9 +31,10 @@ from ddim_lab.report.files import md, tex
 from ddim_lab.report.numbers import DASH, decimals
 from ddim_lab.report.page import script_json
 from ddim_lab.report.read import read_sweep
+from ddim_lab.report.seeds import over_seeds
 from ddim_lab.report.tables import ValueTable, value_text
 from ddim_lab.report.timing import pareto_front, timing_fits
-from ddim_lab.report.together import neighbours, over_training_seeds
+from ddim_lab.report.together import neighbours
 from ddim_lab.store import write_record
 from ddim_lab.store.objects import seal
 from ddim_lab.store.records import Result
@@ -279,7 +280,7 @@ def test_training_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
     assert [row.series.label for row in table.table.rows] == [
         f"η {eta} · training seed {k}" for eta in (0, 1) for k in range(3)
     ]
-    found = over_training_seeds(table)
+    found = over_seeds(table)
     assert found is not None
     assert found.heading == "FD (digits classifier) over 3 training seeds"
     texts = {label: [entry and entry.text for entry in entries] for label, entries in found.rows}
@@ -309,7 +310,7 @@ def test_training_seeds_of_a_model_that_is_not_trained_are_no_networks(tmp_path:
         outputs.add(0.0, 10, fd=8.0, training_seed=seed, overrides=overrides, change=None if trained else given)
     (table,) = shown(read_sweep(outputs.done()))
     assert len(table.table.rows) == 3
-    assert (over_training_seeds(table) is not None) == trained
+    assert (over_seeds(table) is not None) == trained
 
 
 def test_a_network_counts_once_and_a_missing_one_is_told(tmp_path: Path) -> None:
@@ -322,7 +323,7 @@ def test_a_network_counts_once_and_a_missing_one_is_told(tmp_path: Path) -> None
         given["change"] = (lambda result: (drop_se(result), twin(result))) if seed == 1 else drop_se
         outputs.add(0.0, 10, training_seed=seed, overrides=["steps=10", f"training.seed={seed}"], **given)
     (table,) = shown(read_sweep(outputs.done()))
-    found = over_training_seeds(table)
+    found = over_seeds(table)
     assert found is not None
     (entry,) = found.rows[0][1]
     assert entry is not None
@@ -336,7 +337,7 @@ def drop_se(result: dict[str, Any]) -> None:
 
 def test_one_training_seed_has_no_such_table(tmp_path: Path) -> None:
     (table,) = shown(read_sweep(nine(tmp_path).done()))
-    assert over_training_seeds(table) is None
+    assert over_seeds(table) is None
 
 
 def nine(root: Path, **plan: Any) -> Outputs:
@@ -544,7 +545,7 @@ def test_one_cell_under_two_presets_keeps_two_rows(tmp_path: Path) -> None:
     same = rows(read_sweep(sweep))[1:]
     assert same[0]["fd"] == same[1]["fd"] == 14.7
     comparison = neighbours(shown(read_sweep(sweep))[0])[1]
-    assert (comparison.differences[10].value, comparison.differences[10].se) == (0.0, 0.0)
+    assert (comparison.differences["S = 10"].value, comparison.differences["S = 10"].se) == (0.0, 0.0)
 
 
 def test_different_n_features_or_reference_never_share_a_table(tmp_path: Path) -> None:
@@ -578,8 +579,8 @@ def test_paired_differences_are_tighter_and_refused_across_seeds(tmp_path: Path)
     outputs.add(1.0, 10, seed=1)
     table = shown(read_sweep(outputs.done()))[0]
     found = neighbours(table)
-    assert [(c.first.label, c.second.label) for c in found] == [("η 0", "η 0.5")]
-    difference = found[0].differences[10]
+    assert [(c.first, c.second) for c in found] == [("η 0", "η 0.5")]
+    difference = found[0].differences["S = 10"]
     first, second = (table.values[table.table.rows[i].cells[10].number] for i in (0, 1))
     assert difference.value == (second.number or 0) - (first.number or 0)
     d = np.array(second.replicates) - np.array(first.replicates)
@@ -1294,7 +1295,7 @@ def test_pairs_that_are_no_neighbours_are_said_to_be_of_one_sweep(tmp_path: Path
     assert main([f"{n}={folder}" for n, folder in sweeps.items()] + ["--output", str(tmp_path / "both")]) == 0
     (table,) = shown(join_sweeps({n: read_sweep(f) for n, f in sweeps.items()}, tmp_path))
     labels = [row.series.label for row in table.table.rows]
-    found = {(labels.index(c.first.label), labels.index(c.second.label)): c.adjacent for c in neighbours(table)}
+    found = {(labels.index(c.first), labels.index(c.second)): c.adjacent for c in neighbours(table)}
     assert found == {(0, 1): True, (0, 2): False, (1, 2): True, (1, 3): False, (2, 3): True}
     page = Page(tmp_path / "both" / "report.html")
     assert "Neighbouring rows, and the neighbours among the rows of each sweep, at the same steps" in page.text

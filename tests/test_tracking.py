@@ -28,6 +28,7 @@ from ddim_lab import dashboard
 from ddim_lab.config.folders import config_folder
 from ddim_lab.jobs import tracking
 from ddim_lab.jobs.tracking import MODES, TrackingConfig, check_mode, offline_sync_hint, track
+from ddim_lab.report import read_sweep
 
 KEY = "5e1f" * 10  # the form of an API key; it opens nothing
 NOBODY_LISTENS = "http://127.0.0.1:9"
@@ -350,6 +351,11 @@ def test_of_several_cells_the_report_is_the_agents_run(under_an_agent: None, tmp
     assert tiny.run(outputs, *line, settings=tiny.SMALL) == 0
     runs = runs_of(outputs)
     assert {run.job_type: run.id for run in runs if run.sweep == "s7"} == {"report": "r42"}
+    (report,) = (run for run in runs if run.job_type == "report")
+    found = read_sweep(tiny.sweeps(outputs)[0]).findings
+    assert report.summary["findings"].splitlines()[0] == found.summary
+    settled, tested = len(found.settled), len(found.tested)
+    assert (report.summary["settled"], report.summary["not_settled"]) == (settled, tested - settled)
     assert len({run.id for run in runs}) == len(runs) == 3
 
 

@@ -29,6 +29,7 @@ from ddim_lab.jobs.tracking import Role, Run, TrackingConfig, offline_sync_hint,
 from ddim_lab.jobs.workers import known_to_its_command
 from ddim_lab.models.obtain import Mirror, obtain_model, with_batch_size
 from ddim_lab.report import Sweep, curves, rows, static_charts, text_tables
+from ddim_lab.report.findings import COLUMNS
 from ddim_lab.report.rows import measured
 from ddim_lab.report.series import noise_label
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
@@ -332,6 +333,11 @@ def mirror_report(sweep: Sweep, config: Config) -> str | None:
             run.log(values, step=steps)
         failed = sum(cell.status != "done" for cell in sweep.cells)
         run.summary({"cells": len(sweep.cells), "cells_failed": failed})
+        if found := sweep.findings:
+            told = [found.summary, *(f"{part.title}: {line}" for part in found.parts for line in part.lines)]
+            settled, tested = len(found.settled), len(found.tested)
+            run.summary({"findings": "\n".join(told), "settled": settled, "not_settled": tested - settled})
+            run.table("findings", list(COLUMNS), [list(finding.row().values()) for finding in found.all])
         if run.mode != "off":
             for name, picture in static_charts(sweep).items():
                 run.image(name, picture)

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["GROUPS", "PAIRED_GROUPS", "Estimate", "Line", "fit_line", "jackknife_se", "paired_se"]
+__all__ = [
+    "GROUPS",
+    "PAIRED_GROUPS",
+    "Components",
+    "Estimate",
+    "Line",
+    "fit_line",
+    "jackknife_se",
+    "paired_se",
+    "variance_components",
+]
 
 GROUPS: Final = 100
 """Groups of samples over which an error is taken, at most: sample i is in group i mod min(N, 100)."""
@@ -81,6 +91,53 @@ class Estimate:
     def paired_se(self, other: Estimate) -> float:
         """Of the difference to another's of the same samples."""
         return paired_se(self.replicates, other.replicates, self.interactions, other.interactions)
+
+
+@dataclass(frozen=True)
+class Components:
+    """What of the variance of a value y_ij comes from where, y_ij = mu + a_i + b_j + e_ij, and the mean's error.
+
+    Attributes:
+        mean: of all y_ij.
+        rows: variance of a_i.
+        columns: variance of b_j.
+        rest: variance of e_ij.
+        se: standard error of the mean, sqrt(rows / I + columns / J + rest / (I J)).
+    """
+
+    mean: float
+    rows: float
+    columns: float
+    rest: float
+    se: float
+
+
+def variance_components(values: Sequence[Sequence[float]]) -> Components:
+    """Variance components of a full two-way layout without repeats, by the method of moments.
+
+    With mean squares M_a, M_b and M_e of rows, columns and the rest: rest = M_e, rows = (M_a - M_e) / J and columns =
+    (M_b - M_e) / I, none below 0.
+
+    Source: Searle, Casella and McCulloch, Variance Components (1992), chapter 4.
+
+    Args:
+        values: y_ij, I >= 2 rows of J >= 2 each.
+    """
+    count, width = len(values), len(values[0])
+    if count < 2 or width < 2 or any(len(row) != width for row in values):
+        raise ValueError("variance components need a full layout of at least 2 rows and 2 columns")
+    mean = statistics.fmean(value for row in values for value in row)
+    of_rows = [statistics.fmean(row) for row in values]
+    of_columns = [statistics.fmean(column) for column in zip(*values, strict=True)]
+    mean_square_rows = width * statistics.variance(of_rows)
+    mean_square_columns = count * statistics.variance(of_columns)
+    left = math.fsum(
+        (values[i][j] - of_rows[i] - of_columns[j] + mean) ** 2 for i in range(count) for j in range(width)
+    )
+    rest = left / ((count - 1) * (width - 1))
+    rows = max(0.0, (mean_square_rows - rest) / width)
+    columns = max(0.0, (mean_square_columns - rest) / count)
+    return Components(mean, rows, columns, rest, math.sqrt(rows / count + columns / width + rest / (count * width)))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ of the ones before:
     timing     time against network forwards; which points nothing beats
     published  published numbers beside ours
     tables     the values in the paper's shape
-    together   their mean over training seeds, paired differences
+    together   which of them are compared, and their differences
+    findings   which differences are settled, in words
+    seeds      their mean and spread over seeds
     read       the files, read and checked
     compare    several sweeps as one, or why not
     rows       one flat row a cell
@@ -39,6 +41,7 @@ __all__ = [
     "Sweep",
     "build",
     "build_comparison",
+    "console_text",
     "curves",
     "read_sweep",
     "rows",
@@ -91,6 +94,13 @@ def text_tables(sweep: Sweep) -> list[tuple[str, list[str], list[list[str]]]]:
     from ddim_lab.report.files import plain_table, texts_of
 
     return [plain_table(text) for text in texts_of(sweep)]
+
+
+def console_text(sweep: Sweep) -> str:
+    """What a sweep ends in on the console: the tables of table.md, and the findings last, where the eye is."""
+    from ddim_lab.report.files import for_console
+
+    return for_console(sweep)
 
 
 def curves(sweep: Sweep) -> dict[int, dict[str, float]]:

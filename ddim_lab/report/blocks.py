@@ -72,6 +72,26 @@ class Prose:
 
 
 @dataclass(frozen=True)
+class Points:
+    """Sentences under a heading; those past the first FIRST are one click away."""
+
+    FIRST: ClassVar[int] = 8
+    kind: ClassVar[str] = "points"
+    title: str
+    lines: tuple[str, ...]
+    wide: bool = True
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """All, where folding would hide a single one."""
+        return self.lines if len(self.lines) <= self.FIRST + 1 else self.lines[: self.FIRST]
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        return self.lines[len(self.shown) :]
+
+
+@dataclass(frozen=True)
 class Figure:
     """A chart that the page's script draws."""
 
@@ -99,7 +119,7 @@ class Folds:
     wide: bool = True
 
 
-Block = Grid | Prose | Figure | Strip | Folds
+Block = Grid | Prose | Points | Figure | Strip | Folds
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from ddim_lab.report.page import page
 from ddim_lab.report.read import ReportError, Sweep, kept_samples
 from ddim_lab.report.rows import csv_text
 from ddim_lab.report.sections import KEPT
+from ddim_lab.report.seeds import over_seeds
 from ddim_lab.report.tables import Entry, TextTable, elsewhere_text, time_text, value_text
-from ddim_lab.report.together import over_training_seeds
 from ddim_lab.store import write_text
 
 
@@ -37,7 +37,7 @@ def write_files(sweep: Sweep) -> Path:
 
 
 def texts_of(sweep: Sweep) -> list[TextTable]:
-    """The paper-shaped tables: one for each value with a heading, with published numbers; means over training seeds.
+    """The paper-shaped tables: one for each value with a heading, with published numbers; means over seeds.
 
     Numbers that stand apart are the last.
     """
@@ -47,7 +47,7 @@ def texts_of(sweep: Sweep) -> list[TextTable]:
             texts.append(time_text(table))
         for values in found:
             texts.append(value_text(sweep.plan.published, values))
-            if (seeds := over_training_seeds(values)) is not None:
+            if (seeds := over_seeds(values)) is not None:
                 texts.append(seeds)
     return [*texts, *map(elsewhere_text, sweep.plan.elsewhere)]
 
@@ -56,10 +56,37 @@ def texts_of(sweep: Sweep) -> list[TextTable]:
 
 
 def markdown(sweep: Sweep) -> str:
-    """table.md: each table under a heading that names metric, network, reference and N."""
+    """table.md: the findings, then each table under a heading that names metric, network, reference and N."""
+    return _head(sweep) + _findings(sweep) + _tables(sweep)
+
+
+ON_CONSOLE = 15, 160
+"""How many lines of findings there, and how long."""
+
+
+def for_console(sweep: Sweep) -> str:
+    """table.md with the findings last, as many as a screen has room for."""
+    return "\n".join([_head(sweep) + _tables(sweep), *sweep.findings.lines(*ON_CONSOLE)])
+
+
+def _head(sweep: Sweep) -> str:
     lines = [f"# {md(sweep.title)}", ""]
     if sweep.plan.command:
         lines += [f"    {one_line(sweep.plan.command)}", ""]
+    return "\n".join([*lines, ""])
+
+
+def _findings(sweep: Sweep) -> str:
+    if not sweep.findings:
+        return ""
+    lines = ["## Findings", "", md(sweep.findings.summary), ""]
+    for part in sweep.findings.parts:
+        lines += [f"**{md(part.title)}**", "", *(f"- {md(line)}" for line in part.lines), ""]
+    return "\n".join([*lines, ""])
+
+
+def _tables(sweep: Sweep) -> str:
+    lines: list[str] = []
     for text in texts_of(sweep):
         lines += _markdown_table(text)
     if kept := kept_samples(sweep):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ddim_lab.report.blocks import Box, Grid
 from ddim_lab.report.cells import SECONDS_AN_IMAGE, Cell, contended
+from ddim_lab.report.findings import LEVEL, Findings
 from ddim_lab.report.numbers import DASH, column_heading, decimals, exact, number
 from ddim_lab.report.read import Sweep
 from ddim_lab.report.tables import Entry, TextTable, ValueTable
 from ddim_lab.report.timing import conditions, timing_fits
-from ddim_lab.report.together import Difference, against_ddim, neighbours
+from ddim_lab.report.together import Comparison, against_best_ddim, against_ddim, neighbours
 from ddim_lab.store.records import Value
 
 
@@ -77,26 +78,25 @@ def text_grid(text: TextTable) -> Grid:
     )
 
 
-def difference_grids(of: ValueTable) -> list[Grid]:
+def difference_grids(of: ValueTable, found: Findings) -> list[Grid]:
     """Paired differences: between neighbouring rows, and of solvers to DDIM; none where nothing can be paired."""
-    comparisons = neighbours(of)
+    rows, own, best = neighbours(of), against_ddim(of), against_best_ddim(of)
     which = "Neighbouring rows"
-    if any(not c.adjacent for c in comparisons):
+    if any(not c.adjacent for c in rows):
         which = "Neighbouring rows, and the neighbours among the rows of each sweep,"
     budget = "steps" if of.table.unit == "S" else of.table.unit
-    rows = [(f"{c.second.label} − {c.first.label}", c.differences) for c in comparisons]
+    solvers = sorted((*own, *best), key=lambda c: [row.series.without_seed for row in of.table.rows].index(c.second))
+    against = f"At the same {budget}, against DDIM on the same spacing"
+    if best:
+        against += (
+            ", and on the spacing that scores best in that column: chosen once the values are known, which favours"
+            " DDIM, so nothing is settled there"
+        )
     grids = [
         _differences(
-            of, f"Paired differences of {of.heading}", rows, f"{which} at the same {budget}, lower minus upper"
+            of, f"Paired differences of {of.heading}", rows, found, f"{which} at the same {budget}, lower minus upper"
         ),
-        _differences(
-            of,
-            f"{of.heading}: solvers against DDIM",
-            against_ddim(of),
-            f"At the same {budget}, against DDIM on the same spacing, and on the spacing that scores best in that"
-            " column (chosen once the values are known, which favours DDIM)",
-            unclear="not settled",
-        ),
+        _differences(of, f"{of.heading}: solvers against DDIM", solvers, found, against, chosen=best),
     ]
     return [grid for grid in grids if grid is not None]
 
@@ -104,36 +104,79 @@ def difference_grids(of: ValueTable) -> list[Grid]:
 def _differences(
     of: ValueTable,
     title: str,
-    found: Sequence[tuple[str, Mapping[int | None, Difference]]],
+    comparisons: Sequence[Comparison],
+    found: Findings,
     which: str,
-    unclear: str = "",
+    chosen: Sequence[Comparison] = (),
 ) -> Grid | None:
-    if not found:
+    """Differences by pair and column, bold where they are settled; those that were `chosen` by their values never."""
+    if not comparisons:
         return None
-    places = decimals([], [d.se for _, differences in found for d in differences.values()])
+    places = decimals([], [d.se for c in comparisons for d in c.differences.values()])
 
-    def box(difference: Difference | None) -> Box:
+    def box(comparison: Comparison, heading: str) -> Box:
+        difference = comparison.differences.get(heading)
         if difference is None:
             return Box("")
         shown, error = number(difference.value, places, sign=True), number(difference.se, places)
-        clear = difference.se > 0 and abs(difference.value) > 2 * difference.se
-        aside = error if clear or not unclear else f"{error}; {unclear}"
-        return Box(shown, aside, exact(difference.value), tint="clear" if clear else None, strength=1.0)
+        clear = comparison not in chosen and found.is_settled(of.value.name, comparison.kind, difference)
+        return Box(shown, error, exact(difference.value), tint="clear" if clear else None, strength=1.0)
 
+    several = max(len(d.of[0]) for c in comparisons for d in c.differences.values())
+    mean = f" Means over {several} sampling seeds." if several > 1 else ""
     return Grid(
         title,
         ("", *of.table.headings),
         tuple(
-            (Box(label, head=True), *(box(differences.get(column)) for column in of.table.columns))
-            for label, differences in found
+            (Box(f"{c.second} − {c.first}", head=True), *(box(c, heading) for heading in of.table.headings))
+            for c in comparisons
         ),
         facts=of.facts,
         notes=(
             f"{which}, ± the paired jackknife standard error: sample i starts from the same x_T in both, so what they"
-            " share cancels. Bold: more than two standard errors.",
+            f" share cancels.{mean} Bold: settled at {LEVEL} (Findings).",
         ),
         wide=True,
     )
+
+
+def findings_grid(found: Findings) -> Grid:
+    """Every comparison with its numbers, folded."""
+
+    def plain(value: float | None, form: str) -> Box:
+        return Box(DASH) if value is None else Box(format(value, form).replace("-", "−"), exact=exact(value))
+
+    rows = tuple(
+        (
+            Box(f"{f.heading}: {f.second} − {f.first} {f.where}".rstrip(), head=True),
+            plain(f.difference.value, ".4g"),
+            plain(f.difference.se, ".2g"),
+            plain(f.difference.freedom, ".3g"),
+            plain(f.p, ".2g"),
+            plain(f.corrected, ".2g"),
+            Box(
+                "the same" if f.p is None else "settled" if f.settled else "not settled",
+                tint="clear" if f.settled else None,
+            ),
+            plain(f.samples, ",d") if f.samples is not None else Box(""),
+        )
+        for f in found.all
+    )
+    columns = (
+        "",
+        "difference",
+        "standard error",
+        "degrees of freedom",
+        "p",
+        "p after Holm",
+        "",
+        "samples that would settle it",
+    )
+    note = (
+        f"Two-sided p by Student's t. Settled: p after Holm's correction over the {len(found.tested)} tests is at most"
+        " 0.05. Samples: on either side, at which a difference of this size would be settled, all others as they are."
+    )
+    return Grid("Every comparison", columns, rows, notes=(note,), wide=True, folded=True)
 
 
 # -- a row a cell ---------------------------------------------------------------------------------------

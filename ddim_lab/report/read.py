@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from ddim_lab.errors import ConfigError
 from ddim_lab.report.cells import Cell, Status
+from ddim_lab.report.findings import Findings, findings
 from ddim_lab.report.series import PaperTable, Series, name_cells, name_series, paper_tables
 from ddim_lab.report.tables import ValueTable, value_tables
 from ddim_lab.store import fault, read_json, read_record
@@ -63,6 +64,11 @@ class Sweep:
     def shown(self) -> tuple[tuple[PaperTable, tuple[ValueTable, ...]], ...]:
         """The tables, each with the values that are shown in its shape."""
         return tuple((table, tuple(value_tables(table))) for table in self.tables)
+
+    @cached_property
+    def findings(self) -> Findings:
+        """What the comparisons of its values settle."""
+        return findings((values for _, found in self.shown for values in found), self.plan.published)
 
     @property
     def by_series(self) -> list[Cell]:

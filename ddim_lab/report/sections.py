@@ -1,4 +1,4 @@
-"""The sections of a page, in order: what was measured, what was seen, what it cost, and how to do it again.
+"""The sections of a page, in order: what is settled, measured and seen, what it cost, and how to do it again.
 
 Measured values choose their section by its title (`ddim_lab.store.records.Value`), "" for the first.
 """
@@ -13,15 +13,15 @@ from typing import Any
 from urllib.parse import quote
 
 from ddim_lab.errors import one_line
-from ddim_lab.report.blocks import Block, Box, Figure, Folds, Grid, Prose, Section, Strip
+from ddim_lab.report.blocks import Block, Box, Figure, Folds, Grid, Points, Prose, Section, Strip
 from ddim_lab.report.charts import Chart
-from ddim_lab.report.grids import column_grids, difference_grids, fit_grid, text_grid
+from ddim_lab.report.grids import column_grids, difference_grids, findings_grid, fit_grid, text_grid
 from ddim_lab.report.numbers import DASH, exact
 from ddim_lab.report.pictures import Embedded, embed
 from ddim_lab.report.read import Sweep, kept_samples
 from ddim_lab.report.rows import columns_of, sweep_rows
+from ddim_lab.report.seeds import over_seeds
 from ddim_lab.report.tables import ValueTable, elsewhere_text, time_text, value_text
-from ddim_lab.report.together import over_training_seeds
 from ddim_lab.store.records import Tabled
 
 PREVIEW_BUDGET = 1_500_000
@@ -39,6 +39,7 @@ def sections(sweep: Sweep, charts: Sequence[Chart]) -> list[Section]:
     )
     found = [
         _sweeps(sweep),
+        _findings(sweep),
         _results(sweep, charts),
         _samples(sweep),
         *(_measured(sweep, charts, title) for title in titles if title),
@@ -78,6 +79,17 @@ def _sweeps(sweep: Sweep) -> Section:
     return _section("Sweeps", [Grid("", columns, rows, wide=True)] if rows else [])
 
 
+# -- what is settled ------------------------------------------------------------------------------------
+
+
+def _findings(sweep: Sweep) -> Section:
+    """What the comparisons settle in words, and each with its numbers behind that."""
+    if not sweep.findings:
+        return _section("Findings", [])
+    parts = [Points(part.title, part.lines) for part in sweep.findings.parts]
+    return _section("Findings", [Prose(sweep.findings.summary), *parts, findings_grid(sweep.findings)])
+
+
 # -- what was measured ----------------------------------------------------------------------------------
 
 
@@ -101,10 +113,10 @@ def _results(sweep: Sweep, charts: Sequence[Chart]) -> Section:
 
 def _value_blocks(sweep: Sweep, charts: Sequence[Chart], values: ValueTable) -> Iterator[Block]:
     yield text_grid(value_text(sweep.plan.published, values))
-    if (seeds := over_training_seeds(values)) is not None:
+    if (seeds := over_seeds(values)) is not None:
         yield text_grid(seeds)
     yield from (Figure(chart) for chart in charts if chart.of is values)
-    yield from difference_grids(values)
+    yield from difference_grids(values, sweep.findings)
 
 
 def _measured(sweep: Sweep, charts: Sequence[Chart], title: str) -> Section:

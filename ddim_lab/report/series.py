@@ -21,11 +21,13 @@ SIGMA_HAT = "σ̂"
 class Series:
     """Cells that differ in their budget (`Cell.budget`). `index` orders the series and picks their colour.
 
-    `family` is the label without the training seed: series of one family differ in nothing else.
+    `without_seed` is the label without the sampling seed, `family` without the training seed, too: series of one family
+    differ in their seeds alone.
     """
 
     index: int
     label: str
+    without_seed: str
     family: str
 
 
@@ -79,6 +81,10 @@ def _training_seed(value: Any) -> str:
     return f"training seed {value}"
 
 
+def _seed(value: Any) -> str:
+    return f"seed {value}"
+
+
 _NAMED: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("sweep", str),
     ("spacing", str),
@@ -86,7 +92,7 @@ _NAMED: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("data", str),
     ("model", lambda value: f"model {value}"),
     ("training_seed", _training_seed),
-    ("seed", lambda value: f"seed {value}"),
+    ("seed", _seed),
     ("batch_size", lambda value: f"batch {value}"),
 )
 
@@ -124,17 +130,18 @@ def name_series(cells: Sequence[Cell]) -> dict[int, Series]:
         }
         _tell_apart(names, own, _clusters(names.items()))
 
-    seeds = {cell.number: _training_seed(cell.labels.get("training_seed")) for cell in cells}
+    training = {cell.number: _training_seed(cell.labels.get("training_seed")) for cell in cells}
+    sampling = {cell.number: _seed(cell.labels.get("seed")) for cell in cells}
     first = {cell.number: position for position, cell in enumerate(cells)}
     noise = {cell.number: _noise_order(cell.labels) for cell in cells}
     order = sorted(names, key=lambda n: (noise[n], first[n]))
     series: dict[tuple[str, ...], Series] = {}
     for number in order:
         name = names[number]
-        seed = seeds[number]
         parts = [part for part in name if part]
-        family = " · ".join(part for part in parts if part != seed)
-        series.setdefault(name, Series(len(series), " · ".join(parts), family))
+        without = [part for part in parts if part != sampling[number]]
+        family = [part for part in without if part != training[number]]
+        series.setdefault(name, Series(len(series), *map(" · ".join, (parts, without, family))))
     return {number: series[names[number]] for number in names}
 
 
