@@ -33,12 +33,14 @@ class Features:
         digest: identifies the extractor: weights, layer, resizing.
         num_features: D.
         load: gives the network, on the CPU, in evaluation mode.
+        kept: whether the features of samples are kept beside their images: not those that are the images again.
     """
 
     name: str
     digest: str
     num_features: int
     load: Callable[[], Extractor]
+    kept: bool = True
 
     @property
     def is_fid(self) -> bool:
