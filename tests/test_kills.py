@@ -19,6 +19,7 @@ import pytest
 import tiny
 
 import ddim_lab.jobs.run
+from ddim_lab.store.objects import KINDS
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +36,7 @@ PHASES = {
     "training": r"models/[0-9a-f]{64}\.partial",
     "model": r"models/",
     "references": r"references/",
-    "sampling": r"cells/[0-9a-f]{64}\.partial",
+    "sampling": r"samples/",
     "scoring": r"cells/",
     "pointer": r"sweeps/[^/]+/jobs/",
     "tables": r"sweeps/[^/]+/\.?(results|table)",
@@ -138,7 +139,7 @@ def check(places: dict[int, Path], logger: str, expected: list[dict[str, str]]) 
     for number, outputs in places.items():
         assert forked.wait(children[number]) == 0, (number, logs[number].read_text())
         assert tiny.numbers(tiny.sweeps(outputs)[-1]) == expected, number
-        left = [path.name for kind in ("models", "references", "cells") for path in (outputs / kind).iterdir()]
+        left = [path.name for kind in KINDS for path in (outputs / kind).iterdir()]
         assert all(re.fullmatch("[0-9a-f]{64}", name) for name in left), (number, left)
 
 

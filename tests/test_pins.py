@@ -401,7 +401,8 @@ def test_a_cell_that_is_computed_again_has_the_same_objects_and_numbers(earlier:
     sweep = again(earlier, "quality", "sampler=ddpm", "steps=5", "force=true")
     (pointer,), before = pointers(sweep), pointers(earlier / "sweeps" / "quality")[3]
     assert not pointer["cached"]
-    assert (pointer["cell"], pointer["objects"]) == (before["cell"], before["objects"])
+    assert pointer["cell"] == before["cell"]
+    assert [each for each in pointer["objects"] if each[0] != "samples"] == before["objects"]
     (row,), pinned = tiny.results(sweep), table((PINS / "results_quality.csv").read_text())[1][3]
     for column in ("fd", "fd_se", "kid", "fd_at_equal_n", "fd_held_out_at_equal_n"):
         assert float(row[column]) == pytest.approx(float(pinned[column]), rel=1e-2), column

@@ -100,8 +100,15 @@ def job(composed: DictConfig) -> None:
             log.error("%s %s: its record can't be written: %s", _progress(place), name, one_line(error))
             return
     if pointer.status == "done":
-        there = " (was there)" if pointer.cached else ""
+        there = " (was there)" if pointer.cached else _images_there(pointer, config)
         log.info("%s %s: %s%s%s", _progress(place), name, result.headline, there, _time_left(place))
+
+
+def _images_there(pointer: Pointer, config: Config) -> str:
+    """How many of a new cell's images had been made before, in words."""
+    if not pointer.images_there:
+        return ""
+    return f" ({pointer.images_there:,} of {config.num_samples:,} images were there)"
 
 
 def describe(config: Config) -> str:
@@ -165,30 +172,35 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
                 _ = job.sampler
         with _phase(phases, "feature_network"):
             identity = _identity(job)
-        cell, cached, measured = _cell(job, identity)
+        cell, cached, images_there, measured = _cell(job, identity)
         result = Result.read(read_json(cell / "result.json"))
         objects = _objects(store, result.objects)
         with _phase(phases, "tracking"):
             _mirror(run, job.config, result, cell)
             for kind, key in objects:
-                if kind != "cells":
+                if kind not in ("cells", "samples"):
                     _log_object(run, store, config.data.name, kind, key, "input")
     runs.append(run)
     wandb = [{"mode": run.mode, "directory": str(run.directory)} for run in runs if run.directory is not None]
     found = {"cell": result.key, "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
+    if images_there:
+        found["images_there"] = images_there
     return result, {**found, "objects": objects}
 
 
-def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, float]]:
-    """The cell's folder, whether it was there already, and the seconds of the phases done now."""
+def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, int, dict[str, float]]:
+    """The cell's folder, whether it was there already, how many images were, the seconds of the phases done now."""
     key = content_key(identity)
     phases: dict[str, float] = {}
+    images_there = 0
 
     def build(folder: Path) -> None:
+        nonlocal images_there
         if job.config.force:
             job.store.discard_work("cells", key)
         measured = job.task.measure(job, folder, job.store.work_folder("cells", key))
         phases.update(measured.phases)
+        images_there = measured.images_there
         result = Result(
             key=key,
             task=job.config.task.name,
@@ -209,7 +221,7 @@ def _cell(job: Job, identity: dict[str, Any]) -> tuple[Path, bool, dict[str, flo
 
     folder, built = job.store.obtain("cells", key, build, replace=job.config.force)
     folder = job.task.finished(job, folder)
-    return folder, not built, phases
+    return folder, not built, images_there, phases
 
 
 def _noise_table(job: Job) -> Iterator[Tabled]:
@@ -368,7 +380,7 @@ def _time_left(place: Place) -> str:
         pointer = pointers.get(cell.number)
         if pointer is None:
             to_do += cell.image_forwards
-        elif pointer.status == "done" and not pointer.cached:
+        elif pointer.status == "done" and not pointer.cached and not pointer.images_there:
             spent += sum(
                 seconds
                 for name, seconds in pointer.phases.items()

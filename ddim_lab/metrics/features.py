@@ -34,6 +34,7 @@ class Features:
         num_features: D.
         load: gives the network, on the CPU, in evaluation mode.
         tells_classes: whether the classes of its head are the data set's own labels.
+        kept: whether the features of samples are kept beside their images: not those that are the images again.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Features:
     num_features: int
     load: Callable[[], Extractor]
     tells_classes: bool = False
+    kept: bool = True
 
     @property
     def is_fid(self) -> bool:

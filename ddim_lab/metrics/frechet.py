@@ -69,8 +69,9 @@ class Strata:
         counts = torch.bincount(self.of, minlength=len(self.shares))
         if few := [c for c in range(len(self.shares)) if counts[c] < 2 and self.shares[c] > 0]:
             raise ValueError(f"{int(counts[few[0]])} of the samples look like class {few[0]}, and 2 are needed")
-        each: Tensor = self.shares * len(self.of) / counts.clamp(min=1)
-        return each[self.of]
+        each = self.shares * len(self.of) / counts.clamp(min=1)
+        weights: Tensor = each[self.of]
+        return weights
 
 
 @final

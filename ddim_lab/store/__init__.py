@@ -2,6 +2,7 @@
 
     outputs/<kind>/<key>/            sealed: MANIFEST.json carries the SHA-256 of every other file
     outputs/<kind>/<key>.partial/    work in progress that can be resumed (checkpoints)
+    outputs/samples/<key>/           growing: images and their features, in files that carry their own digests
     outputs/sweeps/<name>/           plan.json, jobs/<number>/pointer.json: records that carry their own SHA-256
     outputs/locks/                   one lock file an object; a dead process holds none
 
@@ -11,6 +12,7 @@ prunes. The parts, each on top of the ones before:
 
     files         single files: replaced whole, records that carry their hash
     objects       sealed folders, their locks
+    samples       folders of samples, which grow; `chunks` reads and writes them
     housekeeping  the inventory, its users, and what may be pruned
 """
 

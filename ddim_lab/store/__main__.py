@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("verify", parents=[common], help="read all of it; set aside what is damaged")
     prune = commands.add_parser("prune", parents=[common], help="remove what no sweep refers to")
     prune.add_argument("--unfinished", action="store_true", help="also work that could be resumed (*.partial)")
+    prune.add_argument(
+        "--samples", action="store_true", help="also samples that sweeps use: reports stay, growing starts anew"
+    )
     prune.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
     prune.add_argument(
         "--forget",
@@ -63,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
 def _prune(store: Store, asked: argparse.Namespace) -> int:
     forgotten = _forgotten(store, asked.forget)
     with no_new_jobs(store):
-        items = prunable(store, unfinished=asked.unfinished, forgotten=forgotten)
+        items = prunable(store, unfinished=asked.unfinished, samples=asked.samples, forgotten=forgotten)
         _print_items(items)
+        if cost := sum(item.holds.forwards or 0 for item in items if item.holds is not None):
+            print(f"making these samples again takes {cost:,} image-forwards")
         if asked.dry_run or not (items or forgotten):
             return 0
         if items and not asked.yes:
@@ -99,7 +104,11 @@ def _print_items(items: Sequence[Item]) -> None:
         name = ".".join([head[:12] if len(head) == 64 else head, *([tail] if tail else [])])
         used = f"{len(item.users)} sweep(s)" if item.users else ""
         size = f"{item.bytes / 1e6:.2f} MB"
-        print(f"{item.kind:<10}  {item.state:<10}  {size:>12}  {item.changed:%Y-%m-%d %H:%M}  {name}  {used}".rstrip())
+        line = f"{item.kind:<10}  {item.state:<10}  {size:>12}  {item.changed:%Y-%m-%d %H:%M}  {name}  {used}".rstrip()
+        if item.holds is not None:
+            cells = ", ".join(key[:12] for key in item.cells)
+            line += f"  {item.holds}{f'; of cells {cells}' if cells else ''}"
+        print(line)
     print(f"{len(items)} in all, {sum(item.bytes for item in items) / 1e6:.2f} MB")
 
 

@@ -20,8 +20,9 @@ from typing import Final, Literal, final
 
 from ddim_lab.errors import ConfigError
 from ddim_lab.store.files import read_record, set_aside, write_record
-from ddim_lab.store.objects import KINDS, Store, is_locked
+from ddim_lab.store.objects import KINDS, SAMPLES, Store, is_locked
 from ddim_lab.store.records import Pointer
+from ddim_lab.store.samples import Contents, damaged, set_damaged_aside
 
 __all__ = [
     "RUNNING",
@@ -43,6 +44,7 @@ RUNNING: Final = "sweep"
 """What a job marks its process as busy with, so that nothing is pruned under it."""
 
 Users = dict[tuple[str, str], set[str]]
+"""(kind, key) -> what refers to it."""
 
 State = Literal["whole", "unfinished", "damaged", "left over", "sweep", "elsewhere", "gone"]
 
@@ -62,6 +64,8 @@ class Item:
         bytes: what it takes.
         changed: when it was last written, in local time.
         users: the sweeps that refer to it, by path.
+        cells: of samples: the cells that were measured of them, by key.
+        holds: of samples: what is there.
     """
 
     kind: str
@@ -71,18 +75,26 @@ class Item:
     bytes: int
     changed: datetime
     users: tuple[str, ...]
+    cells: tuple[str, ...] = ()
+    holds: Contents | None = None
 
 
 def inventory(store: Store) -> list[Item]:
     """Everything that takes room, by kind and age; sealed objects are not verified here."""
-    return _inventory(store, _users(store)[0])
+    return _inventory(store, _users(store))
 
 
-def _inventory(store: Store, users: Users) -> list[Item]:
+def _inventory(store: Store, found: _Found) -> list[Item]:
+    users = found.users
     items: list[Item | None] = []
     for kind in KINDS:
         for path in _children(store.root / kind):
-            items.append(_item(kind, path, _state(path), tuple(sorted(users.get((kind, path.name), ())))))
+            item = _item(kind, path, _state(path), tuple(sorted(users.get((kind, path.name), ()))))
+            if item is not None and kind == SAMPLES and item.state == "whole":
+                cells = tuple(sorted(found.cells.get(path.name, ())))
+                item = replace(item, cells=cells, holds=Contents.of(path))
+                items += [_item(kind, inside, "damaged", ()) for inside in sorted(path.rglob("*.damaged-*"))]
+            items.append(item)
     for path in _children(store.root / "sweeps"):
         items.append(_item("sweeps", path, "sweep", ()))
         for inside in sorted(path.rglob("*.damaged-*")):
@@ -100,13 +112,17 @@ def _inventory(store: Store, users: Users) -> list[Item]:
 
 
 def verify(store: Store) -> tuple[int, list[Path]]:
-    """Read every sealed object and every record; set aside what is damaged, with a warning.
+    """Read every object, every chunk of samples and every record; set aside what is damaged, with a warning.
 
     Returns:
         How many were read, and where those lay that were damaged.
     """
     objects = [(kind, path) for kind in KINDS for path in _children(store.root / kind) if _state(path) == "whole"]
-    damaged = [path for kind, path in objects if store.find(kind, path.name) is None]
+    faulty = [path for kind, path in objects if kind != SAMPLES and store.find(kind, path.name) is None]
+    for samples in (path for kind, path in objects if kind == SAMPLES):
+        if damaged(samples):
+            with store.growing(samples.name, waiting_for="samples that are damaged"):
+                faulty += set_damaged_aside(samples)
     sweeps = {path.resolve() for path in [*_children(store.root / "sweeps"), *registered(store)]}
     records = sorted(store.root.glob(f"{ELSEWHERE}/*/*.json"))
     for sweep in sorted(sweeps):
@@ -116,16 +132,19 @@ def verify(store: Store) -> tuple[int, list[Path]]:
             read_record(record)
         except ValueError as error:
             set_aside(record, str(error))
-            damaged.append(record)
-    return len(objects) + len(records), damaged
+            faulty.append(record)
+    return len(objects) + len(records), faulty
 
 
-def prunable(store: Store, *, unfinished: bool = False, forgotten: Collection[Path] = ()) -> list[Item]:
+def prunable(
+    store: Store, *, unfinished: bool = False, samples: bool = False, forgotten: Collection[Path] = ()
+) -> list[Item]:
     """What no sweep refers to, and what processes that were killed left behind.
 
     Args:
         store: the outputs folder.
         unfinished: also work that could be resumed, if no process holds it.
+        samples: also samples that sweeps refer to: their results stay.
         forgotten: registered sweeps that count no longer.
 
     Raises:
@@ -133,19 +152,20 @@ def prunable(store: Store, *, unfinished: bool = False, forgotten: Collection[Pa
     """
     if store.busy(RUNNING, anywhere=True):
         raise ConfigError("a job is running in this outputs folder: prune when it has ended")
-    users, unknown = _users(store, forgotten)
-    if unknown:
-        path, why = next(iter(unknown.items()))
+    found = _users(store, forgotten)
+    if found.unknown:
+        path, why = next(iter(found.unknown.items()))
         raise ConfigError(f"{path} {why}, so what its sweep refers to is not known: {_way_out(store, path)}")
 
     def may_go(item: Item) -> bool:
         if item.state in ("damaged", "left over"):
             return True
-        unwanted = (item.state == "whole" and not item.users) or (item.state == "unfinished" and unfinished)
+        unused = not item.users or (samples and item.kind == SAMPLES)
+        unwanted = (item.state == "whole" and unused) or (item.state == "unfinished" and unfinished)
         return unwanted and item.kind in KINDS and not _held(store, item)
 
     lent = {kind for kind in KINDS if _lent_by(store, kind) is not None}  # to be pruned where they lie
-    return [item for item in _inventory(store, users) if item.kind not in lent and may_go(item)]
+    return [item for item in _inventory(store, found) if item.kind not in lent and may_go(item)]
 
 
 def no_new_jobs(store: Store) -> contextlib.AbstractContextManager[None]:
@@ -248,9 +268,26 @@ def _lent_by(store: Store, kind: str) -> Path | None:
 # -- what refers to what --------------------------------------------------------------------------------
 
 
-def _users(store: Store, forgotten: Collection[Path] = ()) -> tuple[Users, dict[Path, str]]:
-    """(kind, key) -> paths of the sweeps that use it; and what can't be read, each with the reason."""
+@final
+@dataclass(frozen=True)
+class _Found:
+    """What sweeps refer to.
+
+    Attributes:
+        users: paths of the sweeps that use an object.
+        cells: key of samples -> keys of the cells that were measured of them.
+        unknown: what can't be read, each with the reason.
+    """
+
+    users: Users
+    cells: dict[str, set[str]]
+    unknown: dict[Path, str]
+
+
+def _users(store: Store, forgotten: Collection[Path] = ()) -> _Found:
+    """What all sweeps refer to, but those that count no longer."""
     users: Users = {}
+    cells: dict[str, set[str]] = {}
     unknown: dict[Path, str] = {}
 
     def read(sweep: str, record: Path) -> None:
@@ -263,6 +300,8 @@ def _users(store: Store, forgotten: Collection[Path] = ()) -> tuple[Users, dict[
         else:
             for kind, key in (*pointer.objects, *([("cells", pointer.cell)] if pointer.cell else ())):
                 users.setdefault((kind, key), set()).add(sweep)
+                if kind == SAMPLES and pointer.cell is not None:
+                    cells.setdefault(key, set()).add(pointer.cell)
 
     def look(folder: Path) -> Sequence[Path]:
         """What is in a folder, where there is one; a link that leads nowhere can't be read."""
@@ -295,7 +334,7 @@ def _users(store: Store, forgotten: Collection[Path] = ()) -> tuple[Users, dict[
             for record in look(entry):
                 if record.name != SWEEP and not record.name.startswith("."):  # as a write that was killed leaves one
                     read(str(place), record)
-    return users, unknown
+    return _Found(users, cells, unknown)
 
 
 def _way_out(store: Store, path: Path) -> str:

@@ -18,12 +18,15 @@ from filelock import FileLock, Timeout
 
 from ddim_lab.store.files import read_record, set_aside, sync_folder, write_record
 
-__all__ = ["KINDS", "MANIFEST", "Kind", "Store", "fault", "seal"]
+__all__ = ["KINDS", "MANIFEST", "SAMPLES", "Kind", "Store", "fault", "seal"]
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["models", "references", "cells"]
-KINDS: Final[tuple[Kind, ...]] = ("models", "references", "cells")
+Kind = Literal["models", "references", "cells", "samples"]
+KINDS: Final[tuple[Kind, ...]] = ("models", "references", "cells", "samples")
+SAMPLES: Final = "samples"
+"""The kind whose folders grow and are never sealed: see `ddim_lab.store.samples`."""
+
 MANIFEST: Final = "MANIFEST.json"
 
 
@@ -135,6 +138,18 @@ class Store:
     def discard_work(self, kind: Kind, key: str) -> None:
         """Remove the work folder, for a build that is to start from nothing."""
         shutil.rmtree(self.path(kind, f"{key}.partial"), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def growing(self, key: str, *, waiting_for: str) -> Iterator[Path]:
+        """Context: the folder of samples of this key, held by this process alone; it may not be there yet.
+
+        Args:
+            key: its name.
+            waiting_for: what it says it waits for.
+        """
+        with self.lock(f"{SAMPLES}-{key}", waiting_for=waiting_for):
+            self.used.add((SAMPLES, key))
+            yield self.path(SAMPLES, key)
 
     @contextlib.contextmanager
     def lock(self, name: str, *, waiting_for: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
     outputs/sweeps/<name>/plan.json                    Plan, with a PlanCell a job
     outputs/sweeps/<name>/jobs/<number>/pointer.json   Pointer: how a job ended, and which cell it stands for
     outputs/cells/<key>/result.json                    Result: what the cell is, and its Values
+    outputs/samples/<key>/identity.json                Samples: what makes them
 
 Needs no torch. Readers leave unknown entries alone: a later version may write more.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "Published",
     "Result",
     "RowSampler",
+    "Samples",
     "Tabled",
     "Value",
     "WandbRun",
@@ -183,6 +185,7 @@ class Pointer(Written):
         seconds: the job took; `phases` says on what.
         wandb: its runs.
         objects: the store's objects that it used, as (kind, key); not pruned as long as the sweep exists.
+        images_there: how many of the images that it measured were made before.
     """
 
     number: int = 0
@@ -194,6 +197,28 @@ class Pointer(Written):
     phases: dict[str, float] = {}
     wandb: tuple[WandbRun, ...] | None = ()
     objects: tuple[tuple[str, str], ...] = ()
+    images_there: int = 0
+
+
+# -- samples ----------------------------------------------------------------------------------------------
+
+
+class Samples(Written):
+    """identity.json of a folder of samples, which grows.
+
+    Attributes:
+        key: the folder's.
+        identity: what the key is the digest of: all that makes the images, but not how many they are.
+        words: the same in a line for readers.
+        nfe: network forwards a sample.
+        batch_size: samples of a whole batch.
+    """
+
+    key: str
+    identity: dict[str, Any] = {}
+    words: str = ""
+    nfe: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
 
 
 # -- a cell's result ------------------------------------------------------------------------------------

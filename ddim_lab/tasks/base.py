@@ -169,6 +169,7 @@ class Outcome:
         phases: seconds that each phase took.
         tables: shown in the report as they are.
         pictures: files beside result.json, for the report.
+        images_there: how many of the images that were measured had been made before.
     """
 
     nfe: int
@@ -177,6 +178,7 @@ class Outcome:
     phases: Mapping[str, float]
     tables: Sequence[Tabled] = ()
     pictures: Sequence[Pictured] = ()
+    images_there: int = 0
 
 
 MOST_STATES: Final = 8 * 2**30

@@ -26,7 +26,8 @@ from ddim_lab.store.chunks import SampleChunks, kept
 from ddim_lab.tasks.base import Job, Outcome
 from ddim_lab.tasks.pictures import PREVIEW, preview
 from ddim_lab.tasks.samples_file import write_samples
-from ddim_lab.tasks.sampling import Maker, as_seen_by, chunks_of, maker_in_place, sample_on_ranks
+from ddim_lab.tasks.sampling import Maker, chunks_of, maker_in_place, sample_on_ranks, samples_folder
+from ddim_lab.tasks.scored import compared_samples
 from ddim_lab.tasks.walks import mean_and_se
 
 __all__ = ["measure_samples"]
@@ -38,10 +39,12 @@ COLD: Final = 3
 def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None = None) -> Outcome:
     """Sample, score, time and repeat one cell; writes preview.png (and samples.npz) into `folder`.
 
+    Samples that are there, of this cell or of one with another N, other metrics or networks, are not made again.
+
     Args:
         job: the cell.
         folder: the cell's folder.
-        work: durable folder of the unfinished cell: the samples that are there are not made again.
+        work: folder for what takes room meanwhile.
         sampler: what samples, if not the job's own.
     """
     config = job.config
@@ -50,37 +53,40 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
     clock = time.perf_counter()
     references = _references(job)
     phases["references"] = time.perf_counter() - clock
-    chunks = chunks_of(job, work)
-    if config.sampling_devices > 1 and chunks.missing():
+    with samples_folder(job, sampler) as place:
+        chunks = chunks_of(job, place)
+        there = config.num_samples - sum(map(len, chunks.missing()))
+        if config.sampling_devices > 1 and chunks.missing():
+            clock = time.perf_counter()
+            sample_on_ranks(job, place, chunks.missing(), sampler)
+            phases["ranks"] = time.perf_counter() - clock
+            chunks = chunks_of(job, place)
+        with maker_in_place(job, sampler, chunks) as maker:
+            maker.make(chunks.missing(), config.num_samples)
+            maker.see()
+            phases |= maker.phases  # of this process, now: what others made is in "ranks", or was before
+            clock = time.perf_counter()
+            quality = _quality(job, maker, work, references)
+            samples = _Samples(chunks, maker, quality)
+            read = time.perf_counter() - clock
+            clock = time.perf_counter()
+            with torch.inference_mode():
+                speed = _speed(config, maker, samples)
+                determinism = _determinism(config, maker, samples, place)
+            phases["speed_and_determinism"] = time.perf_counter() - clock
         clock = time.perf_counter()
-        sample_on_ranks(job, work, chunks.missing(), sampler)
-        phases["ranks"] = time.perf_counter() - clock
-        chunks = chunks_of(job, work)
-    with maker_in_place(job, sampler, chunks) as maker:
-        maker.make(chunks.missing(), config.num_samples)
-        phases |= maker.phases  # of this process, now: what others made is in "ranks", or was before
-        clock = time.perf_counter()
-        quality = _quality(job, maker, work, references)
-        samples = _Samples(chunks, quality, [as_seen_by(features) for features in job.features])
-        read = time.perf_counter() - clock
-        clock = time.perf_counter()
-        with torch.inference_mode():
-            speed = _speed(config, maker, samples)
-            determinism = _determinism(config, maker, samples, work)
-        phases["speed_and_determinism"] = time.perf_counter() - clock
-    clock = time.perf_counter()
+        if config.save_samples:
+            write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
     by_network = quality.values()
     found = [value for values in by_network.values() for value in values]
     preview(folder, from_uint8(samples.images))
-    if config.save_samples:
-        write_samples(folder / "samples.npz", config.num_samples, (batch.images for batch in chunks))
     phases["metrics"] = time.perf_counter() - clock + read
     distances = ", ".join(in_short(values[0]) for values in by_network.values())
     headline = f"{distances}, {speed['images_per_second']:,.0f} images/s"
     last = [value for value in found if value.section]
     first = [value for value in found if not value.section]
     values = [*first, *speed_values(speed), *determinism_values(determinism), *last]
-    return Outcome(sampler.nfe, headline, values, phases, quality.tables())
+    return Outcome(sampler.nfe, headline, values, phases, quality.tables(), images_there=there)
 
 
 def _references(job: Job) -> list[tuple[Reference, Reference | None]]:
@@ -116,8 +122,8 @@ class _Samples:
 
     Args:
         chunks: all of the cell.
+        maker: of the cell: its networks see images whose features are not kept.
         quality: is given features and images.
-        features: the features' names among a batch's tensors, in the order of the networks.
 
     Attributes:
         size: images of a full batch.
@@ -129,7 +135,7 @@ class _Samples:
         contended: whether other processes were busy meanwhile.
     """
 
-    def __init__(self, chunks: SampleChunks, quality: Quality, features: Sequence[str]) -> None:
+    def __init__(self, chunks: SampleChunks, maker: Maker, quality: Quality) -> None:
         self.walks: list[float] = []
         self.shares: list[float] = []
         self.contended = False
@@ -140,8 +146,8 @@ class _Samples:
         for batch in chunks:
             if count == 0:
                 self.size, self.warmup_seconds = len(batch), batch.seconds["sampling"]
-                self.first = batch.tensors["x_0"]
-            quality.update([batch.tensors[name] for name in features], batch.images)
+                self.first = batch.tensors["x_0"][: compared_samples(maker.job.config)]
+            quality.update(maker.features_of(batch), batch.images)
             sha256.update(batch.images)
             if count < PREVIEW:
                 images.append(batch.images[: PREVIEW - count])
@@ -197,27 +203,28 @@ def _speed(config: Config, maker: Maker, samples: _Samples) -> dict[str, Any]:
     }
 
 
-def _determinism(config: Config, maker: Maker, samples: _Samples, work: Path) -> dict[str, Any]:
+def _determinism(config: Config, maker: Maker, samples: _Samples, place: Path) -> dict[str, Any]:
     """The first samples again, in a batch of their own: twice the same, once more with each other seed of the noise.
 
     Where the cell's batches are no larger than that, two batch sizes are compared on half of them; None of one image.
-    Each walk is kept in `work` as soon as it is done.
+    Each walk is kept in `place`, the samples' folder, as soon as it is done, by what it is of: those of another N, of
+    as many samples, are the same.
     """
     count = len(samples.first)
     walks = 1 + config.metrics.noise_seeds + (count == samples.size > 1)
 
-    def run(name: str, seed: int, count: int = count) -> Tensor:
+    def run(seed: int = config.seed, count: int = count, again: str = "") -> Tensor:
         indices = torch.arange(count, device=maker.device)
         walk = maker.walk(indices, NamedNoise(seed, compiled=maker.noise.compiled))
-        x_0 = kept(work, name, lambda: walk(maker.network).cpu())
+        x_0 = kept(place, f"walk_of_{count}_seed_{seed}{again}", lambda: walk(maker.network).cpu())
         progress.update()
         return x_0
 
     with Progress(f"{maker.job.progress} determinism", walks, "walk") as progress:
-        one, same = run("walk", config.seed), run("walk_again", config.seed)
+        one, same = run(), run(again="_again")
         split = count if count < samples.size else count // 2
-        part = one if split == count else run("walk_of_half", config.seed, split) if split else None
-        others = [run(f"walk_seed_{config.seed + k}", config.seed + k) for k in range(1, config.metrics.noise_seeds)]
+        part = one if split == count else run(count=split) if split else None
+        others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]
     variance, variance_se = mean_and_se(noise_variance([one, *others]))
     return {
         "images": count,

@@ -10,16 +10,18 @@ import numpy as np
 from torch import Tensor
 
 from ddim_lab.metrics.determinism import ImagesHash, nhwc
-from ddim_lab.store import read_json
+from ddim_lab.store import content_key, read_json
+from ddim_lab.store.chunks import SampleChunks
 from ddim_lab.store.records import Result
 from ddim_lab.tasks.base import Job
+from ddim_lab.tasks.sampling import chunks_of, samples_identity
 from ddim_lab.tasks.walks import Batches, network_in_place, sample_uint8
 
 __all__ = ["resample", "write_samples"]
 
 
 def resample(job: Job, cell: Path) -> Path:
-    """A finished cell with samples.npz added, in its place: its images are made again and must be the same."""
+    """A finished cell with samples.npz added, in its place: its images, kept or made again, must be the same."""
     folder, _ = job.store.obtain("cells", cell.name, lambda fresh: _resample(job, fresh, cell), replace=True)
     return folder
 
@@ -43,7 +45,15 @@ def _resample(job: Job, folder: Path, cell: Path) -> None:
                 sha256.update(images)
                 yield images
 
-    write_samples(folder / "samples.npz", config.num_samples, again())
+    def hashed(chunks: SampleChunks) -> Iterator[Tensor]:
+        for batch in chunks:
+            sha256.update(batch.images)
+            yield batch.images
+
+    with job.store.growing(content_key(samples_identity(job, sampler)), waiting_for="the same samples") as place:
+        chunks = chunks_of(job, place)
+        images = again() if chunks.missing() else hashed(chunks)
+        write_samples(folder / "samples.npz", config.num_samples, images)
     if sha256.hexdigest() != expected:
         raise RuntimeError(
             f"sampling again gave other images (SHA-256 {sha256.hexdigest()[:12]}, the cell holds {expected[:12]}): "

@@ -13,24 +13,29 @@ import torch
 from torch import Tensor
 
 from ddim_lab.config.job import Config
-from ddim_lab.console import show_progress
+from ddim_lab.console import Progress, show_progress
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import to_uint8
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.ranks import devices_of_ranks, on_ranks
 from ddim_lab.device.runtime import Runtime
-from ddim_lab.metrics.features import Features
+from ddim_lab.metrics.extractor import Extractor
 from ddim_lab.metrics.speed import Contention, PeakMemory, StepClock, larger, timed
 from ddim_lab.models.obtain import obtain_model
 from ddim_lab.noise import NamedNoise
 from ddim_lab.sampler import EpsModel, Sampler
-from ddim_lab.store import Store
+from ddim_lab.store import Store, content_key, read_record, write_record
 from ddim_lab.store.chunks import Batch, SampleChunks
+from ddim_lab.store.records import Samples
+from ddim_lab.store.samples import RECORD, discard, tidy
 from ddim_lab.tasks.base import Job
-from ddim_lab.tasks.scored import compared_samples
+from ddim_lab.tasks.scored import AT_MOST
 from ddim_lab.tasks.walks import Batches, check_finite, evaluate
 
-__all__ = ["Maker", "as_seen_by", "chunks_of", "maker_in_place", "sample_on_ranks"]
+__all__ = ["Maker", "chunks_of", "maker_in_place", "sample_on_ranks", "samples_folder", "samples_identity"]
+
+SAMPLES_VERSION: Final = 1
+"""Raised whenever the same identity would be sampled otherwise."""
 
 
 @final
@@ -92,19 +97,49 @@ class Maker:
 
         def extract() -> tuple[Tensor, list[Tensor]]:
             check_finite(x_0, walk, self.network, self.sampler)
-            images = to_uint8(x_0)
+            images = to_uint8(x_0).contiguous()  # as they are read back: kernels for other strides may round otherwise
             return images, [network(images) for network in self.networks]
 
         (images, features), extracting = timed(extract, self.device)
         seen = zip(self.job.features, features, strict=True)
-        tensors = {**{as_seen_by(network): found.cpu() for network, found in seen}, "steps": steps}
+        by_network = {network.digest: found.cpu() for network, found in seen}
+        tensors = {"steps": steps}
         if first == 0:
-            tensors["x_0"] = x_0[: compared_samples(self.job.config)].cpu()
+            tensors["x_0"] = x_0[:AT_MOST].cpu()
         taken = {"sampling": seconds, "features": extracting}
-        self._chunks.add(Batch(first, images.cpu(), tensors, taken, self.warm, self.contention.look()))
+        self._chunks.add(Batch(first, images.cpu(), tensors, by_network, taken, self.warm, self.contention.look()))
         self.warm = True
         self.phases["sampling"] += seconds
         self.phases["features"] += extracting
+
+    def see(self) -> None:
+        """Have the features of all images by the job's networks, where they are kept; nothing is sampled."""
+        networks = zip(self.job.features, self.networks, strict=True)
+        unseen = [
+            (of, network, count) for of, network in networks if of.kept and (count := self._chunks.unseen(of.digest))
+        ]
+        if not unseen:
+            return
+        clock = time.perf_counter()
+        total = sum(count for _, _, count in unseen)
+        with torch.inference_mode(), Progress(f"{self.job.progress} features", total, "image") as progress:
+            for of, network, _ in unseen:
+
+                def extract(images: Tensor, network: Extractor = network) -> Tensor:
+                    found: Tensor = network(images.to(self.device)).cpu()
+                    progress.update(len(images))
+                    return found
+
+                self._chunks.see(of.digest, extract)
+        self.phases["features"] += time.perf_counter() - clock
+
+    @torch.inference_mode()
+    def features_of(self, batch: Batch) -> list[Tensor]:
+        """A batch's features by each of the networks: those that are kept, or extracted."""
+        images = batch.images
+        pairs = zip(self.job.features, self.networks, strict=True)
+        kept = batch.features
+        return [kept[of.digest] if of.digest in kept else network(images.to(self.device)) for of, network in pairs]
 
     def walk(self, indices: Tensor, noise: NamedNoise) -> Callable[[EpsModel], Tensor]:
         """The walk of these samples, (model) -> x_0, with the noise of its steps.
@@ -135,15 +170,53 @@ class Maker:
         self.peak_memory = larger(self.peak_memory, peak.nbytes)
 
 
-def as_seen_by(network: Features) -> str:
-    """What a batch's features in a network are called among its tensors."""
-    return f"features of {network.digest}"
+def samples_identity(job: Job, sampler: Sampler) -> dict[str, Any]:
+    """All that makes the images by this sampler, but not how many they are: their key is its digest."""
+    config, own = job.config, sampler is job.sampler
+    concerned = ("data", "sampler") if own else ("data", "sampler", "task")  # a task's sampler is of its code
+    plugins = [plugin for plugin in config.plugins() if plugin["kind"] in concerned]
+    return {
+        "version": SAMPLES_VERSION,
+        "model": job.model.recipe(),
+        "shape": list(job.data.shape),
+        "sampler": sampler.recipe(),
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "runtime": job.runtime.recipe(),
+        **({} if (moments := job.second_moments()) is None else {"second_moments": moments.key}),
+        **({"plugins": plugins} if plugins else {}),
+    }
 
 
-def chunks_of(job: Job, work: Path) -> SampleChunks:
-    """The samples of the job that lie in its work folder."""
+@contextlib.contextmanager
+def samples_folder(job: Job, sampler: Sampler) -> Iterator[Path]:
+    """Context: the folder of the job's samples, whatever their number, held by this process alone.
+
+    With force=true it is emptied first.
+    """
+    config, identity = job.config, samples_identity(job, sampler)
+    key = content_key(identity)
+    words = (
+        f"{config.data.name} {job.model.kind}, {config.sampler.name} eta={config.sampler.eta:g} S={sampler.steps}, seed"
+        f" {config.seed}, batches of {config.batch_size}"
+    )
+    with job.store.growing(key, waiting_for=f"the same samples ({words})") as folder:
+        if config.force:
+            discard(folder)
+        tidy(folder)
+        try:
+            Samples.read(read_record(folder / RECORD))
+        except (FileNotFoundError, ValueError):
+            record = Samples(key=key, identity=identity, words=words, nfe=sampler.nfe, batch_size=config.batch_size)
+            write_record(folder / RECORD, record.content())
+        yield folder
+
+
+def chunks_of(job: Job, folder: Path) -> SampleChunks:
+    """The samples of the job that lie in the folder of its samples."""
     config = job.config
-    return SampleChunks(work, config.num_samples, config.batch_size, config.checkpoint_seconds)
+    networks = {features.digest: features.name for features in job.features if features.kept}
+    return SampleChunks(folder, config.num_samples, config.batch_size, config.checkpoint_seconds, networks)
 
 
 @contextlib.contextmanager
@@ -162,7 +235,7 @@ def maker_in_place(job: Job, sampler: Sampler, chunks: SampleChunks, *, lock: bo
 # -- a cell on several devices: each makes a share of the batches, and writes the chunks of its own -----
 
 
-def sample_on_ranks(job: Job, work: Path, missing: Sequence[range], sampler: Sampler) -> None:
+def sample_on_ranks(job: Job, folder: Path, missing: Sequence[range], sampler: Sampler) -> None:
     """Make the missing batches in several processes, `sampling_devices` at most; each a run of whole batches."""
     values, on_gpus = job.config.model_dump(mode="json"), job.runtime.torch_device.type == "cuda"
     with contextlib.ExitStack() as stack:
@@ -171,11 +244,11 @@ def sample_on_ranks(job: Job, work: Path, missing: Sequence[range], sampler: Sam
             stack.enter_context(job.alone("images"))
         count, total = len(devices), len(missing)
         shares = [missing[total * rank // count : total * (rank + 1) // count] for rank in range(count)]
-        on_ranks(count, _sample_share, values, devices, work, shares, sampler)
+        on_ranks(count, _sample_share, values, devices, folder, shares, sampler)
 
 
 def _sample_share(
-    rank: int, values: dict[str, Any], devices: list[str], work: Path, shares: list[list[range]], sampler: Sampler
+    rank: int, values: dict[str, Any], devices: list[str], folder: Path, shares: list[list[range]], sampler: Sampler
 ) -> None:
     """One of several processes that sample together."""
     config = Config.model_validate(values)
@@ -187,5 +260,5 @@ def _sample_share(
     if not shares[rank]:
         return
     on_gpu = runtime.torch_device.type == "cuda"
-    with maker_in_place(job, sampler, chunks_of(job, work), lock=on_gpu) as maker:
+    with maker_in_place(job, sampler, chunks_of(job, folder), lock=on_gpu) as maker:
         maker.make(shares[rank], sum(map(len, shares[rank])))

@@ -7,7 +7,7 @@ from typing import Any, Final
 from ddim_lab.config.job import Config
 from ddim_lab.tasks.base import Job
 
-__all__ = ["compared_samples", "compared_with", "measuring_forwards", "timed_again"]
+__all__ = ["AT_MOST", "compared_samples", "compared_with", "measuring_forwards", "timed_again"]
 
 AT_LEAST: Final = 8
 AT_MOST: Final = 32

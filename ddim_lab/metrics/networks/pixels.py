@@ -50,4 +50,5 @@ class PixelFeatures(FeatureNetwork):
             digest=f"pixels-{channels}x{height}x{width}",
             num_features=math.prod(data.shape),
             load=Pixels,
+            kept=False,
         )
