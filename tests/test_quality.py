@@ -277,7 +277,7 @@ def test_options_of_conf_metrics_are_those_that_networks_and_metrics_declare() -
     declared = [*MetricsConfig.model_fields, *(name for kind in kinds for name in kind.model_fields)]
     assert sorted(declared) == sorted(written)
     config = metrics()
-    assert config.model_dump() == written
+    assert config.model_dump() == {**written, "features": ("pixels", "classifier")}
     assert MetricsConfig.model_validate(config.model_dump()) == config != metrics("metrics.kid_subsets=7")
     assert config.identity() == {
         **{"frechet_post_stratified": True, "frechet_extrapolated": True, "mmd": True, "mmd_bandwidth": None},

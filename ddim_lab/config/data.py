@@ -23,6 +23,7 @@ class DataOptions(Options, ABC):
         name: as in conf/data.
         root: where it lies; None for the download folder.
         num_samples: how many images are generated to be compared with it, where `num_samples` is not given.
+        features: the feature networks that they are compared in, where `metrics.features` is not given.
     """
 
     has_labels: ClassVar[bool] = True
@@ -30,6 +31,7 @@ class DataOptions(Options, ABC):
     name: Words
     root: PathOption | None
     num_samples: PositiveInt
+    features: str | tuple[str, ...] = "classifier"
 
     @property
     @abstractmethod

@@ -36,7 +36,7 @@ __all__ = ["Precision"]
 
 REFERENCE_VERSION: Final = 1
 
-MEASURED_VERSION: Final = 2
+MEASURED_VERSION: Final = 3
 """Raised whenever the same cell would be measured otherwise."""
 
 SHOWN: Final = 12
