@@ -5,8 +5,10 @@ alone, batch by batch in the order of the indices: where a cell was cut, from wh
 it was made, changes no number but the times.
 
 Features are kept beside the images, by network and chunk. Sums of features are not: they are summed again, over the
-batches in their order, which is what makes those of a grown cell equal, bit by bit, to those of one made at once.
-MEASURED
+batches in their order, which is what makes those of a grown cell equal, bit by bit, to those of one made at once. On
+one thread of a busy AMD EPYC, 20 groups' sums take 7 ms for 1,437 images of 64 features, 1.8 s for 50,000 of 128, and
+7 ms an image of Inception's 2,048, whose sums would be 671 MB a network and N, 13 s to write and 16 s to read: next to
+the forwards that made such images, keeping them never pays.
 """
 
 from __future__ import annotations

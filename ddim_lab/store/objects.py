@@ -147,7 +147,9 @@ class Store:
             key: its name.
             waiting_for: what it says it waits for.
         """
-        with self.lock(f"{SAMPLES}-{key}", waiting_for=waiting_for):
+        owner = (self.root / SAMPLES).resolve().parent  # another outputs folder, where samples/ is a link to its own
+        store = Store(owner) if (owner / "locks").is_dir() else self
+        with store.lock(f"{SAMPLES}-{key}", waiting_for=waiting_for):
             self.used.add((SAMPLES, key))
             yield self.path(SAMPLES, key)
 

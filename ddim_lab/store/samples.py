@@ -112,22 +112,28 @@ def discard(folder: Path) -> None:
 
 def damaged(folder: Path) -> list[tuple[Path, str]]:
     """The files of a folder of samples that are not what they were written as, each with what is wrong."""
+    records = {folder / RECORD, *folder.glob(f"{FEATURES}/*/{NETWORK}")}
     found = []
-    for file in (*files_in(folder), *(file for network in folder.glob(f"{FEATURES}/*") for file in files_in(network))):
-        if not file.is_intact:
-            found.append((file.path, _OTHER))
-    for path in sorted(folder.glob("*.tensor")):
-        if (name := _KEPT.fullmatch(path.name)) is None or digest_of(path.read_bytes()) != name[1]:
-            found.append((path, _OTHER))
-    for path in (*folder.glob(RECORD), *sorted(folder.glob(f"{FEATURES}/*/{NETWORK}"))):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
-            read_record(path)
-        except ValueError as error:
-            found.append((path, str(error)))
+            if (fault := _fault(path, path in records)) is not None:
+                found.append((path, fault))
+        except FileNotFoundError:  # a running job takes away what is damaged, too
+            continue
     return found
 
 
-_OTHER: Final = "it does not have the content that its name says"
+def _fault(path: Path, is_record: bool) -> str | None:
+    """What is wrong with a file, or None; one whose name says nothing of its content is not looked at."""
+    if is_record:
+        try:
+            read_record(path)
+        except ValueError as error:
+            return str(error)
+    name = _NAME.fullmatch(path.name) or _KEPT.fullmatch(path.name)
+    if name is None or digest_of(path.read_bytes()) == name[name.re.groups]:
+        return None
+    return "it does not have the content that its name says"
 
 
 def set_damaged_aside(folder: Path) -> list[Path]:

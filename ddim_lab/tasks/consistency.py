@@ -66,7 +66,7 @@ class Consistency(Task):
         return (drawn(config), config.runtime, self.many_steps), many
 
     def identity(self, job: Job) -> dict[str, Any]:
-        """The walk that this cell is compared with, and the network of the feature distance."""
+        """The walk that this cell is compared with; for the feature distance, the first network of metrics.features."""
         return {
             "many": content_key(_many_identity(job, _many_sampler(job))),
             "features": job.features[0].digest,

@@ -95,14 +95,14 @@ class Maker:
         self.contention.begin()
         x_0, seconds, steps = self.time_walk(walk)
 
-        def extract() -> tuple[Tensor, list[Tensor]]:
+        def extract() -> tuple[Tensor, dict[str, Tensor]]:
             check_finite(x_0, walk, self.network, self.sampler)
             images = to_uint8(x_0).contiguous()  # as they are read back: kernels for other strides may round otherwise
-            return images, [network(images) for network in self.networks]
+            pairs = zip(self.job.features, self.networks, strict=True)
+            return images, {of.digest: network(images) for of, network in pairs if of.kept}
 
         (images, features), extracting = timed(extract, self.device)
-        seen = zip(self.job.features, features, strict=True)
-        by_network = {network.digest: found.cpu() for network, found in seen}
+        by_network = {digest: found.cpu() for digest, found in features.items()}
         tensors = {"steps": steps}
         if first == 0:
             tensors["x_0"] = x_0[:AT_MOST].cpu()
@@ -136,10 +136,9 @@ class Maker:
     @torch.inference_mode()
     def features_of(self, batch: Batch) -> list[Tensor]:
         """A batch's features by each of the networks: those that are kept, or extracted."""
-        images = batch.images
         pairs = zip(self.job.features, self.networks, strict=True)
-        kept = batch.features
-        return [kept[of.digest] if of.digest in kept else network(images.to(self.device)) for of, network in pairs]
+        kept = [(batch.features.get(of.digest), network) for of, network in pairs]
+        return [network(batch.images.to(self.device)) if found is None else found for found, network in kept]
 
     def walk(self, indices: Tensor, noise: NamedNoise) -> Callable[[EpsModel], Tensor]:
         """The walk of these samples, (model) -> x_0, with the noise of its steps.

@@ -4,8 +4,8 @@
    are scored by the distance of `task.search_samples` samples at the noise of `task.search_seed`, in
    `task.search_features`: every list starts from the same x_T. What is found is no worse than any spacing there.
 2. Score. The found list and each of these spacings sample `num_samples` images at `seed`, noise that the search has not
-   seen, and are compared in `metrics.features` (and in those of the search). The distances are paired by x_T: their
-   differences are far more certain than each of them.
+   seen, and are compared in `metrics.features`, the first of several (and in those of the search). The distances are
+   paired by x_T: their differences are far more certain than each of them.
 
 The search is kept under outputs/references; one that was killed goes on, to the list it would have found. The list
 becomes a preset, outputs/presets/sampler/NAME.yaml.
