@@ -15,7 +15,17 @@ from torch import Tensor
 
 from ddim_lab.transitions import PREDICTIONS, Prediction
 
-__all__ = ["PREDICTIONS", "Prediction", "eps_from", "eps_loss", "per_sample", "q_sample", "x0_from_eps"]
+__all__ = [
+    "PREDICTIONS",
+    "Prediction",
+    "eps_from",
+    "eps_loss",
+    "per_sample",
+    "q_sample",
+    "timestep_shares",
+    "timesteps_by_share",
+    "x0_from_eps",
+]
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -47,9 +57,47 @@ def eps_from(prediction: Prediction, output: Tensor, x_t: Tensor, alpha_bar: flo
     return signal * output + noise * x_t
 
 
-def eps_loss(predicted: Tensor, eps: Tensor) -> Tensor:
+def eps_loss(predicted: Tensor, eps: Tensor, weights: Tensor | None = None) -> Tensor:
     """L_simple = E |eps - eps_theta|^2, averaged over elements and batch (Ho et al. 2020, Eq. 14).
 
     The mean over elements, not their sum, is what the gradient clipping of the recipes refers to.
+
+    Args:
+        predicted, eps: [B, ...].
+        weights: of each sample's loss [B], where its t was not drawn uniformly; None for 1.
     """
-    return torch.nn.functional.mse_loss(predicted.to(eps.dtype), eps)
+    predicted = predicted.to(eps.dtype)
+    if weights is None:
+        return torch.nn.functional.mse_loss(predicted, eps)
+    return (per_sample(weights, eps) * (predicted - eps).square()).mean()
+
+
+def timestep_shares(alpha_bars: Tensor) -> Tensor:
+    """p(t) = (ab(t) / sum_s ab(s) + 1 / T) / 2: timesteps to train at, those with little noise more often.
+
+    The gradient's variance is least where p(t) is proportional to the size of the gradient at t (importance sampling;
+    for diffusion models Nichol & Dhariwal 2021, section 3.3, who estimate it as training goes). eps is harder to tell
+    the less there is of it: on standard normal images the least loss at t is ab(t). The other half is uniform, so that
+    no weight 1 / (T p) is above 2.
+
+    Args:
+        alpha_bars: ab(t) for t = 0 ... T - 1, float64 [T].
+
+    Returns:
+        float64 [T], which adds up to 1.
+    """
+    return (alpha_bars / alpha_bars.sum() + 1.0 / len(alpha_bars)) / 2.0
+
+
+def timesteps_by_share(shares: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Timesteps drawn from p, and the weights 1 / (T p(t)) with which the expected loss is that of uniform ones.
+
+    Args:
+        shares: p(t), float64 [T].
+        u: uniform in [0, 1), [B].
+
+    Returns:
+        t, int64 [B], the inverse of p's distribution function at u; and the weights, float64 [B].
+    """
+    t = torch.searchsorted(shares.cumsum(0), u.to(shares.dtype), right=True).clamp(max=len(shares) - 1)
+    return t, 1.0 / (len(shares) * shares[t])

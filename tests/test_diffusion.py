@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from ddim_lab.diffusion import PREDICTIONS, eps_from, eps_loss, per_sample, q_sample, x0_from_eps
+from ddim_lab.diffusion import (
+    PREDICTIONS,
+    eps_from,
+    eps_loss,
+    per_sample,
+    q_sample,
+    timestep_shares,
+    timesteps_by_share,
+    x0_from_eps,
+)
 from ddim_lab.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.linear()
@@ -84,3 +93,33 @@ def test_per_sample_broadcasts() -> None:
     assert values.shape == (3, 1, 1, 1)
     assert values.dtype == like.dtype
     assert per_sample(torch.ones(3), torch.zeros(3)).shape == (3,)
+
+
+def test_timesteps_by_share_have_the_loss_of_uniform_ones_and_the_gradient_of_more_images() -> None:
+    """On standard normal images, with residuals of the least loss ab(t): the mean stays, the variance falls."""
+    ab = torch.tensor(SCHEDULE.alpha_bars)
+    shares = timestep_shares(ab)
+    assert float(shares.sum()) == pytest.approx(1.0, rel=1e-12)
+    weights = 1.0 / (len(ab) * shares)
+    assert float(weights.max()) <= 2.0
+    loss = ab * 3.0
+    assert float((shares * weights * loss).sum()) == pytest.approx(float(loss.mean()), rel=1e-12)
+    second = float((shares * (weights * loss).square()).sum()), float(loss.square().mean())
+    assert second[0] - float(loss.mean()) ** 2 < 0.25 * (second[1] - float(loss.mean()) ** 2)
+
+
+def test_timesteps_by_share_are_the_inverse_of_their_distribution() -> None:
+    """Over an even grid of u each t comes as often as its share says; a share of 0 never comes; u just below 1 fits."""
+    shares = torch.tensor([0.5, 0.0, 0.3, 0.2], dtype=torch.float64)
+    t, weights = timesteps_by_share(shares, (torch.arange(1000) + 0.5) / 1000)
+    assert torch.bincount(t, minlength=4).tolist() == [500, 0, 300, 200]
+    assert torch.allclose(weights, 1.0 / (4 * shares[t]))
+    assert timesteps_by_share(shares, torch.tensor([0.0, 1.0 - 2.0**-24]))[0].tolist() == [0, 3]
+
+
+def test_a_weighted_loss_is_the_mean_of_each_samples_times_its_weight() -> None:
+    predicted, eps = normal(3, 1, 4, 4), normal(3, 1, 4, 4, seed=1)
+    each = [float(eps_loss(predicted[i], eps[i])) for i in range(3)]
+    weights = torch.tensor([2.0, 0.5, 0.0], dtype=torch.float64)
+    assert float(eps_loss(predicted, eps, weights)) == pytest.approx((2.0 * each[0] + 0.5 * each[1]) / 3)
+    assert float(eps_loss(predicted, eps, torch.ones(3))) == pytest.approx(float(eps_loss(predicted, eps)))

@@ -20,11 +20,17 @@ __all__ = ["TrainingConfig"]
 
 
 class TrainingConfig(Options):
-    """conf/training: how the eps-model is trained (Ho et al. 2020, Algorithm 1)."""
+    """conf/training: how the eps-model is trained (Ho et al. 2020, Algorithm 1).
+
+    Attributes:
+        timesteps: how a batch's t are drawn: each uniformly, or by `ddim_lab.diffusion.timestep_shares`, with weights
+            that keep the expected loss what it is.
+    """
 
     seed: Seed
     max_steps: PositiveInt
     batch_size: PositiveInt
+    timesteps: Literal["uniform", "by_signal"]
     learning_rate: Positive
     learning_rate_decay: Literal["constant", "cosine"]
     warmup_steps: NonNegativeInt

@@ -76,6 +76,8 @@ def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[s
     """The allow-list of what makes trained weights what they are, resolved."""
     assert isinstance(config.model, UNetConfig)
     training = config.training.model_dump(exclude={"checkpoint_every", "precision", "compile", "devices"})
+    if training["timesteps"] == "uniform":  # what every training was before there was a choice
+        del training["timesteps"]
     precision = runtime.training_precision(config.training.precision)
     if precision == "bf16":
         training["fp32"] = ["conv_in", "conv_out"]

@@ -28,7 +28,7 @@ from ddim_lab.device.engine import compile_whole, too_many_compilations
 from ddim_lab.device.lightning import interruptible, trainer
 from ddim_lab.device.precision import ends_without_autocast
 from ddim_lab.device.switches import switches_kept
-from ddim_lab.diffusion import eps_loss, q_sample
+from ddim_lab.diffusion import eps_loss, q_sample, timestep_shares, timesteps_by_share
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.checkpoints import VerifiedCheckpoints, usable
 from ddim_lab.models.unet import build_unet
@@ -75,10 +75,11 @@ class DiffusionModule(pl.LightningModule):
         self._evaluate = evaluate
         # A plain attribute, not a buffer: it is derived from the schedule and belongs in no checkpoint.
         self._alpha_bars = torch.tensor(schedule.alpha_bars)
+        self._shares = timestep_shares(self._alpha_bars)
 
     def on_train_start(self) -> None:
         """Put the schedule where the steps are: a copy in every step would make the host wait for the device."""
-        self._alpha_bars = self._alpha_bars.to(self.device)
+        self._alpha_bars, self._shares = self._alpha_bars.to(self.device), self._shares.to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         assert self.training_config is not None
@@ -91,13 +92,20 @@ class DiffusionModule(pl.LightningModule):
         if self.training_config.random_flip:
             flip = torch.rand(total, device=x_0.device)[mine] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        t = torch.randint(0, self.schedule.num_timesteps, (total,), device=x_0.device)[mine]
+        t, weights = self._timesteps(total, mine, x_0.device)
         eps = torch.randn(total, *x_0.shape[1:], device=x_0.device)[mine]
         if rank > 0:  # dropout has no rows to take: each rank has its own
             torch.manual_seed(_step_seed(seed, step, rank))
         x_t = q_sample(x_0, eps, self._alpha_bars[t, None, None, None])
         output = self.network(x_t.contiguous(memory_format=self._layout), t)
-        return eps_loss(output if isinstance(output, Tensor) else output.sample, eps)
+        return eps_loss(output if isinstance(output, Tensor) else output.sample, eps, weights)
+
+    def _timesteps(self, total: int, mine: slice, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Timesteps of the rows `mine` of a batch of `total`, and their losses' weights; None where all are 1."""
+        assert self.training_config is not None
+        if self.training_config.timesteps == "uniform":
+            return torch.randint(0, self.schedule.num_timesteps, (total,), device=device)[mine], None
+        return timesteps_by_share(self._shares, torch.rand(total, device=device)[mine])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.training_config
