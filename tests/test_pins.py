@@ -198,7 +198,12 @@ CELLS: dict[str, tuple[str, ...]] = {
     "reconstruct, target": (*EXACT, "task=reconstruct", "task.at=target", "num_samples=40"),
     "interpolate": (*EXACT, "task=interpolate"),
     "consistency": (*EXACT, "task=consistency"),
-    "consistency, classifier": ("model=gaussian", "metrics.features=classifier", "task=consistency", "task.many_steps=100"),
+    "consistency, classifier": (
+        "model=gaussian",
+        "metrics.features=classifier",
+        "task=consistency",
+        "task.many_steps=100",
+    ),
     "trajectory": (*EXACT, "task=trajectory", "task.columns=5"),
     "cannot_skip": (*EXACT, "task=cannot_skip", "sampler=ddpm", "steps=10"),
     "cannot_skip, cumulative": (*EXACT, "task=cannot_skip", "task.alphas=cumulative", "sampler=ddpm", "steps=10"),
@@ -433,7 +438,7 @@ def test_the_same_command_finds_every_cell(name: str, earlier: Path, monkeypatch
 
 
 def test_a_cell_that_is_computed_again_has_the_same_network_and_numbers(earlier: Path) -> None:
-    """The stored network is used; other machines round otherwise, so numbers agree nearly. Errors are taken otherwise."""
+    """The stored network is used; others round otherwise, so numbers agree nearly; errors are taken otherwise."""
     sweep = again(earlier, "quality", "sampler=ddpm", "steps=5", "force=true")
     (pointer,), before = pointers(sweep), pointers(earlier / "sweeps" / "quality")[3]
     assert not pointer["cached"]

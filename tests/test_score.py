@@ -94,7 +94,7 @@ def test_several_networks_have_a_table_each(
         assert both[name] == alone["pixels"][name]
         renamed = "fd_classifier_se" if name == "fd_se" else f"{name}_classifier"
         assert both[renamed] == alone["classifier"][name]
-    _, pixels, classifier = capsys.readouterr().out.split("features: ")
+    _, pixels, classifier = re.split("(?:features: .*\n)+", capsys.readouterr().out)
     for table, network in ((pixels, "pixels"), (classifier, "classifier")):
         assert f"FD (digits {network}) " in table
         assert "recall " in table
@@ -195,7 +195,7 @@ def test_where_no_features_are_needed_the_images_of_a_batch_are_not_looked_at(tm
     one, batch = tmp_path / "one.npz", tmp_path / "batch.npz"
     np.savez(one, arr_0=images())
     np.savez(batch, arr_0=images(50, shape=(9, 9, 3)), **statistics(images(500, seed=1)))
-    sums = ("metrics.kid=false", "metrics.precision_recall=false")
+    sums = ("metrics.mmd=false", "metrics.kid=false", "metrics.precision_recall=false")
     status, found = run(tmp_path, str(one), "--reference", str(batch), *sums)
     assert status == 0
     assert found["fd_reference"].endswith(", n unknown")
@@ -372,7 +372,7 @@ def test_no_value_that_is_none_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = Value(name="kid", value=float("nan"), column="kernel distance")
-    monkeypatch.setattr("ddim_lab.metrics.quality.Quality.values", lambda self: [bad])
+    monkeypatch.setattr("ddim_lab.metrics.quality.Quality.values", lambda self: {"pixels": [bad]})
     np.savez(tmp_path / "one.npz", arr_0=images())
     assert run(tmp_path, str(tmp_path / "one.npz")) == (1, {})
     assert re.fullmatch(r"ddim_lab: kernel distance is nan: .*\n", capsys.readouterr().err)

@@ -29,7 +29,6 @@ __all__ = [
     "BESIDE",
     "BY_INFLUENCE",
     "JACKKNIFE",
-    "KEPT_AT_MOST",
     "NO_IMAGES",
     "Batch",
     "Classes",
@@ -44,9 +43,6 @@ JACKKNIFE: Final = "by the delete-a-group jackknife over groups of samples"
 
 BY_INFLUENCE: Final = "by the influence of each sample, to second order"
 """How the errors of distances are taken: `ddim_lab.metrics.influence`."""
-
-KEPT_AT_MOST: Final = 50_000
-"""Feature vectors that are compared one by one, at most: kernel distances, precision and recall see no more."""
 
 BESIDE: Final = "Beside the Fréchet distance"
 """The table of what else is measured on the same features."""

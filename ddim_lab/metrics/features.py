@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 from ddim_lab.config.metrics import NetworkOptions
 from ddim_lab.data.base import DataSet
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.metrics.extractor import Extractor
 
-__all__ = ["FeatureNetwork", "Features", "feature_network", "obtain_features"]
+__all__ = ["KEPT_AT_MOST", "FeatureNetwork", "Features", "feature_network", "obtain_features"]
+
+KEPT_AT_MOST: Final = 50_000
+"""Feature vectors that are compared one by one, at most: kernel distances, precision and recall see no more."""
 
 
 @final

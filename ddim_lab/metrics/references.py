@@ -18,8 +18,7 @@ from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.console import Progress
 from ddim_lab.data.images import ImageData, ImageSet, Split
 from ddim_lab.errors import ConfigError, one_line
-from ddim_lab.metrics.base import KEPT_AT_MOST
-from ddim_lab.metrics.features import Features
+from ddim_lab.metrics.features import KEPT_AT_MOST, Features
 from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
 from ddim_lab.store import Store, content_key
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, final
 from pydantic import Field, StrictBool, StrictInt
 
 from ddim_lab.config.options import PositiveInt
-from ddim_lab.metrics.base import BESIDE, KEPT_AT_MOST, NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.base import BESIDE, NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.features import KEPT_AT_MOST
 from ddim_lab.store.records import Value
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 from pydantic import StrictBool
 
 from ddim_lab.config.options import Positive
-from ddim_lab.metrics.base import BY_INFLUENCE, KEPT_AT_MOST, NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.base import BY_INFLUENCE, NO_IMAGES, Comparison, Metric, Running
 from ddim_lab.metrics.distances import squared_distances
+from ddim_lab.metrics.features import KEPT_AT_MOST
 from ddim_lab.store import content_key, read_json, write_json
 from ddim_lab.store.records import Value
 

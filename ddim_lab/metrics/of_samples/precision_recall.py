@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 from pydantic import StrictBool
 
 from ddim_lab.config.options import PositiveInt
-from ddim_lab.metrics.base import BESIDE, KEPT_AT_MOST, NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.base import BESIDE, NO_IMAGES, Comparison, Metric, Running
 from ddim_lab.metrics.distances import squared_distances
+from ddim_lab.metrics.features import KEPT_AT_MOST
 from ddim_lab.store import content_key
 from ddim_lab.store.records import Value
 
