@@ -189,27 +189,34 @@ class Metric(MetricOptions):
 
 
 def told_apart(values: Mapping[str, Sequence[Value]], sees: Mapping[str, str]) -> dict[str, list[Value]]:
-    """The values of several feature networks as one cell may have them: told apart by their names and tables.
+    """The values of one feature network or several as one cell may have them: told apart by their names and tables.
 
-    Those of the first network keep their names; those of any other carry its own at the end, as `fd_classifier`. Each
-    network's columns have a table of their own, which stands beside its first value.
+    Those of the first network keep their names; those of any other carry its own at the end, as `fd_classifier`.
+    A value with a heading and a column has a table of its own where its network is the first, or where it is its
+    network's first value; else it is a column of that network's other values, which stand beside the first.
 
     Args:
-        values: by the network's name; of a single one they stay as they are.
+        values: by the network's name.
         sees: what each network is called in headings: `Features.sees`.
     """
-    if len(values) < 2:
-        return {network: list(found) for network, found in values.items()}
-    first = next(iter(values))
-    return {
-        network: [
-            _of_network(value, found[0], sees[network], "" if network == first else _suffix(network)) for value in found
-        ]
-        for network, found in values.items()
-    }
+    first = next(iter(values), None)
+    told: dict[str, list[Value]] = {}
+    for network, found in values.items():
+        leads = network == first
+        shown = [_shown_once(value, own_table=leads or value is found[0]) for value in found]
+        suffix = "" if leads else _suffix(network)
+        told[network] = shown if len(values) < 2 else [_of(value, found[0], sees[network], suffix) for value in shown]
+    return told
 
 
-def _of_network(value: Value, leading: Value, sees: str, suffix: str) -> Value:
+def _shown_once(value: Value, *, own_table: bool) -> Value:
+    """A value with a heading and a column, under one of them."""
+    if not (value.heading and value.column):
+        return value
+    return value.model_copy(update={"column": "", "table": ""} if own_table else {"heading": ""})
+
+
+def _of(value: Value, leading: Value, sees: str, suffix: str) -> Value:
     """A value of one of several networks, whose first value is `leading`; `suffix` ends its name."""
     changes: dict[str, Any] = {"name": value.name + suffix}
     if value.level is not None:

@@ -98,7 +98,8 @@ class FrechetDistance:
     @cached_property
     def _root(self) -> Tensor:
         values, vectors = torch.linalg.eigh(self._reference.covariance.to(self._device))
-        return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+        root: Tensor = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+        return root
 
     def of(self, vectors: np.ndarray[Any, Any] | Tensor, strata: Strata | None = None) -> Estimate:
         """The distance of feature vectors [N, D]; sample i has place i. A memory-mapped array is read in blocks.

@@ -250,7 +250,8 @@ def _level_note(of: ValueTable) -> list[str]:
         return []
     if of.level is not None and of.level.count not in (None, of.value.count):
         at = f"{told(of.level)} at N = {of.level.count:,}{of.level.facts and f': {of.level.facts}'}"
-        return [f"{of.value.level_says}: {at}. Compare it with samples at that N only."]
+        how = "On average it does not depend on N" if of.value.unbiased else "Compare it with samples at that N only"
+        return [f"{of.value.level_says}: {at}. {how}."]
     if of.level is not None and of.level.facts:
         return [f"{of.value.level_says}: {told(of.level)}, {of.level.facts}."]
     by_column: dict[int | None, dict[str, str]] = {}

@@ -198,6 +198,8 @@ def against_published(of: ValueTable, reference: Published | None) -> list[Compa
 def against_level(of: ValueTable) -> list[Comparison]:
     """Ours against the value's level, as held-out images, where that has an error and is of as many images.
 
+    Or of any number, where a value's expectation does not depend on it.
+
     The two are independent: their errors add in squares. More samples leave the level's as it is.
     """
 
@@ -205,7 +207,8 @@ def against_level(of: ValueTable) -> list[Comparison]:
         value = of.values[cell.number]
         found = cell.values.get(value.level) if value.level else None
         alike = found is not None and found.finite_se is not None and found.number is not None
-        return found if alike and found is not None and found.count == value.count is not None else None
+        comparable = found is not None and (found.count == value.count is not None or value.unbiased)
+        return found if alike and comparable else None
 
     found: dict[tuple[str, str], dict[str, Difference]] = {}
     for label, heading, cells in _over_seeds(of):

@@ -260,6 +260,7 @@ class Value(Record):
         comparable: what must be equal for two values of this name to share a table: name -> what it is here,
             as {"features": "3f1c...", "reference": "digits train, n=1437"}. results.csv has those of the cell's first
             such value as <value>_<name>, and those of others that go by the same names to other ones.
+        unbiased: whether its expectation does not depend on how many it is of, so that its level may be of other N.
         akin: a published metric whose name begins so may stand beside it, though no difference is given.
         fair: False for a time taken while something else was at work: it is marked, and kept out of charts and fits.
     """
@@ -290,6 +291,7 @@ class Value(Record):
     replicates: tuple[float, ...] | None = None
     interactions: tuple[float, ...] = ()
     comparable: dict[str, str | int | None] = {}
+    unbiased: bool = False
     akin: tuple[str, ...] = ()
     fair: bool = True
 

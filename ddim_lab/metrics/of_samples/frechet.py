@@ -105,6 +105,8 @@ class _Distance(Running):
             "fd_at_equal_n",
             whole if own else distance.of(vectors[:count]),
             heading="" if own else f"{name} at N = {count:,}, beside held-out real images",
+            column="" if own else f"FD at N = {count:,}",
+            table=BESIDE,
             facts=comparison.facts,
             error=BY_INFLUENCE,
             against=None,
@@ -135,6 +137,8 @@ class _Distance(Running):
         shown: dict[str, Any] = {
             "name": "fd_post_stratified",
             "heading": f"{comparison.features.name}, post-stratified",
+            "column": "FD, post-stratified",
+            "table": BESIDE,
             "facts": f"{comparison.facts} · samples weighted to the reference's class proportions by {classes.by}",
             "count": comparison.num_samples,
             "counted": "",

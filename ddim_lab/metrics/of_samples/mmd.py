@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 from pydantic import StrictBool
 
 from ddim_lab.config.options import Positive
-from ddim_lab.metrics.base import BY_INFLUENCE, NO_IMAGES, Comparison, Metric, Running
+from ddim_lab.metrics.base import BESIDE, BY_INFLUENCE, NO_IMAGES, Comparison, Metric, Running
 from ddim_lab.metrics.distances import squared_distances
 from ddim_lab.metrics.features import KEPT_AT_MOST
 from ddim_lab.store import content_key, read_json, write_json
@@ -70,11 +70,10 @@ class _Discrepancy(Running):
         comparison = self._comparison
         reference = comparison.reference.features
         heading = f"{TIMES:.0f} MMD² ({comparison.features.sees})"
-        if reference is None:
-            return [Value(name="mmd", value=None, why_not=NO_IMAGES, heading=heading, facts=comparison.facts)]
-        if len(vectors) < 2 or len(reference) < 2:
-            why_not = "a discrepancy needs at least 2 images of either set"
-            return [Value(name="mmd", value=None, why_not=why_not, heading=heading, facts=comparison.facts)]
+        shown: dict[str, Any] = {"heading": heading, "column": f"{TIMES:.0f} MMD²", "table": BESIDE}
+        if reference is None or min(len(vectors), len(reference)) < 2:
+            why_not = NO_IMAGES if reference is None else "a discrepancy needs at least 2 images of either set"
+            return [Value(name="mmd", value=None, why_not=why_not, facts=comparison.facts, **shown)]
         kernel = self._kernel(reference)
         found = kernel.of(vectors[:KEPT_AT_MOST], reference)
         real = comparison.of_held_out(f"mmd {kernel.bandwidth!r}", lambda images: kernel.of(images, reference))
@@ -83,9 +82,10 @@ class _Discrepancy(Running):
         whole = _value(
             "mmd",
             found,
-            heading=heading,
+            **shown,
             facts=f"{comparison.facts} · Gaussian kernel, σ = {kernel.bandwidth:.4g} ({chosen})",
             better="lower",
+            unbiased=True,
             level="mmd_held_out" if real is not None else None,
             level_says=f"{heading} of held-out real images against the same reference",
             replicates=tuple(TIMES * r for r in found.replicates),
