@@ -52,11 +52,11 @@ def _resample(job: Job, folder: Path, cell: Path) -> None:
 
     with job.store.growing(content_key(samples_identity(job, sampler)), waiting_for="the same samples") as place:
         chunks = chunks_of(job, place)
-        images = again() if chunks.missing() else hashed(chunks)
+        images, told = (again(), "sampling again gave") if chunks.missing() else (hashed(chunks), f"{place} holds")
         write_samples(folder / "samples.npz", config.num_samples, images)
     if sha256.hexdigest() != expected:
         raise RuntimeError(
-            f"sampling again gave other images (SHA-256 {sha256.hexdigest()[:12]}, the cell holds {expected[:12]}): "
+            f"{told} other images (SHA-256 {sha256.hexdigest()[:12]}, the cell holds {expected[:12]}): "
             "this machine does not reproduce the cell; force=true replaces it"
         )
     for file in cell.iterdir():
