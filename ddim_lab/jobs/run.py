@@ -85,6 +85,8 @@ def job(composed: DictConfig) -> None:
             result, found = _run(config, place, name, store)
             kept = [("cells", look.cell) for look in left.get("earlier", ())]  # not pruned as long as the sweep exists
             left |= {"status": "done", **found, "objects": (*found["objects"], *kept)}
+            if before is not None:  # of a training, that is
+                left["wandb"] = (*(before.wandb or ()), *found["wandb"])
         except Exception as error:
             if terminating():  # an error that SIGTERM led to, in the middle of the way out
                 raise Terminated from None
@@ -208,8 +210,7 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
         with _phase(phases, "tracking"):
             _mirror(run, job.config, result, cell)
             _log_inputs(run, store, config, objects)
-    if not grows:
-        runs.append(run)
+    runs.append(run)
     wandb = [{"mode": run.mode, "directory": str(run.directory)} for run in runs if run.directory is not None]
     found = {"cell": result.key, "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
     if images_there:
