@@ -149,8 +149,7 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     for data in dict.fromkeys(cell.data for cell in cells if cell.needs_images):
         if (line := data_set(data).told()) is not None:
             print(f"ddim_lab: {line}", file=sys.stderr)
-    at_most = "at most " if plan.stop is not None else ""
-    print(f"ddim_lab: {at_most}{describe_cost([config.looks[-1] for config in cells])}", file=sys.stderr)
+    print(f"ddim_lab: {describe_cost(cells)}", file=sys.stderr)
     # Hydra reads a launcher's options twice, so that there no escape keeps a ${ what it is.
     folder = os.path.relpath(sweep) if "${" in str(sweep) else str(sweep)
     places = [f"hydra.sweep.dir={literal(folder)}", f"hydra.run.dir={literal(f'{folder}/jobs/0')}"]
@@ -158,11 +157,8 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     places += ["hydra.sweep.subdir='jobs/${hydra.job.num}'", "hydra.job.chdir=false"]
     try:
         with composed_already(), commanding(), told_of_termination(partial(stop, sweep, store)):
-            if plan.stop is None:
-                status = _hand_to_hydra(asked, arguments, places)
-            else:
-                for status, plan in _looks(sweep, plan, partial(_hand_to_hydra, asked, arguments), places):  # noqa: B007
-                    pass
+            for after in _rounds(sweep, plan, partial(_hand_to_hydra, asked, arguments), places):
+                status, plan = after
     except KeyboardInterrupt:
         stop(sweep, store, wait_first=5.0)
         status = INTERRUPTED
@@ -175,16 +171,18 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     return status or int(failed)
 
 
-def _looks(
+def _rounds(
     sweep: Path, plan: Plan, hand_over: Callable[[Sequence[str]], int], places: Sequence[str]
 ) -> Iterator[tuple[int, Plan]]:
-    """Of num_samples=auto: every cell at the N of a look, then of the next, until the comparisons need no more.
+    """Hand the sweep over, once; of num_samples=auto at the N of a look, then of the next, while comparisons need more.
 
-    Gives Hydra's exit status and the plan, which says where the sweep has come to, after each look.
+    Gives Hydra's exit status and the plan, which says where the sweep has come to, after each time.
     """
     from ddim_lab.store import write_record
 
-    assert plan.stop is not None
+    if plan.stop is None:
+        yield hand_over(places), plan
+        return
     began, rule, looks = time.monotonic(), plan.stop, len(plan.stop.counts)
     for look, count in enumerate(rule.counts, start=1):
         if status := hand_over([*places, f"num_samples={count}"]):
@@ -193,13 +191,13 @@ def _looks(
         plan = plan.model_copy(update={"stop": rule.model_copy(update={"reached": count})})
         write_record(sweep / "plan.json", plan.content())
         found = _read(sweep, plan).findings
-        left = found.need_more(rule.se)
+        left = found.need_more(rule.se, count)
         ended = "nothing" if not found else "enough" if not left else "samples" if look == looks else None
         if ended is None and rule.hours is not None and time.monotonic() - began >= 3600 * rule.hours:
             ended = "hours"
         told = f"{len(found.settled)} of {len(found.tested)} comparisons settled" if found else "nothing to compare"
-        if rule.se is not None and (small := len(found.tested) - len(found.settled) - len(left)):
-            told += f", {small} more with an error below {rule.se:g}"
+        if enough := len(found.tested) - len(found.settled) - len(left):
+            told += f", {enough} more need no more samples"
         print(f"ddim_lab: look {look} of {looks}, N = {count:,}: {told}", file=sys.stderr)
         plan = plan.model_copy(update={"stop": rule.model_copy(update={"reached": count, "ended": ended})})
         write_record(sweep / "plan.json", plan.content())

@@ -109,7 +109,9 @@ def _checked(cell: Sequence[str]) -> Config:
             f"{steps[-1]} and nfe={config.nfe} are both given, and nfe chooses how many steps are taken: drop one"
         )
     if not config.grows and (rule := [text for text in cell if text.lstrip("+").startswith("stop.")]):
-        raise ConfigError(f"{rule[-1]} is for num_samples=auto, and num_samples={config.num_samples} is given: drop one")
+        raise ConfigError(
+            f"{rule[-1]} is for num_samples=auto, and num_samples={config.num_samples} is given: drop one"
+        )
     check_secrets(config.model_dump())
     if config.logger.name == "wandb":
         check_mode(config.logger.mode)

@@ -173,11 +173,7 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
     plan = _plan(place)
     alone = plan is not None and len(plan.cells) == 1  # else an agent's run is the sweep's own: `mirror_report`
     grows = plan is not None and plan.stop is not None  # then `mirror_cells` makes the run, of the last look alone
-    with (
-        contextlib.nullcontext(Run())
-        if grows
-        else track(tracking, **told, agents=alone)
-    ) as run:
+    with contextlib.nullcontext(Run()) if grows else track(tracking, **told, agents=alone) as run:
         data = load_data(config.data) if config.needs_images else without_images(config.data)
         with _phase(phases, "train"), contextlib.ExitStack() as training:
 

@@ -147,9 +147,19 @@ class Findings:
         """Whether the finding on this difference of the value of that name is settled."""
         return _key(name, kind, difference) in self._settled
 
-    def need_more(self, se: float | None) -> tuple[Finding, ...]:
-        """Those for which N samples are not enough: not settled, and with an error that is not below `se`, if given."""
-        return tuple(f for f in self.tested if not f.settled and (se is None or f.difference.se >= se))
+    def need_more(self, se: float | None, count: int) -> tuple[Finding, ...]:
+        """Those for which N = `count` samples are not enough.
+
+        They are not settled, their error is not below `se` (if that is given), and they are of all N samples: what
+        compares fewer, as many as there are held-out images, gains nothing from more.
+        """
+
+        def gains(d: Difference) -> bool:
+            return d.samples is None or d.samples >= count * max(map(len, d.of))
+
+        return tuple(
+            f for f in self.tested if not f.settled and gains(f.difference) and (se is None or f.difference.se >= se)
+        )
 
     @property
     def summary(self) -> str:
@@ -337,9 +347,9 @@ def _judged(
 def _told_rule(rule: StopRule, others: int) -> str:
     """How N was come to, and what that does to p."""
     counts = [f"{count:,}" for count in rule.made or (rule.shown,)]
-    enough = "is settled" if rule.se is None else f"is settled or has an error below {rule.se:g}"
+    enough = "is settled" if rule.se is None else f"is settled, or has an error below {rule.se:g}"
     end = {
-        "enough": f"there every comparison {enough}",
+        "enough": f"there every comparison that gains by more samples {enough}",
         "samples": "the largest that was allowed",
         "hours": f"there the clock ended it (stop.hours={rule.hours:g}), which is not reproducible"
         if rule.hours is not None
