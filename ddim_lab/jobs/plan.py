@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -80,7 +80,7 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
         published=None if published is None else Published.model_validate(published.model_dump()),
         elsewhere=tuple(Elsewhere.model_validate(one.model_dump()) for one in first.study.elsewhere or ()),
         outputs_dir=os.path.relpath(outputs, sweep),
-        **({} if not first.grows else {"stop": _rule(first)}),
+        **_rule(first),
         cells=tuple(
             PlanCell(
                 number=number,
@@ -136,9 +136,11 @@ def _check_growing(cells: Sequence[Config]) -> None:
         )
 
 
-def _rule(config: Config) -> StopRule:
+def _rule(config: Config) -> dict[str, Any]:
+    """What the plan says of num_samples=auto, and nothing of a number."""
     stop = config.stop
-    return StopRule(counts=stop.counts, se=stop.se, hours=stop.hours, spending=SPENDING)
+    rule = StopRule(counts=stop.counts, se=stop.se, hours=stop.hours, spending=SPENDING)
+    return {"stop": rule} if config.grows else {}
 
 
 def _import_what_checks() -> float:

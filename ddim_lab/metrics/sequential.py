@@ -1,19 +1,21 @@
 """Looking often: what a p is worth where it was looked at before, and would have ended the sampling if it were small.
 
-At look k a test has seen the fraction t_k of the samples that it may see at most. Under no difference its z at all looks
-are those of a Brownian motion, Z_k = B(t_k) / sqrt(t_k). A two-sided test of level alpha spends
+At look k a test has seen the fraction t_k of the samples that it may see at most. Under no difference its z at all
+looks are those of a Brownian motion, Z_k = B(t_k) / sqrt(t_k). A two-sided test of level alpha spends
 
     alpha*(t; alpha) = 2 (2 - 2 Phi(z_{alpha/4} / sqrt(t)))
 
-of its level until t, half of it on either side: next to nothing early, all of it at t = 1. Its boundary b_k at look k is
-where the probability of |Z_k| >= b_k, and of no such look before, is what was spent since the last look. The p after
+of its level until t, half of it on either side: next to nothing early, all of it at t = 1. Its boundary b_k at look k
+is where the probability of |Z_k| >= b_k, and of no such look before, is what was spent since the last look. The p after
 several looks is the smallest alpha whose boundary has been reached at any of them. It can only fall from look to look,
-and where there is no difference P(p <= alpha) <= alpha for all looks together: so it holds wherever one stops, and Holm's
-correction of such p holds as well.
+and where there is no difference P(p <= alpha) <= alpha for all looks together: so it holds wherever one stops, and
+Holm's correction of such p holds as well. Looks that share more samples than these fractions say, as where the number
+of one side is fixed, are more alike than the theory has them, and reach a boundary less often.
 
-Sources: Lan and DeMets, Discrete sequential boundaries for clinical trials (Biometrika 70, 1983), alpha*_1, whose alpha is
-one-sided; the recursion of Armitage, McPherson and Rowe (J. R. Statist. Soc. A 132, 1969); p after several looks: Jennison
-and Turnbull, Group Sequential Methods (2000), chapter 9; with Holm: Ye, Li, Liu and Yao (Statist. Med. 32, 2013).
+Sources: Lan and DeMets, Discrete sequential boundaries for clinical trials (Biometrika 70, 1983), alpha*_1, whose alpha
+is one-sided; the recursion of Armitage, McPherson and Rowe (J. R. Statist. Soc. A 132, 1969); p after several looks:
+Jennison and Turnbull, Group Sequential Methods (2000), chapter 9; with Holm: Ye, Li, Liu and Yao (Statist. Med. 32,
+2013).
 
 Plain numbers in, plain numbers out. numpy and scipy are loaded when the first boundary is looked up.
 """
@@ -98,7 +100,8 @@ def nominal_p(fractions: Sequence[float], alpha: float) -> float:
 
 def _increasing(fractions: Sequence[float]) -> tuple[float, ...]:
     found = tuple(map(float, fractions))
-    assert 0.0 < found[0] <= found[-1] <= 1.0 and list(found) == sorted(set(found)), found
+    assert 0.0 < found[0] <= found[-1] <= 1.0, found
+    assert list(found) == sorted(set(found)), found
     return found
 
 

@@ -1,8 +1,8 @@
 """What a sweep has settled, in words: every comparison that it makes, tested together at 95 %.
 
 One family holds all comparisons of all values, and Holm's correction keeps the probability that any of its settled
-findings is false at 5 % or below. Where N grew until all was settled, p is over all looks (`metrics.sequential`). A comparison that is not settled has no winner: it has a number of samples that would
-settle a difference of its size.
+findings is false at 5 % or below. Where N grew until all was settled, p is over all looks (`metrics.sequential`). A
+comparison that is not settled has no winner: it has a number of samples that would settle a difference of its size.
 """
 
 from __future__ import annotations
