@@ -141,6 +141,11 @@ class Config(Options):
         """The job at each N that it may be measured at; itself where that is one number."""
         if not self.grows:
             return (self,)
+        if not self.task.scores_samples:
+            raise ConfigError(
+                "num_samples=auto is for tasks that score their samples:"
+                f" task={self.task.name} does not, so give a number"
+            )
         if self.stop.counts[0] < 2:
             raise ConfigError(
                 f"stop.samples={self.stop.samples} is too few for stop.looks={self.stop.looks}: the first look needs 2"
@@ -202,10 +207,6 @@ class Config(Options):
 
     def _check_task(self) -> None:
         task = self.task
-        if self.grows and not task.scores_samples:
-            raise ConfigError(
-                f"num_samples=auto is for tasks that score their samples: task={task.name} does not, so give a number"
-            )
         if self.sampler.formula is not None and not task.any_formula:
             raise ConfigError(
                 f"task={task.name} is for the DDIM family: sampler={self.sampler.name} has a formula of its own"
