@@ -204,7 +204,9 @@ def test_a_sweep_ends_where_all_is_settled(tmp_path: Path, capsys: pytest.Captur
 
     pointers = [Pointer.read(read_record(sweep / "jobs" / str(n) / "pointer.json")) for n in (0, 1)]
     for pointer in pointers:
-        assert [(look.num_samples, ("cells", look.cell) in pointer.objects) for look in pointer.earlier] == [(150, True)]
+        assert [(look.num_samples, ("cells", look.cell) in pointer.objects) for look in pointer.earlier] == [
+            (150, True)
+        ]
     assert housekeeping(["prune", "--yes", "--outputs-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("0 in all")
     fixed = (*EXACT, "batch_size=16", "logger=csv", "steps=5", "sampler.eta=0,1", "num_samples=300", "-m")
@@ -275,7 +277,7 @@ def test_the_others_go_on_without_a_cell_that_failed(tmp_path: Path, monkeypatch
     found = read_sweep(sweep)
     assert [cell.status for cell in found.cells] == ["done", "done", "failed"]
     assert [cell.status for cell in found.earlier[0].cells] == ["done"] * 3
-    assert found.cells[2].error == "RuntimeError: no room"
+    assert found.cells[2].error == "no room"
     assert "more that other N compare" in found.findings.rule
     assert all(2 not in side for f in found.findings.all for side in f.difference.of)
 
@@ -302,9 +304,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_what_cannot_grow_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
-) -> None:
+def test_what_cannot_grow_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert tiny.run(tmp_path / "outputs", *line.split(), settings=("logger=csv",)) == 2
     (told,) = capsys.readouterr().err.strip().splitlines()
     assert REFUSED[line] in told

@@ -71,22 +71,25 @@ def job(composed: DictConfig) -> None:
     place = Place.of_hydra()
     started = time.perf_counter()
     left: dict[str, Any] = {"number": place.number, "cell": None, "cached": False, "error": None}
-    before = _before(place)
+    left |= {"wandb": (), "objects": ()}
+    plan = _plan(place)
+    grows = plan is not None and plan.stop is not None
+    before = _before(place) if grows else None
     name = f"job {place.number}"
     with forgiving_output(), contextlib.ExitStack() as until_the_pointer_is_left:
         try:
             config = Config.from_hydra(composed)
             show_progress(config.progress)
             name = describe(config)
-            left |= _earlier(before, config)
+            if grows:
+                left |= _of_looks(before, config)
             store = Store(Path(config.outputs_dir))
             until_the_pointer_is_left.enter_context(working(store))
             until_the_pointer_is_left.enter_context(known_to_its_command(place.pointer.parent))
             result, found = _run(config, place, name, store)
-            kept = [("cells", look.cell) for look in left.get("earlier", ())]  # not pruned as long as the sweep exists
-            left |= {"status": "done", **found, "objects": (*found["objects"], *kept)}
-            if before is not None:  # of a training, that is
-                left["wandb"] = (*(before.wandb or ()), *found["wandb"])
+            found["objects"] = tuple(sorted({*left["objects"], *found["objects"]}))
+            found["wandb"] = (*left["wandb"], *found["wandb"])
+            left |= {"status": "done", **found}
         except Exception as error:
             if terminating():  # an error that SIGTERM led to, in the middle of the way out
                 raise Terminated from None
@@ -112,23 +115,29 @@ def job(composed: DictConfig) -> None:
 
 def _before(place: Place) -> Pointer | None:
     """What the job left at an earlier look, in a sweep whose N is not fixed."""
-    plan = _plan(place)
-    if plan is None or plan.stop is None:
-        return None
     with contextlib.suppress(OSError, ValueError):
         return Pointer.read(read_record(place.pointer))
     return None
 
 
-def _earlier(before: Pointer | None, config: Config) -> dict[str, Any]:
-    """What a pointer says of N and of the looks before; a job that was begun again at a look keeps what it had."""
+def _of_looks(before: Pointer | None, config: Config) -> dict[str, Any]:
+    """What a pointer says of N and of the looks before, and what of them is not pruned as long as the sweep exists.
+
+    A job that was begun again at a look keeps what it had.
+    """
     if before is None:
         return {"num_samples": config.num_samples}
     known = {look.num_samples: look for look in before.earlier}
     if before.cell is not None and before.num_samples is not None:
         known[before.num_samples] = EarlierLook(num_samples=before.num_samples, cell=before.cell)
     earlier = tuple(known[count] for count in sorted(known) if count < config.num_samples)
-    return {"num_samples": config.num_samples, "earlier": earlier}
+    objects = {*before.objects, *(("cells", look.cell) for look in earlier)}
+    return {
+        "num_samples": config.num_samples,
+        "earlier": earlier,
+        "objects": tuple(sorted(objects)),
+        "wandb": before.wandb or (),
+    }
 
 
 def _images_there(pointer: Pointer, config: Config) -> str:
