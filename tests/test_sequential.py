@@ -1,11 +1,10 @@
-"""num_samples=auto: boundaries against published ones, false findings by simulation, and sweeps that end as they say."""
+"""num_samples=auto: boundaries against published ones, false findings by simulation, sweeps that end as they say."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from wandb_offline import read_run
 from ddim_lab.metrics.estimates import GROUPS, jackknife_se
 from ddim_lab.metrics.sequential import boundaries, nominal_p, sequential_p, spent
 from ddim_lab.metrics.significance import holm, two_sided_p
-from ddim_lab.report import build, console_text, read_sweep
+from ddim_lab.report import build, read_sweep
 from ddim_lab.report.findings import ALPHA, findings
 from ddim_lab.report.tables import ValueTable
 from ddim_lab.store import read_record
