@@ -16,10 +16,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -44,6 +44,9 @@ from ddim_lab.jobs.compose import composed_already, composer, literal, quoted
 from ddim_lab.jobs.entry import job
 from ddim_lab.jobs.plan import check_outputs, plan_sweep
 from ddim_lab.store.records import Plan
+
+if TYPE_CHECKING:
+    from ddim_lab.report import Sweep
 
 __all__ = ["main"]
 
@@ -154,7 +157,8 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
     places += ["hydra.sweep.subdir='jobs/${hydra.job.num}'", "hydra.job.chdir=false"]
     try:
         with composed_already(), commanding(), told_of_termination(partial(stop, sweep, store)):
-            status = _hand_to_hydra(asked, arguments, places)
+            for after in _rounds(sweep, plan, partial(_hand_to_hydra, asked, arguments), places):
+                status, plan = after
     except KeyboardInterrupt:
         stop(sweep, store, wait_first=5.0)
         status = INTERRUPTED
@@ -163,24 +167,66 @@ def _run(sweep: Path, plan: Plan, cells: Sequence[Config], asked: argparse.Names
         status = TERMINATED
         print("\nddim_lab: terminated; the same command goes on from what is done", file=sys.stderr)
     finally:
-        failed = _report(sweep, plan, cells[0])
+        failed = _report(sweep, plan, cells)
     return status or int(failed)
 
 
-def _report(folder: Path, plan: Plan, first: Config) -> bool:
-    """Build the report, mirror it, say where it is; whether any cell failed."""
-    from ddim_lab.jobs.run import mirror_report
-    from ddim_lab.report import console_text, read_sweep, write
+def _rounds(
+    sweep: Path, plan: Plan, hand_over: Callable[[Sequence[str]], int], places: Sequence[str]
+) -> Iterator[tuple[int, Plan]]:
+    """Hand the sweep over, once; of num_samples=auto at the N of a look, then of the next, while comparisons need more.
+
+    Gives Hydra's exit status and the plan, which says where the sweep has come to, after each time.
+    """
+    from ddim_lab.store import write_record
+
+    if plan.stop is None:
+        yield hand_over(places), plan
+        return
+    began, rule, looks = time.monotonic(), plan.stop, len(plan.stop.counts)
+    for look, count in enumerate(rule.counts, start=1):
+        if status := hand_over([*places, f"num_samples={count}"]):
+            yield status, plan
+            return
+        plan = plan.model_copy(update={"stop": rule.model_copy(update={"reached": count})})
+        write_record(sweep / "plan.json", plan.content())
+        found = _read(sweep, plan).findings
+        left = found.need_more(rule.se, count)
+        ended = "nothing" if not found else "enough" if not left else "samples" if look == looks else None
+        if ended is None and rule.hours is not None and time.monotonic() - began >= 3600 * rule.hours:
+            ended = "hours"
+        told = f"{len(found.settled)} of {len(found.tested)} comparisons settled" if found else "nothing to compare"
+        if enough := len(found.tested) - len(found.settled) - len(left):
+            told += f", {enough} more need no more samples"
+        print(f"ddim_lab: look {look} of {looks}, N = {count:,}: {told}", file=sys.stderr)
+        plan = plan.model_copy(update={"stop": rule.model_copy(update={"reached": count, "ended": ended})})
+        write_record(sweep / "plan.json", plan.content())
+        yield 0, plan
+        if ended is not None:
+            return
+
+
+def _read(folder: Path, plan: Plan) -> Sweep:
+    """The sweep as it is on disk; a plan that can't be read is mended, for it was whole when the sweep began."""
+    from ddim_lab.report import read_sweep
     from ddim_lab.store import read_record, set_aside, write_record
 
-    started = time.perf_counter()
     try:
-        try:
-            read_record(folder / "plan.json")
-        except (OSError, ValueError) as error:  # it was whole when the sweep began
-            set_aside(folder / "plan.json", str(error))
-            write_record(folder / "plan.json", plan.content())
-        sweep = read_sweep(folder)
+        read_record(folder / "plan.json")
+    except (OSError, ValueError) as error:
+        set_aside(folder / "plan.json", str(error))
+        write_record(folder / "plan.json", plan.content())
+    return read_sweep(folder)
+
+
+def _report(folder: Path, plan: Plan, cells: Sequence[Config]) -> bool:
+    """Build the report, mirror it, say where it is; whether any cell failed."""
+    from ddim_lab.jobs.run import mirror_cells, mirror_report
+    from ddim_lab.report import console_text, write
+
+    started, first = time.perf_counter(), cells[0]
+    try:
+        sweep = _read(folder, plan)
         page, text = write(sweep), console_text(sweep)
     except Exception as error:  # whatever it is, the cells are on disk
         again = shlex.join(["python", "-m", "ddim_lab.report", str(folder)])
@@ -191,7 +237,8 @@ def _report(folder: Path, plan: Plan, first: Config) -> bool:
     built = time.perf_counter()
     hint = None
     try:
-        hint = mirror_report(sweep, first)
+        left = [] if plan.stop is None else mirror_cells(sweep, cells)
+        hint = mirror_report(sweep, first, left)
     except Exception as error:  # of drawing its charts, for one: what is W&B's own raises nothing
         print(f"ddim_lab: the report is not mirrored in W&B: {one_line(error)}", file=sys.stderr)
     mirrored = time.perf_counter()

@@ -39,6 +39,7 @@ from ddim_lab.config.options import (
 from ddim_lab.config.runtime import RuntimeConfig
 from ddim_lab.config.sampler import SamplerConfig
 from ddim_lab.config.schedule import ScheduleConfig
+from ddim_lab.config.stop import StopConfig
 from ddim_lab.config.study import StudyConfig
 from ddim_lab.config.training import TrainingConfig
 from ddim_lab.console import ProgressMode
@@ -55,15 +56,18 @@ EXACT: Final = "exact"
 """What the model is called of a task that brings models of its own."""
 
 AUTO: Final = 0
-"""What `batch_size=auto` is until the device is known; a job that runs has a number."""
+"""What `batch_size=auto` and `num_samples=auto` are until they are known; a job that runs has numbers."""
 
 
-def _batch_size(given: Any) -> Any:
-    if given == "auto":
-        return AUTO
-    if isinstance(given, int) and given < 1:
-        raise PydanticCustomError("batch_size", "must be at least 1, or auto")
-    return given
+def _number_or_auto(least: int) -> tuple[BeforeValidator, PlainSerializer]:
+    def read(given: Any) -> Any:
+        if given == "auto":
+            return AUTO
+        if isinstance(given, int) and given < least:
+            raise PydanticCustomError("number_or_auto", "must be at least {least}, or auto", {"least": least})
+        return given
+
+    return BeforeValidator(read), PlainSerializer(lambda n: "auto" if n == AUTO else n)
 
 
 class LoggerConfig(Options):
@@ -90,10 +94,9 @@ class Config(Options):
     study: StudyConfig
     steps: PositiveInt
     nfe: PositiveInt | None
-    num_samples: Annotated[StrictInt, Field(ge=2)]
-    batch_size: Annotated[
-        StrictInt, BeforeValidator(_batch_size), PlainSerializer(lambda n: "auto" if n == AUTO else n)
-    ]
+    num_samples: Annotated[StrictInt, *_number_or_auto(2)]
+    batch_size: Annotated[StrictInt, *_number_or_auto(1)]
+    stop: StopConfig
     checkpoint_seconds: Positive
     seed: Seed
     variance_images: Annotated[StrictInt, Field(ge=10)]
@@ -120,8 +123,35 @@ class Config(Options):
         config = checked(cls, values)
         if config.nfe is not None:
             config = config.model_copy(update={"steps": config.steps_for(config.nfe)})
-        config.check()
+        for each in config.looks[:: max(1, len(config.looks) - 1)]:  # the first and the last
+            each.check()
         return config
+
+    @property
+    def grows(self) -> bool:
+        """Whether N is `auto`: that of each look, until what the sweep compares needs no more (`stop`)."""
+        return self.num_samples == AUTO
+
+    def of(self, num_samples: int) -> Config:
+        """The same with N samples."""
+        return self.model_copy(update={"num_samples": num_samples})
+
+    @property
+    def looks(self) -> tuple[Config, ...]:
+        """The job at each N that it may be measured at; itself where that is one number."""
+        if not self.grows:
+            return (self,)
+        if not self.task.scores_samples:
+            raise ConfigError(
+                "num_samples=auto is for tasks that score their samples:"
+                f" task={self.task.name} does not, so give a number"
+            )
+        if self.stop.counts[0] < 2:
+            raise ConfigError(
+                f"stop.samples={self.stop.samples} is too few for stop.looks={self.stop.looks}: the first look needs 2"
+                " samples"
+            )
+        return tuple(map(self.of, self.stop.counts))
 
     def check(self) -> None:
         """What no single value shows: combinations. Raises ConfigError."""
@@ -338,7 +368,7 @@ class Config(Options):
             "clip": self.sampler.clip,
             "steps": self.steps if self.sampler.timesteps is None else len(self.sampler.timesteps),
             **({} if self.nfe is None else {"nfe_asked": self.nfe}),
-            "num_samples": self.num_samples,
+            "num_samples": "auto" if self.grows else self.num_samples,
             "batch_size": "auto" if self.batch_size == AUTO else self.batch_size,
             "seed": self.seed,
             "training_seed": self.training.seed,

@@ -152,13 +152,17 @@ def describe_cost(cells: Sequence[Config]) -> str:
     runtimes = {config.runtime: Runtime.resolve(config.runtime) for config in cells}
     cells = [with_batch_size(config, runtimes[config.runtime]) for config in cells]
     runtime = runtimes[cells[0].runtime]
-    costs, estimating = forwards_by_cell(cells), variance_forwards_by_cell(cells)
-    measuring = [config.task.measuring_forwards(config) for config in cells]
+    at_most = "at most " if cells[0].grows else ""
+    again = [_made_again(config) for config in cells]
+    measuring = [sum(each.task.measuring_forwards(each) for each in config.looks) for config in cells]
+    cells = [config.looks[-1] for config in cells]
+    costs = [cost + more for cost, more in zip(forwards_by_cell(cells), again, strict=True)]
+    estimating = variance_forwards_by_cell(cells)
     total = sum(costs)
     text = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
     if total == 0:
         return text
-    text += f", {total:,} image-forwards for samples"
+    text += f", {at_most}{total:,} image-forwards for samples"
     if any(estimating):
         text += f"{',' if any(measuring) else ' and'} {sum(estimating):,} for the analytic variance"
     if any(measuring):
@@ -199,6 +203,11 @@ def describe_cost(cells: Sequence[Config]) -> str:
     if max(config.num_samples for config in cells) > 1000:
         text += f"; num_samples=1000 samples in {_duration(thousand)}"
     return text
+
+
+def _made_again(config: Config) -> int:
+    """Image-forwards of num_samples=auto beyond those of the largest N: a look's last batch, where it is not whole."""
+    return config.forwards * sum(look.num_samples % config.batch_size for look in config.looks[:-1])
 
 
 def _would_compile(config: Config, runtime: Runtime) -> bool:

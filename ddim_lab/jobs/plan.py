@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,7 +28,8 @@ from ddim_lab.console import show_progress
 from ddim_lab.errors import ConfigError
 from ddim_lab.jobs.compose import compose, composer, explain, split_cells
 from ddim_lab.jobs.tracking import check_mode
-from ddim_lab.store.records import Elsewhere, Plan, PlanCell, Published
+from ddim_lab.metrics.sequential import SPENDING
+from ddim_lab.store.records import Elsewhere, Plan, PlanCell, Published, StopRule
 
 if TYPE_CHECKING:
     from ddim_lab.store import Store
@@ -53,6 +54,7 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
         raise ConfigError(explain(error)) from error
     checked = [_checked(cell) for cell in cells]
     first = checked[0]
+    _check_growing(checked)
     for option in ("outputs_dir", "logger", "study"):
         if any(getattr(config, option) != getattr(first, option) for config in checked):
             raise ConfigError(
@@ -63,7 +65,8 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
     from ddim_lab.jobs.cost import forwards_by_cell
 
     for config in checked:
-        _check_further(config)
+        for each in config.looks[-1:]:
+            _check_further(each)
     # Resolved, or the way from the sweep to its outputs and back would lead elsewhere past a symbolic link.
     outputs = Path(first.outputs_dir).resolve()
     sweep = _sweep_folder(base, overrides, outputs, many).resolve()
@@ -77,6 +80,7 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
         published=None if published is None else Published.model_validate(published.model_dump()),
         elsewhere=tuple(Elsewhere.model_validate(one.model_dump()) for one in first.study.elsewhere or ()),
         outputs_dir=os.path.relpath(outputs, sweep),
+        **_rule(first),
         cells=tuple(
             PlanCell(
                 number=number,
@@ -86,7 +90,7 @@ def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Pat
                 image_forwards=forwards,
             )
             for number, (overrides_of, config, forwards) in enumerate(
-                zip(cells, checked, forwards_by_cell(checked), strict=True)
+                zip(cells, checked, forwards_by_cell([config.looks[-1] for config in checked]), strict=True)
             )
         ),
         phases={
@@ -104,6 +108,10 @@ def _checked(cell: Sequence[str]) -> Config:
         raise ConfigError(
             f"{steps[-1]} and nfe={config.nfe} are both given, and nfe chooses how many steps are taken: drop one"
         )
+    if not config.grows and (rule := [text for text in cell if text.lstrip("+").startswith("stop.")]):
+        raise ConfigError(
+            f"{rule[-1]} is for num_samples=auto, and num_samples={config.num_samples} is given: drop one"
+        )
     check_secrets(config.model_dump())
     if config.logger.name == "wandb":
         check_mode(config.logger.mode)
@@ -111,6 +119,28 @@ def _checked(cell: Sequence[str]) -> Config:
         extra, package = config.task.extra
         raise ConfigError(f"task={config.task.name} needs {package}: pip install 'ddim-lab[{extra}]'")
     return config
+
+
+def _check_growing(cells: Sequence[Config]) -> None:
+    """Raise ConfigError where num_samples=auto has nothing to go by: one N and one rule are of all cells together."""
+    if not any(config.grows for config in cells):
+        return
+    if not all(config.grows and config.stop == cells[0].stop for config in cells):
+        raise ConfigError(
+            "num_samples=auto and stop must be the same in all cells of a sweep: cells are compared at equal N"
+        )
+    if len(cells) == 1:
+        raise ConfigError(
+            "num_samples=auto goes by the comparisons of a sweep, and one cell has none: sweep an option with -m, or"
+            " give a number"
+        )
+
+
+def _rule(config: Config) -> dict[str, Any]:
+    """What the plan says of num_samples=auto, and nothing of a number."""
+    stop = config.stop
+    rule = StopRule(counts=stop.counts, se=stop.se, hours=stop.hours, spending=SPENDING)
+    return {"stop": rule} if config.grows else {}
 
 
 def _import_what_checks() -> float:

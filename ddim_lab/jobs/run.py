@@ -34,10 +34,10 @@ from ddim_lab.report.rows import measured
 from ddim_lab.report.series import noise_label
 from ddim_lab.store import Store, content_key, read_json, read_record, write_json, write_record, write_text
 from ddim_lab.store.housekeeping import register_job, working
-from ddim_lab.store.records import Plan, PlanCell, Pointer, Result, Tabled
+from ddim_lab.store.records import EarlierLook, Plan, PlanCell, Pointer, Result, Tabled
 from ddim_lab.tasks.base import Job
 
-__all__ = ["Place", "environment", "job", "mirror_report"]
+__all__ = ["Place", "environment", "job", "mirror_cells", "mirror_report"]
 
 log = logging.getLogger("ddim_lab")
 
@@ -71,16 +71,24 @@ def job(composed: DictConfig) -> None:
     place = Place.of_hydra()
     started = time.perf_counter()
     left: dict[str, Any] = {"number": place.number, "cell": None, "cached": False, "error": None}
+    left |= {"wandb": (), "objects": ()}
+    plan = _plan(place)
+    grows = plan is not None and plan.stop is not None
+    before = _before(place) if grows else None
     name = f"job {place.number}"
     with forgiving_output(), contextlib.ExitStack() as until_the_pointer_is_left:
         try:
             config = Config.from_hydra(composed)
             show_progress(config.progress)
             name = describe(config)
+            if grows:
+                left |= _of_looks(before, config)
             store = Store(Path(config.outputs_dir))
             until_the_pointer_is_left.enter_context(working(store))
             until_the_pointer_is_left.enter_context(known_to_its_command(place.pointer.parent))
             result, found = _run(config, place, name, store)
+            found["objects"] = tuple(sorted({*left["objects"], *found["objects"]}))
+            found["wandb"] = (*left["wandb"], *found["wandb"])
             left |= {"status": "done", **found}
         except Exception as error:
             if terminating():  # an error that SIGTERM led to, in the middle of the way out
@@ -91,7 +99,8 @@ def job(composed: DictConfig) -> None:
                 log.exception("in full")
             with contextlib.suppress(OSError):  # of the same cause, perhaps: the log has the line
                 write_text(place.pointer.parent / "error.txt", traceback.format_exc())
-        pointer = Pointer(**left, seconds=round(time.perf_counter() - started, 3))
+        spent = 0.0 if before is None else before.seconds or 0.0
+        pointer = Pointer(**left, seconds=round(spent + time.perf_counter() - started, 3))
         try:
             if pointer.status == "done":
                 register_job(store, place.sweep, pointer)
@@ -101,7 +110,34 @@ def job(composed: DictConfig) -> None:
             return
     if pointer.status == "done":
         there = " (was there)" if pointer.cached else _images_there(pointer, config)
-        log.info("%s %s: %s%s%s", _progress(place), name, result.headline, there, _time_left(place))
+        log.info("%s %s: %s%s%s", _progress(place), name, result.headline, there, _time_left(place, pointer))
+
+
+def _before(place: Place) -> Pointer | None:
+    """What the job left at an earlier look, in a sweep whose N is not fixed."""
+    with contextlib.suppress(OSError, ValueError):
+        return Pointer.read(read_record(place.pointer))
+    return None
+
+
+def _of_looks(before: Pointer | None, config: Config) -> dict[str, Any]:
+    """What a pointer says of N and of the looks before, and what of them is not pruned as long as the sweep exists.
+
+    A job that was begun again at a look keeps what it had.
+    """
+    if before is None:
+        return {"num_samples": config.num_samples}
+    known = {look.num_samples: look for look in before.earlier}
+    if before.cell is not None and before.num_samples is not None:
+        known[before.num_samples] = EarlierLook(num_samples=before.num_samples, cell=before.cell)
+    earlier = tuple(known[count] for count in sorted(known) if count < config.num_samples)
+    objects = {*before.objects, *(("cells", look.cell) for look in earlier)}
+    return {
+        "num_samples": config.num_samples,
+        "earlier": earlier,
+        "objects": tuple(sorted(objects)),
+        "wandb": before.wandb or (),
+    }
 
 
 def _images_there(pointer: Pointer, config: Config) -> str:
@@ -141,11 +177,12 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
     tracking = _tracking(config, place.sweep)
     phases: dict[str, float] = {}
     runs: list[Run] = []
-    values = {**config.model_dump(mode="json"), "row": noise_label(config.labels())}  # what dashboards group by
-    tags = [config.data.name, config.sampler.name, f"S={config.steps}"]
+    told = _run_of(config, group)
 
-    alone = len(_planned(place)) == 1  # else an agent's run is the sweep's own: `mirror_report`
-    with track(tracking, job_type="cell", name=name, group=group, run_config=values, tags=tags, agents=alone) as run:
+    plan = _plan(place)
+    alone = plan is not None and len(plan.cells) == 1  # else an agent's run is the sweep's own: `mirror_report`
+    grows = plan is not None and plan.stop is not None  # then `mirror_cells` makes the run, of the last look alone
+    with contextlib.nullcontext(Run()) if grows else track(tracking, **told, agents=alone) as run:
         data = load_data(config.data) if config.needs_images else without_images(config.data)
         with _phase(phases, "train"), contextlib.ExitStack() as training:
 
@@ -157,8 +194,8 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
                     job_type="train",
                     name=f"train {config.data.name}",
                     group=group,
-                    run_config=values,
-                    tags=tags[:1],
+                    run_config=told["run_config"],
+                    tags=told["tags"][:1],
                 )
                 runs.append(training.enter_context(kept))  # open until the model is sealed and can be logged
                 yield runs[-1].log
@@ -177,9 +214,7 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
         objects = _objects(store, result.objects)
         with _phase(phases, "tracking"):
             _mirror(run, job.config, result, cell)
-            for kind, key in objects:
-                if kind not in ("cells", "samples"):
-                    _log_object(run, store, config.data.name, kind, key, "input")
+            _log_inputs(run, store, config, objects)
     runs.append(run)
     wandb = [{"mode": run.mode, "directory": str(run.directory)} for run in runs if run.directory is not None]
     found = {"cell": result.key, "cached": cached, "phases": {**phases, **measured}, "wandb": wandb}
@@ -324,14 +359,62 @@ def _mirror(run: Run, config: Config, result: Result, cell: Path) -> None:
         run.image(picture.title, cell / picture.file, caption=picture.caption)
 
 
-def mirror_report(sweep: Sweep, config: Config) -> str | None:
-    """The sweep's own W&B run: all rows as a table, the charts and the report. Returns the upload command, if any."""
+def mirror_cells(sweep: Sweep, configs: Sequence[Config]) -> list[Path]:
+    """The W&B runs of the cells of a sweep whose N is not fixed, once it has ended: one a cell, of the last look.
+
+    A run at every look would say the same of other N under the same name.
+
+    Returns:
+        Where the runs lie that wait for an upload.
+    """
+    left = []
+    for cell, config in zip(sweep.cells, configs, strict=True):
+        if cell.result is None or cell.folder is None or cell.pointer is None:
+            continue
+        settled = {"num_samples": cell.labels["num_samples"], "batch_size": cell.recipe("batch_size")}
+        config = config.model_copy(update=settled)
+        with track(_tracking(config, sweep.folder), **_run_of(config, sweep.folder.name)) as run:
+            _mirror(run, config, cell.result, cell.folder)
+            _log_inputs(run, Store(cell.folder.parents[1]), config, cell.pointer.objects)
+        if run.directory is not None and run.mode == "offline":
+            left.append(run.directory)
+    return left
+
+
+def _run_of(config: Config, group: str) -> dict[str, Any]:
+    """What W&B is told of a cell's run before it begins."""
+    return {
+        "job_type": "cell",
+        "name": describe(config),
+        "group": group,
+        "run_config": {**config.model_dump(mode="json"), "row": noise_label(config.labels())},  # dashboards group by it
+        "tags": [config.data.name, config.sampler.name, f"S={config.steps}"],
+    }
+
+
+def _log_inputs(run: Run, store: Store, config: Config, objects: Sequence[tuple[str, str]]) -> None:
+    for kind, key in objects:
+        if kind not in ("cells", "samples"):
+            _log_object(run, store, config.data.name, kind, key, "input")
+
+
+def mirror_report(sweep: Sweep, config: Config, others: Sequence[Path] = ()) -> str | None:
+    """The sweep's own W&B run: all rows as a table, the charts and the report. Returns the upload command, if any.
+
+    Args:
+        sweep: the sweep.
+        config: of a cell, for how it is tracked.
+        others: runs that wait for an upload, beside those that the jobs left.
+    """
     tracking = _tracking(config, sweep.folder)
     directories = [
-        Path(found.directory)
-        for cell in sweep.cells
-        for found in (cell.pointer.wandb if cell.pointer else None) or ()
-        if found.mode == "offline"
+        *others,
+        *(
+            Path(found.directory)
+            for cell in sweep.cells
+            for found in (cell.pointer.wandb if cell.pointer else None) or ()
+            if found.mode == "offline"
+        ),
     ]
     run_config, many = sweep.plan.content(), len(sweep.plan.cells) > 1
     with track(
@@ -372,15 +455,18 @@ def _tracking(config: Config, sweep: Path) -> TrackingConfig:
 # -- what the user sees --------------------------------------------------------------------------------
 
 
-def _time_left(place: Place) -> str:
-    """Estimated from this sweep's computed cells: their time per forward, times the forwards that remain."""
+def _time_left(place: Place, last: Pointer) -> str:
+    """Estimated from this sweep's computed cells: their time per forward, times the forwards that remain.
+
+    Where N grows it is the time left of this look, to which all cells come with as large a part of their images.
+    """
     pointers = {pointer.number: pointer for pointer in _pointers(place.sweep)}
     spent, done, to_do = 0.0, 0.0, 0.0
     for cell in _planned(place):
         pointer = pointers.get(cell.number)
-        if pointer is None:
+        if pointer is None or pointer.num_samples != last.num_samples:
             to_do += cell.image_forwards
-        elif pointer.status == "done" and not pointer.cached and not pointer.images_there:
+        elif pointer.status == "done" and not pointer.cached and (pointer.num_samples or not pointer.images_there):
             spent += sum(
                 seconds
                 for name, seconds in pointer.phases.items()
@@ -390,7 +476,9 @@ def _time_left(place: Place) -> str:
     if not done or not to_do:
         return ""
     seconds = round(spent / done * to_do)
-    return f"; about {seconds // 60} min {seconds % 60:02d} s left" if seconds >= 60 else f"; about {seconds} s left"
+    of = "" if last.num_samples is None else " of this look"
+    told = f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
+    return f"; about {told} left{of}"
 
 
 def _progress(place: Place) -> str:
@@ -398,11 +486,17 @@ def _progress(place: Place) -> str:
 
 
 def _planned(place: Place) -> tuple[PlanCell, ...]:
-    """The sweep's cells as planned; none where plan.json can't be read, which the report mends."""
+    """The sweep's cells as planned."""
+    plan = _plan(place)
+    return () if plan is None else plan.cells
+
+
+def _plan(place: Place) -> Plan | None:
+    """The sweep's plan; None where plan.json can't be read, which the report mends."""
     try:
-        return Plan.read(read_record(place.sweep / "plan.json")).cells
+        return Plan.read(read_record(place.sweep / "plan.json"))
     except (OSError, ValueError):
-        return ()
+        return None
 
 
 def _pointers(sweep: Path) -> Iterator[Pointer]:

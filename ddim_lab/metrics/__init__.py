@@ -7,6 +7,7 @@
     extractor, classifier (trained by training), inception  what they load
     references      real images as these features see them; their sums are in statistics
     estimates       standard errors
+    significance    what is more than its error; in sequential where that was looked at before
     speed           time, memory and forwards
     determinism     repeats, noise seeds, the hash of the images
 

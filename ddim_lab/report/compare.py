@@ -33,11 +33,7 @@ def join_sweeps(sweeps: Mapping[str, Sweep], folder: Path) -> Sweep:
     names = list(sweeps)
     for name in names[1:]:
         _refuse_incomparable(names[0], sweeps[names[0]], name, sweeps[name])
-    cells: list[Cell] = []
-    for name, sweep in sweeps.items():
-        for cell in sweep.cells:
-            labels = {**cell.labels, "sweep": name}
-            cells.append(replace(cell, plan=cell.plan.model_copy(update={"number": len(cells), "labels": labels})))
+    cells = _numbered(sweeps)
     numbers = [sweep.plan.published for sweep in sweeps.values() if sweep.plan.published is not None]
     apart = [of for sweep in sweeps.values() for of in sweep.plan.elsewhere]
     plan = Plan(
@@ -47,7 +43,29 @@ def join_sweeps(sweeps: Mapping[str, Sweep], folder: Path) -> Sweep:
         environment=_join_environments({name: sweep.plan.environment for name, sweep in sweeps.items()}),
         cells=tuple(cell.plan for cell in cells),
     )
-    return Sweep(folder, plan, tuple(cells), members=dict(sweeps))
+    joined = Sweep(folder, plan, cells, members=dict(sweeps))
+    rules = [sweep.plan.stop for sweep in sweeps.values()]
+    if any(rule != rules[0] for rule in rules):
+        told = "N of some of these sweeps was come to by looking at them; p is not corrected for that here."
+        return replace(joined, plan=plan.model_copy(update={"notes": told}))
+    if rules[0] is None:
+        return joined
+    earlier = [
+        _numbered(dict(zip(names, looks, strict=True)))
+        for looks in zip(*(sweep.earlier for sweep in sweeps.values()), strict=True)
+    ]
+    plan = plan.model_copy(update={"stop": rules[0]})
+    return replace(joined, plan=plan, earlier=tuple(replace(joined, plan=plan, cells=each) for each in earlier))
+
+
+def _numbered(sweeps: Mapping[str, Sweep]) -> tuple[Cell, ...]:
+    """The cells of all sweeps, numbered through and labelled."""
+    cells: list[Cell] = []
+    for name, sweep in sweeps.items():
+        for cell in sweep.cells:
+            labels = {**cell.labels, "sweep": name}
+            cells.append(replace(cell, plan=cell.plan.model_copy(update={"number": len(cells), "labels": labels})))
+    return tuple(cells)
 
 
 def _traits(cell: Cell) -> dict[str, Any]:

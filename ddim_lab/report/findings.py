@@ -1,8 +1,8 @@
 """What a sweep has settled, in words: every comparison that it makes, tested together at 95 %.
 
 One family holds all comparisons of all values, and Holm's correction keeps the probability that any of its settled
-findings is false at 5 % or below. A comparison that is not settled has no winner: it has a number of samples that would
-settle a difference of its size.
+findings is false at 5 % or below. Where N grew until all was settled, p is over all looks (`metrics.sequential`). A
+comparison that is not settled has no winner: it has a number of samples that would settle a difference of its size.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from ddim_lab.metrics.sequential import nominal_p, sequential_p
 from ddim_lab.metrics.significance import critical_t, first_threshold, holm, samples_to_settle, two_sided_p
 from ddim_lab.report.numbers import DASH, with_error
 from ddim_lab.report.tables import ValueTable
-from ddim_lab.report.together import Comparison, Difference, Kind, comparisons
-from ddim_lab.store.records import Published
+from ddim_lab.report.together import Comparison, Difference, Kind, against_published, comparisons
+from ddim_lab.store.records import Published, StopRule
 
 ALPHA: Final = 0.05
 """The probability that any settled finding of a sweep is false is at most this."""
@@ -43,7 +44,7 @@ class Finding:
         better: how values are ranked, if they are.
         kind: what is compared; `first`, `second`, `place` say it in words.
         difference: second minus first, with its standard error and degrees of freedom.
-        p: two-sided; None of what is the same to every digit, which is not tested.
+        p: two-sided, over all looks where N grew; None of what is the same to every digit, which is not tested.
         corrected: p after Holm's correction over the sweep's comparisons.
         samples: how many on either side would settle a difference of this size; None where it is settled, or not known.
     """
@@ -122,9 +123,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Findings:
-    """All findings of a sweep, in the order of its tables; false where nothing could be compared."""
+    """All findings of a sweep, in the order of its tables; false where nothing could be compared.
+
+    `rule` says in words how N was come to, where it was not fixed; "" else.
+    """
 
     all: tuple[Finding, ...] = ()
+    rule: str = ""
     _settled: frozenset[Any] = field(default=frozenset(), repr=False)
 
     def __bool__(self) -> bool:
@@ -142,9 +147,27 @@ class Findings:
         """Whether the finding on this difference of the value of that name is settled."""
         return _key(name, kind, difference) in self._settled
 
+    def need_more(self, se: float | None, count: int) -> tuple[Finding, ...]:
+        """Those for which N = `count` samples are not enough.
+
+        They are not settled, their error is not below `se` (if that is given), and they are of all N samples: what
+        compares fewer, as many as there are held-out images, gains nothing from more.
+        """
+
+        def gains(d: Difference) -> bool:
+            return d.samples is None or d.samples >= count * max(map(len, d.of))
+
+        return tuple(
+            f for f in self.tested if not f.settled and gains(f.difference) and (se is None or f.difference.se >= se)
+        )
+
     @property
     def summary(self) -> str:
-        """How many are settled, at which level, and what the errors cover."""
+        """How many are settled, at which level, what the errors cover, and how N was come to."""
+        return f"{self._summary} {self.rule}".rstrip()
+
+    @property
+    def _summary(self) -> str:
         if not self.tested:
             return "What is compared is the same, to every digit."
         count, of_all = len(self.settled), len(self.tested)
@@ -208,15 +231,52 @@ class Findings:
 # -- from tables to findings ----------------------------------------------------------------------------
 
 
-def findings(tables: Iterable[ValueTable], reference: Published | None) -> Findings:
+def findings(
+    tables: Iterable[ValueTable],
+    reference: Published | None,
+    rule: StopRule | None = None,
+    earlier: Sequence[Iterable[ValueTable]] = (),
+) -> Findings:
     """What the values of a sweep's tables settle, by all comparisons that they make (`comparisons`).
 
     A pair that stands in two comparisons, as a solver below DDIM does, is tested once.
 
+    Where N grew, each p is that of all looks at which the comparison was made (`sequential_p`), and Holm's correction
+    counts those, too, that were made at earlier looks alone, or are to be made at another N: ours with published
+    numbers of that N.
+
     Args:
         tables: of all values that are shown.
         reference: published numbers of the sweep, if there are any.
+        rule: by which N grew, if it did.
+        earlier: the tables of the looks before, one for each but the last of `rule.made`.
     """
+    found = _gathered(tables := list(tables), reference)
+    p: dict[Any, float] = {key: finding.p for key, finding in found.items() if finding.p is not None}
+    looks: dict[Any, tuple[float, ...]] = {}
+    others: set[Any] = set()
+    if rule is not None:
+        before = [_gathered(of, reference) for of in earlier]
+        for key in p:
+            seen = [(n, at[key].p) for n, at in zip(rule.made, before, strict=False) if key in at]
+            made = [(n / rule.counts[-1], q) for n, q in (*seen, (rule.shown, p[key])) if q is not None]
+            looks[key] = tuple(t for t, _ in made)
+            p[key] = sequential_p(looks[key], [q for _, q in made])
+        others = {key for at in before for key, finding in at.items() if finding.p is not None} - p.keys()
+        others |= _at_another_count(tables, reference, rule) - p.keys()
+    corrected = holm([*p.values(), *(1.0 for _ in others)])
+    threshold = first_threshold(corrected, ALPHA)
+    judged = dict(zip(p, corrected, strict=False))
+    told = {
+        key: _judged(replace(finding, p=p.get(key)), judged.get(key), threshold, looks.get(key))
+        for key, finding in found.items()
+    }
+    settled = frozenset(key for key, finding in told.items() if finding.settled)
+    return Findings(tuple(told.values()), "" if rule is None else _told_rule(rule, len(others)), settled)
+
+
+def _gathered(tables: Iterable[ValueTable], reference: Published | None) -> dict[Any, Finding]:
+    """Every comparison of the tables by what tells it from others, with the p of these samples alone."""
     tables = list(tables)
     titles = [of.heading for of in tables]
     found: dict[Any, Finding] = {}
@@ -225,11 +285,20 @@ def findings(tables: Iterable[ValueTable], reference: Published | None) -> Findi
         for comparison in comparisons(of, reference):
             for finding in _of_comparison(of, heading, comparison):
                 found.setdefault(_key(of.value.name, finding.kind, finding.difference), finding)
-    tested = {key: finding.p for key, finding in found.items() if finding.p is not None}
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
-    threshold = first_threshold(list(corrected.values()), ALPHA)
-    told = {key: _judged(finding, corrected.get(key), threshold) for key, finding in found.items()}
-    return Findings(tuple(told.values()), frozenset(key for key, finding in told.items() if finding.settled))
+    return found
+
+
+def _at_another_count(tables: Iterable[ValueTable], reference: Published | None, rule: StopRule) -> set[Any]:
+    """What would be compared with published numbers if N were theirs, where another look's is."""
+    if reference is None or reference.num_samples not in set(rule.counts) - {rule.shown}:
+        return set()
+    of_any = reference.model_copy(update={"num_samples": None})
+    return {
+        _key(of.value.name, comparison.kind, difference)
+        for of in tables
+        for comparison in against_published(of, of_any)
+        for difference in comparison.differences.values()
+    }
 
 
 def p_value(difference: Difference) -> float:
@@ -263,13 +332,40 @@ def _of_comparison(of: ValueTable, heading: str, comparison: Comparison) -> Iter
         )
 
 
-def _judged(finding: Finding, corrected: float | None, threshold: float | None) -> Finding:
-    """A finding once all p are known."""
+def _judged(
+    finding: Finding, corrected: float | None, threshold: float | None, looks: Sequence[float] | None
+) -> Finding:
+    """A finding once all p are known; of one that was looked at before, the last boundary is what would settle it."""
     samples, difference = None, finding.difference
     if corrected is not None and corrected > ALPHA and threshold is not None and difference.samples is not None:
-        critical = critical_t(threshold, difference.freedom)
+        nominal = threshold if looks is None else nominal_p(looks, threshold)
+        critical = critical_t(nominal, difference.freedom)
         samples = samples_to_settle(difference.value, difference.se, difference.samples, critical, difference.fixed_se)
     return replace(finding, corrected=corrected, samples=samples)
+
+
+def _told_rule(rule: StopRule, others: int) -> str:
+    """How N was come to, and what that does to p."""
+    counts = [f"{count:,}" for count in rule.made or (rule.shown,)]
+    enough = "is settled" if rule.se is None else f"is settled, or has an error below {rule.se:g}"
+    end = {
+        "enough": f"there every comparison that gains by more samples {enough}",
+        "samples": "the largest that was allowed",
+        "hours": f"there the clock ended it (stop.hours={rule.hours:g}), which is not reproducible"
+        if rule.hours is not None
+        else "",
+        "nothing": "there nothing was left to compare",
+        None: "there it was cut short",
+    }[rule.ended]
+    also = f" The correction counts {others} more that other N compare." if others else ""
+    return (
+        f"N was not fixed: comparisons were looked at with N = {_listed(counts)} of at most {rule.counts[-1]:,}; {end}."
+        f" p is of all looks together, by alpha spending, {rule.spending}.{also}"
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 # -- findings as lines ----------------------------------------------------------------------------------
@@ -305,6 +401,6 @@ def _by_pair(found: Iterable[Finding]) -> list[list[Finding]]:
 def _places(group: Sequence[Finding], asides: Sequence[str]) -> str:
     """ " at S = 10 (by 0.31 ± 0.04) and S = 25 (by ...)"."""
     told = [f"{f.place}{aside and f' ({aside})'}".strip() for f, aside in zip(group, asides, strict=True)]
-    listed = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    listed = _listed(told)
     joint = ("for" if group[0].kind == "steps" else "at") if group[0].place else ""
     return "".join(f" {word}" for word in (joint, listed) if word)

@@ -10,7 +10,7 @@ import csv
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +33,9 @@ class ReportError(ConfigError):
 class Sweep:
     """A sweep's plan and its cells, in the plan's order; a comparison's `members` are the sweeps it is made of.
 
+    Of a sweep whose N is not fixed the cells are those of the last look, and `earlier` is the same sweep as it was at
+    each look before.
+
     What the cells are called and which tables they share is settled here, once for all that shows them.
     """
 
@@ -40,6 +43,7 @@ class Sweep:
     plan: Plan
     cells: tuple[Cell, ...]
     members: dict[str, Sweep] = field(default_factory=dict)
+    earlier: tuple[Sweep, ...] = ()
 
     @property
     def title(self) -> str:
@@ -68,7 +72,16 @@ class Sweep:
     @cached_property
     def findings(self) -> Findings:
         """What the comparisons of its values settle."""
-        return findings((values for _, found in self.shown for values in found), self.plan.published)
+        return findings(
+            self._values,
+            self.plan.published,
+            self.plan.stop,
+            [look._values for look in self.earlier],
+        )
+
+    @property
+    def _values(self) -> list[ValueTable]:
+        return [values for _, found in self.shown for values in found]
 
     @property
     def by_series(self) -> list[Cell]:
@@ -94,11 +107,30 @@ def read_sweep(folder: Path) -> Sweep:
     if not plan.cells:
         raise ReportError(f"{path} plans no cell; there is nothing to report")
     outputs = (folder / plan.outputs_dir).resolve()
-    cells = tuple(_read_cell(folder, outputs, planned) for planned in plan.cells)
-    return Sweep(folder, plan, cells)
+    if plan.stop is None:
+        return Sweep(folder, plan, tuple(_read_cell(folder, outputs, planned) for planned in plan.cells))
+    *earlier, last = (_at_look(folder, outputs, plan, count) for count in plan.stop.made or (plan.stop.shown,))
+    return replace(last, plan=plan, earlier=tuple(earlier))
 
 
-def _read_cell(folder: Path, outputs: Path, planned: PlanCell) -> Cell:
+def _at_look(folder: Path, outputs: Path, plan: Plan, count: int) -> Sweep:
+    """The sweep as it was when it had looked at N = `count`."""
+    assert plan.stop is not None
+    planned = (cell.model_copy(update={"labels": {**cell.labels, "num_samples": count}}) for cell in plan.cells)
+    cells = tuple(_read_cell(folder, outputs, cell, count) for cell in planned)
+    return Sweep(folder, plan.model_copy(update={"stop": plan.stop.model_copy(update={"reached": count})}), cells)
+
+
+def _pointer_at(pointer: Pointer, count: int) -> Pointer:
+    """The pointer as it was at a look, or said of a job that has no cell there."""
+    if pointer.num_samples in (None, count):
+        return pointer
+    cell = next((look.cell for look in pointer.earlier if look.num_samples == count), None)
+    status, error = ("failed", f"there is no cell at N = {count:,}") if cell is None else ("done", None)
+    return pointer.model_copy(update={"cell": cell, "status": status, "error": error})
+
+
+def _read_cell(folder: Path, outputs: Path, planned: PlanCell, count: int | None = None) -> Cell:
     def hole(status: Status, error: str, pointer: Pointer | None = None) -> Cell:
         return Cell(planned, status, error, pointer, None, None)
 
@@ -109,6 +141,8 @@ def _read_cell(folder: Path, outputs: Path, planned: PlanCell) -> Cell:
         pointer = Pointer.read(read_record(path))
     except (OSError, ValueError) as error:
         return hole("failed", f"pointer.json is damaged: {_one_line(error)}")
+    if count is not None:
+        pointer = _pointer_at(pointer, count)
     if pointer.status == "failed":
         return hole("failed", _one_line(pointer.error or "the job failed and gave no reason"), pointer)
     if pointer.cell is None:

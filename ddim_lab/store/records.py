@@ -19,6 +19,7 @@ from ddim_lab.store.schema1 import upgraded
 
 __all__ = [
     "ROW",
+    "EarlierLook",
     "Pictured",
     "Plan",
     "PlanCell",
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "RowSampler",
     "Samples",
+    "StopRule",
     "Tabled",
     "Value",
     "WandbRun",
@@ -148,6 +150,37 @@ class Elsewhere(Record):
     rows: dict[str, dict[str, float]] = {}
 
 
+class StopRule(Record):
+    """Of a sweep whose N is not fixed: when its comparisons have samples enough, and where it came to.
+
+    Attributes:
+        counts: N of each look that may be made, the largest last.
+        se: an error of a comparison that is enough, too.
+        hours: after which no further look is begun.
+        spending: how the probability of a false finding is shared out over the looks.
+        reached: N of the last look that is complete; None before the first.
+        ended: why no look follows: all comparisons need no more, N is the largest, the clock, or there was nothing to
+            compare; None while it goes on, or where it was cut short.
+    """
+
+    counts: tuple[int, ...] = Field(min_length=1)
+    se: float | None = None
+    hours: float | None = None
+    spending: str = ""
+    reached: int | None = None
+    ended: Literal["enough", "samples", "hours", "nothing"] | None = None
+
+    @property
+    def made(self) -> tuple[int, ...]:
+        """N of the looks that are complete."""
+        return tuple(count for count in self.counts if self.reached is not None and count <= self.reached)
+
+    @property
+    def shown(self) -> int:
+        """N of the look that a report is of."""
+        return self.counts[0] if self.reached is None else self.reached
+
+
 class Plan(Written):
     """plan.json: what the sweep set out to do; earlier versions called the published numbers "reference"."""
 
@@ -161,6 +194,7 @@ class Plan(Written):
     outputs_dir: str = "../.."
     environment: dict[str, Any] = {}
     phases: dict[str, float] = {}
+    stop: StopRule | None = None
     cells: tuple[PlanCell, ...] = ()
 
 
@@ -174,6 +208,13 @@ class WandbRun(Record):
     directory: str
 
 
+class EarlierLook(Record):
+    """The cell that a job measured at a smaller N, in a sweep whose N is not fixed."""
+
+    num_samples: int
+    cell: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+
+
 class Pointer(Written):
     """pointer.json: how one job ended, and which cell it stands for.
 
@@ -182,10 +223,12 @@ class Pointer(Written):
         status: how it ended; `error` says in a line why it failed.
         cell: the cell's key, if it is done.
         cached: whether the cell was there already.
-        seconds: the job took; `phases` says on what.
+        seconds: the job took, at all looks; `phases` says on what, at the last.
         wandb: its runs.
         objects: the store's objects that it used, as (kind, key); not pruned as long as the sweep exists.
         images_there: how many of the images that it measured were made before.
+        num_samples: N, in a sweep where that is not fixed.
+        earlier: the cells at smaller N there, ascending.
     """
 
     number: int = 0
@@ -198,6 +241,8 @@ class Pointer(Written):
     wandb: tuple[WandbRun, ...] | None = ()
     objects: tuple[tuple[str, str], ...] = ()
     images_there: int = 0
+    num_samples: int | None = None
+    earlier: tuple[EarlierLook, ...] = ()
 
 
 # -- samples ----------------------------------------------------------------------------------------------
