@@ -72,7 +72,7 @@ WRONG = {
     "training.ema_decay=1": r"training.ema_decay=1: must be below 1",
     "sampling_devices=2 task=trajectory": r"sampling_devices=2 is not for task=trajectory: set it to 1",
     "training.devices=3": r"training.devices=3 must divide training.batch_size=128",
-    "training.warmup_steps=2000": r"warmup_steps=2000 exceeds training.max_steps=1500: set training.warmup_steps",
+    "training.warmup_steps=2000": r"warmup_steps=2000 exceeds training.max_steps=750: set training.warmup_steps",
     "sampler.name=": r"sampler.name is empty: give a value, or drop it",
     "logger.project=": r"logger.project is empty",
     "data=image_folder data.root=": r"data.root is empty",

@@ -286,7 +286,7 @@ def test_another_final_seed_scores_the_same_search(outputs: Path, monkeypatch: p
 def test_an_interrupted_search_goes_on_to_the_same_list(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = task._distances, []
+    original, calls = task._features, []
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
         calls.append(arguments[3])
@@ -308,7 +308,7 @@ def test_an_interrupted_search_goes_on_to_the_same_list(
 
 def test_a_fault_is_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples that are not finite are the list's fault, and remembered; any other error ends the search."""
-    original, calls = task._distances, []
+    original, calls = task._features, []
 
     def faulty(*arguments: Any, **named: Any) -> Any:
         calls.append(arguments[3])
@@ -318,7 +318,7 @@ def test_a_fault_is_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             raise ValueError("the model returned shape (1, 2, 3)")
         return original(*arguments, **named)
 
-    monkeypatch.setattr(task, "_distances", faulty)
+    monkeypatch.setattr(task, "_features", faulty)
     assert tiny.run(tmp_path, *SEARCH, settings=()) == 1
     assert "the model returned shape" in tiny.results(tiny.sweeps(tmp_path)[0])[0]["error"]
     (work,) = (tmp_path / "references").glob("*.partial")
