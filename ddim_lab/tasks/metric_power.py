@@ -54,10 +54,15 @@ MOST_PIXELS: Final = 4096
 
 SHOWN: Final = 12
 
+ROUNDING: Final = 1e-9
+"""A spread over draws that is no larger, as a part of the mean, is none: shares of images move by whole images."""
+
 SEEN: Final = 2.0
 """Standard deviations from which a metric sees something."""
 
 BATCH: Final = 512
+
+PLAIN: Final = "plain"
 
 Differences = Mapping[str, Mapping[str, Sequence[float | None]]]
 """Of one draw: degradation -> value's heading -> (worse by, the same in the value's own paired standard errors)."""
@@ -79,8 +84,8 @@ class MetricPower(Task):
     def check(self, config: Config) -> None:
         if math.prod(config.data.shape) > MOST_PIXELS:
             raise ConfigError(
-                f"task=metric_power takes images of {MOST_PIXELS:,} values at most, whose covariance it takes apart, and"
-                f" data={config.data.name} has {math.prod(config.data.shape):,}"
+                f"task=metric_power takes images of {MOST_PIXELS:,} values at most, whose covariance it takes apart,"
+                f" and data={config.data.name} has {math.prod(config.data.shape):,}"
             )
         if self.fewer_steps is None:
             return
@@ -128,66 +133,38 @@ class MetricPower(Task):
         samples = self._samples(job, work)
         sampled = time.perf_counter()
         found = [self._draw(job, number, reference, samples, work, folder) for number in range(self.draws)]
-        matched = statistics.fmean(each["matched"] for each in found)
-        differences = [each["differences"] for each in found]
-        unpaired = [each["unpaired"] for each in found]
-        z, own = power(differences)
-        z_missing, _ = power(unpaired)
-        names = list(z)  # a value that nothing moves says nothing
-        n = f"N = {count:,}, {self.draws} draws, {reference:,} images compared with"
-        columns = list(differences[0])
-        blindness = [(GAUSSIAN, {name: z[name].get(GAUSSIAN) for name in names})]
-        if z_missing:
-            blindness.append((MISSING, {name: z_missing[name].get(MISSING) for name in names if name in z_missing}))
+        columns = list(found[0]["differences"])
+        z, own = power([each["differences"] for each in found])
+        unpaired, _ = power([each["unpaired"] for each in found])
+        blindness = {GAUSSIAN: {name: of[GAUSSIAN] for name, of in z.items()}}
+        if unpaired:
+            blindness[MISSING] = {name: unpaired[name][MISSING] for name in z if name in unpaired}
         blind = {
-            what: [name for name in names if of.get(name) is not None and of[name] < SEEN] for what, of in blindness
+            what: [name for name, seen in of.items() if seen is not None and seen < SEEN]
+            for what, of in blindness.items()
         }
+        n = f"N = {count:,}, {self.draws} draws, {reference:,} images compared with"
         tables = [
             Tabled(
                 title=f"Blind to what? Beside real images drawn again; {n}",
-                columns=("value", *(what for what, _ in blindness)),
-                rows=tuple((name, *(verdict(of.get(name)) for _, of in blindness)) for name in names),
+                columns=("value", *blindness),
+                rows=tuple((name, *(verdict(of.get(name)) for of in blindness.values())) for name in z),
             ),
             _table(f"z of degraded against plain images, measured over draws; {n}", columns, z),
             _table(f"The same by the values' own paired standard errors, mean over draws; {n}", columns, own),
         ]
-        told = {"section": "Power of the metrics", "table": "Values that are blind", "count": count}
-        values = [
-            Value(name="power_values", value=len(names), column="values measured", **told),
-            *(
-                Value(
-                    name=name,
-                    value=len(blind[what]),
-                    column=f"blind to: {what}",
-                    notes=(f"Blind: not scored worse than real images drawn again by {SEEN:g} standard deviations.",),
-                    **told,
-                )
-                for name, what in (("power_blind_to_gaussian", GAUSSIAN), ("power_blind_to_missing_class", MISSING))
-                if what in blind
-            ),
-            Value(
-                name="power_gaussian_left",
-                value=matched,
-                column="Fréchet distance in pixels that matching left",
-                notes=("Matching: of the Gaussian images to the real images whose moments they are to have.",),
-                **told,
-            ),
-            Value(name="power_draws", value=self.draws),
-            Value(name="power_reference_images", value=reference),
-        ]
-        said = "; ".join(f"blind to {what}: {', '.join(who) or 'none'}" for what, who in blind.items())
-        rows = ", ".join(columns)
+        left = statistics.fmean(each["left"] for each in found)
         return Outcome(
             nfe=job.sampler.nfe,
-            headline=said,
-            values=values,
+            headline="; ".join(f"blind to {what}: {', '.join(who) or 'none'}" for what, who in blind.items()),
+            values=_values(len(z), blind, left, self.draws, reference, count),
             phases={"sampling": sampled - clock, "metrics": time.perf_counter() - sampled},
             tables=[table for table in tables if table.rows],
             pictures=[
                 Pictured(
                     title="Images of the first draw, degraded",
                     file="degraded.png",
-                    caption=f"From top to bottom: plain, {rows}.",
+                    caption=f"From top to bottom: plain, {', '.join(columns)}.",
                 )
             ],
         )
@@ -221,37 +198,40 @@ class MetricPower(Task):
 
     def _draw(
         self, job: Job, number: int, reference: int, samples: Sequence[tuple[Tensor, Tensor]], work: Path, folder: Path
-    ) -> Mapping[str, Any]:
-        """The differences of one draw: from `work`, or measured; the first writes its pictures into `folder`."""
+    ) -> dict[str, Any]:
+        """The differences of one draw: from `work`, or measured; the first writes its pictures into `folder`.
+
+        Returns:
+            "differences", paired with the plain images, "unpaired", with real images drawn again, and "left", the
+            distance that matching left.
+        """
         record, seed = work / f"draw_{number}.json", job.config.seed
-        if record.is_file() and number > 0:
-            return read_json(record)
+        if number > 0 and record.is_file():
+            return dict(read_json(record))
         drawn = draw(job.data.split("all"), job.config.num_samples, reference, np.random.default_rng([seed, number]))
         gaussian, left = moment_matched(drawn.again, np.random.default_rng([seed, number, 0]))
-        sets = {"": drawn.plain}
-        for place, (name, degrade) in enumerate(degradations(job.data.num_classes).items()):
+        sets = {PLAIN: drawn.plain}
+        for name, degrade in degradations(job.data.num_classes).items():
             # the levels of one kind are by the same generator: what is worse is worse in the same places
             kind = sum(map(ord, name.partition(",")[0]))
             try:
                 sets[name] = degrade(drawn, gaussian, np.random.default_rng([seed, number, kind]))
             except ValueError as error:
                 raise ConfigError(f"task=metric_power: {name}: {error}: set num_samples to less") from None
+        many, fewer = f"S = {job.config.steps}", f"S = {self.fewer_steps}"
         if samples:
-            sets[f"S = {job.config.steps}"], sets[f"S = {self.fewer_steps}"] = samples[number]
+            sets[many], sets[fewer] = samples[number]
         if number == 0:
             preview(folder, from_uint8(drawn.plain))
-            sheet(folder / "degraded.png", torch.stack([from_uint8(images[:SHOWN]) for images in sets.values()]))
-            if record.is_file():
-                return read_json(record)
-        values = _scored(job, number, drawn.reference, sets, work)
-        found = {name: _worse_by(values[""], of) for name, of in values.items() if name and not name.startswith("S = ")}
-        if samples:
-            found[f"S = {self.fewer_steps}"] = _worse_by(
-                values[f"S = {job.config.steps}"], values[f"S = {self.fewer_steps}"]
-            )
-        unpaired = {MISSING: _worse_by(values[AGAIN], values[MISSING])} if MISSING in values else {}
-        write_json(record, {"differences": found, "unpaired": unpaired, "matched": left})
-        return read_json(record)
+            shown = [from_uint8(images[:SHOWN]) for name, images in sets.items() if name != many]
+            sheet(folder / "degraded.png", torch.stack(shown))
+        if not record.is_file():
+            values = _scored(job, number, drawn.reference, sets, work)
+            beside = {name: many if name == fewer else PLAIN for name in sets if name not in (PLAIN, many)}
+            found = {name: _worse_by(values[plain], values[name]) for name, plain in beside.items()}
+            unpaired = {MISSING: _worse_by(values[AGAIN], values[MISSING])} if MISSING in values else {}
+            write_json(record, {"differences": found, "unpaired": unpaired, "left": left})
+        return dict(read_json(record))
 
 
 # -- scoring ------------------------------------------------------------------------------------------------
@@ -351,7 +331,7 @@ def _z(changes: Sequence[float]) -> float | None:
     if len(changes) < 2:
         return None
     mean, deviation = statistics.fmean(changes), statistics.stdev(changes)
-    if deviation == 0.0:
+    if deviation <= ROUNDING * abs(mean):
         return 0.0 if mean == 0.0 else math.copysign(math.inf, mean)
     return mean / deviation
 
@@ -368,6 +348,26 @@ def verdict(z: float | None) -> str:
 
 def _told(z: float) -> str:
     return f"{z:.1f}" if math.isfinite(z) else ("∞" if z > 0 else "−∞")
+
+
+def _values(
+    measured: int, blind: Mapping[str, Sequence[str]], left: float, draws: int, reference: int, count: int
+) -> list[Value]:
+    """What results.csv says: how many values were measured, how many are blind, and what that goes by."""
+    shown: dict[str, Any] = {"section": "Power of the metrics", "table": "Values that are blind", "count": count}
+    is_blind = f"Blind: not scored worse than real images drawn again by {SEEN:g} standard deviations at this N."
+    is_left = "Left: the Fréchet distance in pixels of the Gaussian images to those whose moments they are to have."
+    names = {GAUSSIAN: "power_blind_to_gaussian", MISSING: "power_blind_to_missing_class"}
+    return [
+        Value(name="power_values", value=measured, column="values", **shown),
+        *(
+            Value(name=names[what], value=len(who), column=f"blind to: {what}", notes=(is_blind,), **shown)
+            for what, who in blind.items()
+        ),
+        Value(name="power_gaussian_left", value=left, column="left by matching", notes=(is_left,), **shown),
+        Value(name="power_draws", value=draws),
+        Value(name="power_reference_images", value=reference),
+    ]
 
 
 def _table(title: str, columns: Sequence[str], z: Z) -> Tabled:
