@@ -177,8 +177,11 @@ def _replaced(drawn: Drawn, replaced: Tensor, by: Tensor) -> Tensor:
 
 # -- the same mean and covariance ---------------------------------------------------------------------------
 
-ROUNDS: Final = 25
+ROUNDS: Final = 40
 """Of bringing the moments back after clamping, at most."""
+
+BEYOND: Final = 1.5
+"""How much further than to the wanted covariance each round goes: clamping takes some of it away again."""
 
 MATCHED: Final = 2e-4
 """A Fréchet distance to the images whose moments are wanted, as a part of their total variance, at which it ends."""
@@ -193,7 +196,8 @@ def moment_matched(images: Tensor, generator: Generator) -> tuple[Tensor, float]
 
         y -> mean + (y - mean(y)) C_y^(-1/2) (C_y^(1/2) C C_y^(1/2))^(1/2) C_y^(-1/2)
 
-    the smallest linear one that does, then clamped again, and so on until little is left to bring back.
+    the smallest linear one that does, then clamped again, and so on until little is left to bring back. Each round aims
+    beyond, since clamping takes a part away again.
 
     Args:
         images: uint8 [N, C, H, W], N >= 2.
@@ -202,7 +206,9 @@ def moment_matched(images: Tensor, generator: Generator) -> tuple[Tensor, float]
     Returns:
         The images, and the Fréchet distance in pixels that is left between them and the given ones.
     """
-    x = from_uint8(images).flatten(1).double().numpy()
+    flat = images.flatten(1)
+    varying = (flat != flat[:1]).any(0)  # pixels that are equal in all images stay so
+    x = from_uint8(flat[:, varying]).double().numpy()
     mean = x.mean(0)
     _, scales, axes = np.linalg.svd(x - mean, full_matrices=False)
     kept = (scales > 1e-9 * max(scales[0], 1.0)) & (np.arange(len(scales)) < len(x) - 1)
@@ -211,7 +217,7 @@ def moment_matched(images: Tensor, generator: Generator) -> tuple[Tensor, float]
     frame, _ = np.linalg.qr(noise - noise.mean(0))
     y = mean + (frame * scales) @ axes
     covariance = (axes.T * (scales**2 / (len(x) - 1))) @ axes
-    found, left = images, math.inf
+    found, left, further = flat.clone(), math.inf, np.zeros_like(mean)
     for _ in range(ROUNDS):
         levels = to_uint8(torch.from_numpy(y))
         y = from_uint8(levels).double().numpy()
@@ -220,11 +226,12 @@ def moment_matched(images: Tensor, generator: Generator) -> tuple[Tensor, float]
         change, apart = _optimal_map(own, covariance)
         distance = float(np.square(y.mean(0) - mean).sum()) + apart
         if distance < left:
-            found, left = levels.view(images.shape), distance
+            found[:, varying], left = levels, distance
         if left <= MATCHED * np.trace(covariance):
             break
-        y = mean + centred @ change
-    return found, left
+        further += mean - y.mean(0)  # what clamping takes away again is aimed beyond
+        y = mean + further + centred + BEYOND * (centred @ change - centred)
+    return found.view(images.shape), left
 
 
 def _optimal_map(own: Float64, wanted: Float64) -> tuple[Float64, float]:

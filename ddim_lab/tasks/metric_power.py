@@ -347,7 +347,7 @@ def verdict(z: float | None) -> str:
 
 
 def _told(z: float) -> str:
-    return f"{z:.1f}" if math.isfinite(z) else ("∞" if z > 0 else "−∞")
+    return f"{z:.1f}".replace("-", "−") if math.isfinite(z) else ("∞" if z > 0 else "−∞")
 
 
 def _values(
@@ -371,8 +371,15 @@ def _values(
 
 
 def _table(title: str, columns: Sequence[str], z: Z) -> Tabled:
+    """A row a value, to a tenth; None where it is not known."""
     rows = []
     for name, of in z.items():
-        told = [of.get(column) for column in columns]
-        rows.append((name, *("" if each is None else _told(each) for each in told)))
+        found = [of.get(column) for column in columns]
+        rows.append(
+            (name, *(_told(each) if each is not None and math.isinf(each) else _tenths(each) for each in found))
+        )
     return Tabled(title=title, columns=("value", *columns), rows=tuple(rows))
+
+
+def _tenths(z: float | None) -> float | None:
+    return None if z is None else round(z, 1) + 0.0  # no -0.0
