@@ -136,9 +136,9 @@ class MetricPower(Task):
         columns = list(found[0]["differences"])
         z, own = power([each["differences"] for each in found])
         unpaired, _ = power([each["unpaired"] for each in found])
-        blindness = {GAUSSIAN: {name: of[GAUSSIAN] for name, of in z.items()}}
+        blindness = {GAUSSIAN: {name: of.get(GAUSSIAN) for name, of in z.items()}}
         if unpaired:
-            blindness[MISSING] = {name: unpaired[name][MISSING] for name in z if name in unpaired}
+            blindness[MISSING] = {name: unpaired[name].get(MISSING) for name in z if name in unpaired}
         blind = {
             what: [name for name, seen in of.items() if seen is not None and seen < SEEN]
             for what, of in blindness.items()
@@ -305,8 +305,8 @@ Z = dict[str, dict[str, float | None]]
 def power(differences: Sequence[Differences]) -> tuple[Z, Z]:
     """z of every value and degradation, measured over draws, and the mean over draws of z by the value's own error.
 
-    Infinite where a difference is the same in every draw. Values that no degradation moves are left out; so are those
-    without an error of their own, of the second.
+    Infinite where a difference is the same in every draw; None where a value was not measured in every one. Values that
+    no degradation moves are left out; so are those without an error of their own, of the second.
 
     Args:
         differences: of each draw, at least two.
@@ -318,7 +318,8 @@ def power(differences: Sequence[Differences]) -> tuple[Z, Z]:
             of_draws = [each[what][name] for each in differences if name in each[what]]
             changes = [change for change, _ in of_draws if change is not None]
             errors = [z for _, z in of_draws if z is not None]
-            measured.setdefault(name, {})[what] = _z(changes)
+            every = len(changes) == len(differences)
+            measured.setdefault(name, {})[what] = _z(changes) if every else None
             own.setdefault(name, {})[what] = statistics.fmean(errors) if len(errors) == len(differences) else None
     moved = [name for name, of in measured.items() if any(of.values())]
     return (
@@ -327,9 +328,7 @@ def power(differences: Sequence[Differences]) -> tuple[Z, Z]:
     )
 
 
-def _z(changes: Sequence[float]) -> float | None:
-    if len(changes) < 2:
-        return None
+def _z(changes: Sequence[float]) -> float:
     mean, deviation = statistics.fmean(changes), statistics.stdev(changes)
     if deviation <= ROUNDING * abs(mean):
         return 0.0 if mean == 0.0 else math.copysign(math.inf, mean)
