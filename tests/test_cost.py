@@ -45,6 +45,7 @@ def test_the_papers_tables_cost_what_arithmetic_says() -> None:
         ("interpolation", ["steps=3", "task.points=5", "task.grid=3"]),
         ("consistency", ["steps=3,8", "task.many_steps=8"]),
         ("trajectory", ["steps=3"]),
+        ("metric_power", ["steps=3", "task.draws=2", "task.fewer_steps=2", "task.reference_images=100"]),
     ],
 )
 def test_tasks_spend_what_was_said(name: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

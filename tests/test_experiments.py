@@ -101,6 +101,8 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
         arguments += ["task.trials=8", "task.search_samples=40"]
     if base.task.name == "order":
         arguments += ["task.steps=[10,50,60,80]", "task.starts=2", "task.draws=1000"]
+    if base.task.name == "metric_power":
+        arguments += ["task.draws=2", "task.fewer_steps=2", "task.reference_images=300"]
     arguments += FEWER.get(name, ())
     if not any(text.startswith("steps=") for text in more):
         arguments.append("steps=3" if name in SHORT or base.task.name in SPEED else "steps=3,8")

@@ -29,7 +29,7 @@ from ddim_lab.report.rows import CONTRACT
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *(ROOT / folder / "README.md" for folder in ("conf", "experiments", "outputs", "ddim_lab"))]
-PAGES.append(ROOT / "experiments" / "table1_fashion_mnist.md")
+PAGES += [ROOT / "experiments" / "table1_fashion_mnist.md", ROOT / "ddim_lab" / "metrics" / "README.md"]
 
 MOST_LINES = 170
 """Of the first page."""
