@@ -201,9 +201,9 @@ def test_the_cache_the_download_and_their_checksum(
 def test_the_command_line_says_it_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line, words in (
         (["metrics.features=inception", "metrics.inception_weights=/nowhere.pth"], "there is no such file"),
-        (["metrics.inception_weights=/nowhere.pth"], "is for metrics.features=inception, not classifier"),
+        (["metrics.inception_weights=/nowhere.pth"], "is for metrics.features=inception, not pixels, classifier"),
         (["metrics.features=inception", "metrics.inception_tf32=true", "runtime.device=cpu"], "needs a CUDA device"),
-        (["metrics.inception_tf32=true"], "is for metrics.features=inception, not classifier"),
+        (["metrics.inception_tf32=true"], "is for metrics.features=inception, not pixels, classifier"),
     ):
         assert tiny.run(tmp_path / "o", *line) == 2
         assert re.fullmatch(rf"ddim_lab: metrics\.inception_\w+.*{words}.*\n", capsys.readouterr().err)
