@@ -185,7 +185,9 @@ def _rounds(
         return
     began, rule, looks = time.monotonic(), plan.stop, len(plan.stop.counts)
     for look, count in enumerate(rule.counts, start=1):
-        if status := hand_over([*places, f"num_samples={count}"]):
+        # Made again at the first look, if at all: the others would throw away what it has made.
+        again = [] if look == 1 else ["force=false"]
+        if status := hand_over([*places, f"num_samples={count}", *again]):
             yield status, plan
             return
         plan = plan.model_copy(update={"stop": rule.model_copy(update={"reached": count})})

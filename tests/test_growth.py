@@ -138,7 +138,7 @@ def test_force_and_damage_make_samples_again(
     assert measured(tmp_path, 40, *line, "force=true") == first
     assert walked == [16, 16, 8, 8, 8, 8]
     assert len(chunks_in(tmp_path)) == 3
-    (walk,) = samples_of(tmp_path).glob("walk_of_8_seed_0-*")
+    (walk,) = samples_of(tmp_path).glob("walk_of_8_seed_1_times_1-*")
     walk.write_bytes(b"")
     walked.clear()
     measured(tmp_path, 32, *line, "metrics.speed_repeats=1")

@@ -22,7 +22,7 @@ class StopConfig(Options):
         hours: of this command, after which no further look is begun.
     """
 
-    samples: Annotated[StrictInt, Field(ge=2)]
+    samples: Annotated[StrictInt, Field(ge=2, le=10**9)]
     looks: Annotated[StrictInt, Field(ge=1, le=20)]
     se: Positive | None
     hours: Positive | None

@@ -140,7 +140,7 @@ class FrechetDistance:
         value, influence = shares[0] * value, shares[0] * influence.cpu()
         for k, share in enumerate(shares[1:], start=2):
             for part in range(k):
-                value_of_part, influence_of_part, _ = self._looked_at(vectors[part::k], None)
+                value_of_part, influence_of_part, _ = self._looked_at(vectors[part::k], None, pairs=False)
                 value += share * value_of_part / k
                 influence[part::k] += share * influence_of_part.cpu()
         # How much more the second order varies than in one distance: each pair of samples counts in the k in which
@@ -152,7 +152,7 @@ class FrechetDistance:
         return estimate(value, influence, pairs, math.fsum(c * c for c in counted) / period)
 
     def _looked_at(
-        self, vectors: np.ndarray[Any, Any] | Tensor, strata: Strata | None
+        self, vectors: np.ndarray[Any, Any] | Tensor, strata: Strata | None, *, pairs: bool = True
     ) -> tuple[float, Tensor, Tensor | None]:
         """Value, influence of each sample, second derivatives of pairs of groups: `estimate`'s arguments."""
         count = len(vectors)
@@ -163,7 +163,8 @@ class FrechetDistance:
         classes = torch.zeros(count, dtype=torch.int64) if strata is None else strata.of
         classes = classes.to(self._device)
         moments = self._moments(vectors, weights)
-        return self._between(moments), *self._expanded(vectors, moments, weights, classes)
+        groups = paired_groups(count) if pairs else 0
+        return self._between(moments), *self._expanded(vectors, moments, weights, classes, groups)
 
     def _between(self, samples: Moments) -> float:
         return frechet_distance(self._reference, Moments(samples.mean.cpu(), samples.covariance.cpu(), samples.count))
@@ -181,7 +182,7 @@ class FrechetDistance:
         return Moments(mean, (outer - count * torch.outer(mean, mean)) / (count - 1), count)
 
     def _expanded(
-        self, vectors: np.ndarray[Any, Any] | Tensor, moments: Moments, weights: Tensor, classes: Tensor
+        self, vectors: np.ndarray[Any, Any] | Tensor, moments: Moments, weights: Tensor, classes: Tensor, groups: int
     ) -> tuple[Tensor, Tensor | None]:
         count, size = len(vectors), len(moments.mean)
         values, axes = torch.linalg.eigh(self._root @ moments.covariance @ self._root)
@@ -190,7 +191,6 @@ class FrechetDistance:
         slope = torch.eye(size, dtype=values.dtype, device=values.device) - (axes / roots) @ axes.T
         shift = 2.0 * (moments.mean - self._reference.mean.to(self._device))
 
-        groups = paired_groups(count)
         strata = int(classes.max()) + 1
         influence = torch.empty(count, dtype=torch.float64, device=values.device)
         # sums of weighted samples over groups, and over classes: of x - mu, and of the squares of what moves S
@@ -223,10 +223,13 @@ class FrechetDistance:
         held.index_put_((named, classes), weights, accumulate=True)
         held /= sizes.clamp(min=1.0)
         means = (means - held @ class_means) / each[:, None]
-        squares = (squares - torch.einsum("gc,cij->gij", held, class_squares)) / each[:, None, None]
         curvature = 1.0 / (roots[:, None] * roots[None, :] * (roots[:, None] + roots[None, :]))
+        for g in range(groups):  # in place: they are the largest there is
+            for c in range(strata):
+                squares[g] -= held[g, c] * class_squares[c]
+            squares[g] *= curvature.sqrt() / each[g]
         flat = squares.flatten(1)
-        pairs = (flat * curvature.flatten()) @ flat.T + 2.0 * means @ (means - means @ slope).T
+        pairs = flat @ flat.T + 2.0 * means @ (means - means @ slope).T
         return influence, pairs
 
 

@@ -151,14 +151,20 @@ class Findings:
         """Those for which N = `count` samples are not enough.
 
         They are not settled, their error is not below `se` (if that is given), and they are of all N samples: what
-        compares fewer, as many as there are held-out images, gains nothing from more.
+        compares fewer, as many as there are held-out images, gains nothing from more. Nor does what no N would settle,
+        since the error of the other side stays.
         """
 
         def gains(d: Difference) -> bool:
+            if d.fixed_se >= (se or math.inf):
+                return False  # the error of what it is compared with, which stays
             return d.samples is None or d.samples >= count * max(map(len, d.of))
 
+        left = (f for f in self.tested if not f.settled and gains(f.difference))
         return tuple(
-            f for f in self.tested if not f.settled and gains(f.difference) and (se is None or f.difference.se >= se)
+            f
+            for f in left
+            if (se is None or f.difference.se >= se) and not (f.samples is None and f.difference.fixed_se > 0)
         )
 
     @property
@@ -241,7 +247,7 @@ def findings(
 
     A pair that stands in two comparisons, as a solver below DDIM does, is tested once.
 
-    Where N grew, each p is that of all looks at which the comparison was made (`sequential_p`), and Holm's correction
+    Where N grew, each p allows for the looks at which the comparison was made (`sequential_p`), and Holm's correction
     counts those, too, that were made at earlier looks alone, or are to be made at another N: ours with published
     numbers of that N.
 
@@ -261,7 +267,7 @@ def findings(
             seen = [(n, at[key].p) for n, at in zip(rule.made, before, strict=False) if key in at]
             made = [(n / rule.counts[-1], q) for n, q in (*seen, (rule.shown, p[key])) if q is not None]
             looks[key] = tuple(t for t, _ in made)
-            p[key] = sequential_p(looks[key], [q for _, q in made])
+            p[key] = sequential_p(looks[key], p[key])
         others = {key for at in before for key, finding in at.items() if finding.p is not None} - p.keys()
         others |= _at_another_count(tables, reference, rule) - p.keys()
     corrected = holm([*p.values(), *(1.0 for _ in others)])
@@ -360,7 +366,7 @@ def _told_rule(rule: StopRule, others: int) -> str:
     also = f" The correction counts {others} more that other N compare." if others else ""
     return (
         f"N was not fixed: comparisons were looked at with N = {_listed(counts)} of at most {rule.counts[-1]:,}; {end}."
-        f" p is of all looks together, by alpha spending, {rule.spending}.{also}"
+        f" p is of these samples, and allows for all looks by alpha spending, {rule.spending}.{also}"
     )
 
 

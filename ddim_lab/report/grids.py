@@ -133,7 +133,7 @@ def _differences(
         ),
         facts=of.facts,
         notes=(
-            f"{which}, ± the paired jackknife standard error: sample i starts from the same x_T in both, so what they"
+            f"{which}, ± the paired standard error: sample i starts from the same x_T in both, so what they"
             f" share cancels.{mean} Bold: settled at {LEVEL} (Findings).",
         ),
         wide=True,
@@ -173,8 +173,9 @@ def findings_grid(found: Findings) -> Grid:
         "samples that would settle it",
     )
     note = (
-        f"Two-sided p by Student's t. Settled: p after Holm's correction over the {len(found.tested)} tests is at most"
-        " 0.05. Samples: on either side, at which a difference of this size would be settled, all others as they are."
+        f"Two-sided p by Student's t. {found.rule}{' ' if found.rule else ''}Settled: p after Holm's correction over"
+        " all tests is at most 0.05. Samples: on either side, at which a difference of this size would be settled, all others"
+        " others as they are."
     )
     return Grid("Every comparison", columns, rows, notes=(note,), wide=True, folded=True)
 

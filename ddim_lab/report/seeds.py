@@ -113,7 +113,7 @@ def _notes(of: ValueTable, trained: bool, sampled: bool) -> tuple[str, ...]:
         return (
             "Mean ± standard deviation over networks that were trained from other seeds: of one network's value, not "
             "of the mean. All start from the same x_T, so the sampling error is mostly common to them and not in the "
-            "deviation. The mean keeps it: se is the jackknife standard error of one value, averaged over networks.",
+            "deviation. The mean keeps it: se is the standard error of one value, averaged over networks.",
         )
     spread = (
         "Mean ± standard deviation over sampling seeds: of one value, not of the mean. Another seed is other samples,"

@@ -71,7 +71,7 @@ class Comparison:
 def paired_difference(of: ValueTable, first: Cell, second: Cell) -> Difference | None:
     """The paired difference of two cells of a table, or None where they can't be paired.
 
-    They pair where both have the jackknife's values over as many groups of the same samples: same seed, so that group
+    They pair where both have replicates over as many groups of the same samples: same seed, so that group
     g starts from the same x_T in both. Its degrees of freedom are those of the groups, G - 1.
     """
     before, after = of.number_of(first), of.number_of(second)

@@ -206,7 +206,7 @@ def need_determinism(config: Config) -> None:
 
 
 def need_error(config: Config) -> None:
-    """Raise ConfigError where the samples are too few for a standard error by the jackknife."""
+    """Raise ConfigError where the samples are too few for a standard error."""
     if config.num_samples < 3:
         raise ConfigError(f"task={config.task.name} needs 3 samples for a standard error, got {config.num_samples}")
 

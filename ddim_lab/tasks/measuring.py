@@ -81,7 +81,8 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
     found = [value for values in by_network.values() for value in values]
     preview(folder, from_uint8(samples.images))
     phases["metrics"] = time.perf_counter() - clock + read
-    distances = ", ".join(in_short(values[0]) for values in by_network.values())
+    leading = (next((v for v in values if v.heading and v.number is not None), None) for values in by_network.values())
+    distances = ", ".join(in_short(value) for value in leading if value is not None)
     headline = f"{distances}, {speed['images_per_second']:,.0f} images/s"
     last = [value for value in found if value.section]
     first = [value for value in found if not value.section]
@@ -213,18 +214,23 @@ def _determinism(config: Config, maker: Maker, samples: _Samples, place: Path) -
     count = len(samples.first)
     walks = 1 + config.metrics.noise_seeds + (count == samples.size > 1)
 
-    def run(seed: int = config.seed, count: int = count, again: str = "") -> Tensor:
+    def run(seed: int = config.seed, count: int = count, times: int = 1) -> Tensor:
+        """x_0 of so many walks in a row, by one process: [times, count, C, H, W]."""
         indices = torch.arange(count, device=maker.device)
         walk = maker.walk(indices, NamedNoise(seed, compiled=maker.noise.compiled))
-        x_0 = kept(place, f"walk_of_{count}_seed_{seed}{again}", lambda: walk(maker.network).cpu())
-        progress.update()
+
+        def walked() -> Tensor:
+            return torch.stack([walk(maker.network).cpu() for _ in range(times)])
+
+        x_0 = kept(place, f"walk_of_{count}_seed_{seed}_times_{times}", walked)
+        progress.update(times)
         return x_0
 
     with Progress(f"{maker.job.progress} determinism", walks, "walk") as progress:
-        one, same = run(), run(again="_again")
+        one, same = run(times=2)
         split = count if count < samples.size else count // 2
-        part = one if split == count else run(count=split) if split else None
-        others = [run(config.seed + k) for k in range(1, config.metrics.noise_seeds)]
+        part = one if split == count else run(count=split)[0] if split else None
+        others = [run(config.seed + k)[0] for k in range(1, config.metrics.noise_seeds)]
     variance, variance_se = mean_and_se(noise_variance([one, *others]))
     return {
         "images": count,

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, final
 
-from pydantic import StrictBool
+from pydantic import Field, StrictBool
 
-from ddim_lab.config.options import Positive
 from ddim_lab.metrics.base import BESIDE, BY_INFLUENCE, NO_IMAGES, Comparison, Metric, Running
 from ddim_lab.metrics.distances import squared_distances
 from ddim_lab.metrics.features import KEPT_AT_MOST
@@ -44,14 +43,14 @@ class Mmd(Metric):
 
     Attributes:
         mmd: whether it is measured.
-        mmd_bandwidth: sigma; None for half the median distance between images of the reference.
+        mmd_bandwidth: sigma, 1e-6 to 1e6; None for half the median distance between images of the reference.
     """
 
     name: ClassVar[str] = "mmd"
     needs_vectors: ClassVar[bool] = True
 
     mmd: StrictBool
-    mmd_bandwidth: Positive | None
+    mmd_bandwidth: Annotated[float, Field(ge=1e-6, le=1e6, strict=True)] | None
 
     @property
     def on(self) -> bool:
