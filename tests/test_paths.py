@@ -47,7 +47,7 @@ OPTIONS = {
     "schedule.path": "schedule=file schedule.path={path}",
     "model.path": "model=pretrained model.path={path}",
     "metrics.inception_weights": "metrics.features=inception metrics.inception_weights={path}",
-    "metrics.reference_statistics": "metrics.reference_statistics={path}",
+    "metrics.reference_statistics": "metrics.reference_statistics={path} metrics.features=pixels",
 }
 
 
@@ -87,7 +87,8 @@ def test_a_command_whose_paths_the_shell_left_alone(
 ) -> None:
     """Sweep, report, store and score: nothing is made beside, no folder is called ~."""
     line = "--config-dir ~/conf sampler=mine data=image_folder data.root=~/images data.image_size=8 data.channels=1"
-    line += " model=gaussian schedule=file schedule.path=~/betas.txt metrics.reference_statistics=~/statistics.npz"
+    line += " model=gaussian schedule=file schedule.path=~/betas.txt"
+    line += " metrics.features=pixels metrics.reference_statistics=~/statistics.npz"
     line += " metrics.features=pixels steps=2 -m hydra.sweep.dir=~/outputs/sweeps/mine logger=csv"
     assert tiny.run(Path("~/outputs"), *shlex.split(line), settings=tiny.SMALL) == 0, capsys.readouterr().err
     sweep = home / "outputs" / "sweeps" / "mine"

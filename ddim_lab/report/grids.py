@@ -174,7 +174,7 @@ def findings_grid(found: Findings) -> Grid:
     )
     note = (
         f"Two-sided p by Student's t. {found.rule}{' ' if found.rule else ''}Settled: p after Holm's correction over"
-        " all tests is at most 0.05. Samples: on either side, at which a difference of this size would be settled, all others"
+        " all tests is at most 0.05. Samples: on either side, at which a difference of this size would be settled, all"
         " others as they are."
     )
     return Grid("Every comparison", columns, rows, notes=(note,), wide=True, folded=True)

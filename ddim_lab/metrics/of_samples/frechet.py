@@ -26,6 +26,8 @@ BEYOND: Final = (
     "It covers sampling only: neither the training seed nor the bias that a finite N gives the Fréchet distance"
 )
 
+MOMENTS: Final = "sees two moments of the features only: mean and covariance"
+
 EXTRAPOLATED: Final = (
     "Extrapolated: the intercept of a line through FD against 1/N (Chong & Forsyth 2020), ± its standard error; the"
     " reference stays as large as it is."
@@ -74,7 +76,7 @@ class _Distance(Running):
             "fd",
             found,
             heading=name,
-            facts=comparison.facts,
+            facts=f"{comparison.facts} · {MOMENTS}",
             error=f"{BY_INFLUENCE}. {BEYOND}",
             count=comparison.num_samples,
             level="fd_held_out_at_equal_n" if beside else None,

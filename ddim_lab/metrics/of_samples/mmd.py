@@ -82,7 +82,7 @@ class _Discrepancy(Running):
             "mmd",
             found,
             **shown,
-            facts=f"{comparison.facts} · Gaussian kernel, σ = {kernel.bandwidth:.4g} ({chosen})",
+            facts=f"{comparison.facts} · sees any difference · Gaussian kernel, σ = {kernel.bandwidth:.4g} ({chosen})",
             better="lower",
             unbiased=True,
             level="mmd_held_out" if real is not None else None,
