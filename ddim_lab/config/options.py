@@ -142,6 +142,7 @@ def _explain(error: ValidationError, place: str) -> str:
     top, *inner = (str(part) for part in fault["loc"])
     place = ".".join([*([place] if place else []), top, *(inner[1:] if top in _UNIONS else inner)])
     kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
+    given = "null" if given is None else given  # as it is written
     if isinstance(raised := context.get("error"), ConfigError):
         return str(raised)
     if kind == "extra_forbidden":
@@ -151,6 +152,8 @@ def _explain(error: ValidationError, place: str) -> str:
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         return f"{place}={given}: must be {words} {context[key]}"
+    if kind == "model_type":
+        return f"{place}={given}: is a group of options, {place}.NAME=..."
     if kind == "literal_error":
         return f"{place}={given}: must be {context['expected']}"
     if kind in ("int_type", "int_parsing", "int_from_float"):
