@@ -100,7 +100,7 @@ def test_options_of_a_data_set_are_checked_as_its_own() -> None:
         ("data.root=''", r"data\.root is empty: .*"),
         ("data.num_samples=0", r"data\.num_samples=0: must be at least 1"),
         ("+data.size=3", r"data\.size: no such option"),
-        ("~data.name", r"data=null: must be the name of a choice, as a file of conf/data has it"),
+        ("~data.name", r"data=None: must be the name of a choice, as a file of conf/data has it"),
         ("data.name=digit", r"data=digit: there is no such data"),
         ("data.name=lsun", r"data=lsun: there is no such data"),
     ):
