@@ -169,7 +169,7 @@ def test_a_reference_batch_of_the_field(tmp_path: Path, capsys: pytest.CaptureFi
     status, both = run(tmp_path, str(one), "--reference", str(batch))
     assert status == 0
     printed = capsys.readouterr().out
-    assert ", n unknown, for the Fréchet distance; 50 images beside them for the rest\n" in printed
+    assert ", n unknown, for the Fréchet distance; 50 images beside them for the rest" in printed
     assert both["fd"] == run(tmp_path, str(one), "--reference", str(alone))[1]["fd"]
     np.savez(tmp_path / "images.npz", arr_0=images(50, seed=1))
     of_images = run(tmp_path, str(one), "--reference", str(tmp_path / "images.npz"))[1]

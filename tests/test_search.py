@@ -294,7 +294,7 @@ def test_an_interrupted_search_goes_on_to_the_same_list(
             raise RuntimeError("power cut")
         return original(*arguments, **named)
 
-    monkeypatch.setattr(task, "_distances", interrupted)
+    monkeypatch.setattr(task, "_features", interrupted)
     assert tiny.run(tmp_path, *SEARCH, settings=()) == 1
     (work,) = (tmp_path / "references").glob("*.partial")
     with (work / "scores.jsonl").open("a") as file:

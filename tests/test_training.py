@@ -142,7 +142,7 @@ def test_a_compiled_training_takes_the_steps_of_an_uncompiled_one_and_resumes(
         compile_it(network, backend="aot_eager", **asked)
 
     monkeypatch.setattr(torch.nn.Module, "compile", without_code)
-    small = ("model.block_out_channels=[8,8]", "model.dropout=0.0")
+    small = ("model.block_out_channels=[8,8]", "model.dropout=0.0", "training.learning_rate=2.0e-3")
     losses, ends = [], []
     for compiled in ("false", "true"):
         config = settings(*small, f"training.compile={compiled}")
