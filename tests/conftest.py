@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import shared_composing
@@ -69,3 +70,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
         return outputs
 
     return copy
+
+
+@pytest.fixture
+def walked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each walk of this process began with."""
+    from ddim_lab.sampler import Sampler
+
+    found: list[int] = []
+    original = Sampler.sample
+
+    def counted(sampler: Any, model: Any, x_T: Any, **named: Any) -> Any:
+        found.append(len(x_T))
+        return original(sampler, model, x_T, **named)
+
+    monkeypatch.setattr(Sampler, "sample", counted)
+    return found

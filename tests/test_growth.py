@@ -18,27 +18,12 @@ import pytest
 import tiny
 from torch import Tensor
 
-from ddim_lab.sampler import Sampler
 from ddim_lab.store import Store, read_record
 from ddim_lab.store.__main__ import main as housekeeping
 from ddim_lab.tasks import sampling
 
 EXACT = ("model=gaussian", "metrics.features=pixels", "metrics.kid=false", "logger=csv", "steps=2", "sampler.eta=0.5")
 BATCH = "batch_size=16"
-
-
-@pytest.fixture
-def walked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each walk of this process began with."""
-    found: list[int] = []
-    original = Sampler.sample
-
-    def counted(sampler: Sampler, model: Any, x_T: Tensor, **named: Any) -> Tensor:
-        found.append(len(x_T))
-        return original(sampler, model, x_T, **named)
-
-    monkeypatch.setattr(Sampler, "sample", counted)
-    return found
 
 
 def measured(outputs: Path, count: int, *line: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ def test_a_replicate_is_the_distance_without_its_group_to_first_order() -> None:
 
 def test_interactions_are_the_second_derivative_in_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Tensor] = []
-    monkeypatch.setattr("ddim_lab.metrics.influence._interactions", lambda pairs, _: taken.append(pairs) or ())
+    monkeypatch.setattr("ddim_lab.metrics.influence._interactions", lambda pairs: taken.append(pairs) or ())
     FrechetDistance(REFERENCE).of(SAMPLES)
     (pairs,) = taken
     member, step = torch.arange(400) % 20, 1e-3
@@ -120,11 +120,11 @@ def test_the_distance_at_infinite_n_is_covered(scale: float, shift: float) -> No
     distance = FrechetDistance(known)
     truth = frechet_distance(known, Moments(known.mean + shift, known.covariance * scale**2, None))
     samples = [normal(2000 + draw, 640, 32) @ root.T * scale + shift for draw in range(150)]
-    held, _ = coverage([distance.extrapolated(x) for x in samples], truth)
+    held, _ = coverage([distance.extrapolated(x, distance.of(x)) for x in samples], truth)
     assert 0.90 <= held <= 1.0
     assert coverage([distance.of(x) for x in samples], truth)[0] < 0.8 or scale > 1.1
     with pytest.raises(ValueError, match=r"in 32 features needs 640 samples, got 639"):
-        distance.extrapolated(samples[0][:639])
+        distance.extrapolated(samples[0][:639], distance.of(samples[0][:639]))
 
 
 def test_two_halves_extrapolate_as_they_should() -> None:
@@ -132,7 +132,9 @@ def test_two_halves_extrapolate_as_they_should() -> None:
     known, root = gaussian(8)
     x, distance = normal(5, 200, 8) @ root.T, FrechetDistance(known)
     halves = [distance.value(x[part::2]) for part in (0, 1)]
-    assert distance.extrapolated(x).value == pytest.approx(2 * distance.value(x) - sum(halves) / 2, rel=1e-9)
+    assert distance.extrapolated(x, distance.of(x)).value == pytest.approx(
+        2 * distance.value(x) - sum(halves) / 2, rel=1e-9
+    )
 
 
 # -- post-stratified ----------------------------------------------------------------------------------------

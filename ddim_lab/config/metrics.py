@@ -57,7 +57,7 @@ class MetricOptions(Options, ABC):
 
     Attributes:
         name: of its file, or of the entry point that brings it: then an option of this name, its switch, must be given.
-        needs_vectors: whether it compares feature vectors one by one, which are kept on disk for it.
+        needs_vectors: whether it compares feature vectors one by one: those of the reference are kept on disk for it.
     """
 
     name: ClassVar[str]
@@ -70,10 +70,10 @@ class MetricOptions(Options, ABC):
 
 
 NETWORKS: Final = Kind("metrics.features", "ddim_lab.metrics.networks", NetworkOptions)
+METRICS: Final = Kind("metrics", "ddim_lab.metrics.of_samples", MetricOptions, "ddim_lab.metrics")
+
 ERRORS: Final = "influence"
 """How standard errors are taken; in the keys of cells, whose values would be others."""
-
-METRICS: Final = Kind("metrics", "ddim_lab.metrics.of_samples", MetricOptions, "ddim_lab.metrics")
 
 
 class MetricsConfig(Options):

@@ -118,12 +118,15 @@ class FrechetDistance:
         """The distance without its error."""
         return self._between(self._moments(vectors, torch.ones(len(vectors), device=self._device)))
 
-    def extrapolated(self, vectors: np.ndarray[Any, Any] | Tensor) -> Estimate:
+    def extrapolated(self, vectors: np.ndarray[Any, Any] | Tensor, whole: Estimate) -> Estimate:
         """The distance at infinite N, by a line through FD against 1/N (Chong & Forsyth 2020, section 4).
 
         FD of n samples is about FD_inf + b/n, so that of all N is compared with the mean of k parts of N/k samples, i
         in part i mod k, for k = 2 ... N / (10 D), 4 at most: all samples are in each, and what they have by chance to
         first order is the same. At fewer than 10 D samples a part, the line is none: it is off by many errors.
+
+        Args:
+            vectors, whole: all N, and `of` them.
 
         Raises:
             ValueError: there are fewer than 20 D vectors.
@@ -136,8 +139,7 @@ class FrechetDistance:
         parts = torch.arange(1, most + 1, dtype=torch.float64)
         centred = parts - parts.mean()  # least squares: the intercept is a sum of the values with these weights
         shares = (1.0 / most - parts.mean() * centred / centred.square().sum()).tolist()
-        value, influence, pairs = self._looked_at(vectors, None)
-        value, influence = shares[0] * value, shares[0] * influence.cpu()
+        value, influence = 0.0, torch.zeros(count, dtype=torch.float64)
         for k, share in enumerate(shares[1:], start=2):
             for part in range(k):
                 value_of_part, influence_of_part, _ = self._looked_at(vectors[part::k], None, pairs=False)
@@ -149,7 +151,13 @@ class FrechetDistance:
         counted = [
             sum(share * k for k, share in enumerate(shares, start=1) if apart % k == 0) for apart in range(period)
         ]
-        return estimate(value, influence, pairs, math.fsum(c * c for c in counted) / period)
+        more = math.sqrt(math.fsum(c * c for c in counted) / period)
+        parted = estimate(value, influence, None)
+        return Estimate(
+            shares[0] * whole.value + parted.value,
+            tuple(shares[0] * a + b for a, b in zip(whole.replicates, parted.replicates, strict=True)),
+            tuple(more * c for c in whole.interactions),
+        )
 
     def _looked_at(
         self, vectors: np.ndarray[Any, Any] | Tensor, strata: Strata | None, *, pairs: bool = True

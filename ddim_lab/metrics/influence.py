@@ -34,7 +34,7 @@ def paired_groups(count: int) -> int:
     return groups if groups >= FEWEST else 0
 
 
-def estimate(value: float, influence: Tensor, pairs: Tensor | None, times: float = 1.0) -> Estimate:
+def estimate(value: float, influence: Tensor, pairs: Tensor | None) -> Estimate:
     """The statistic with its error.
 
     Args:
@@ -42,7 +42,6 @@ def estimate(value: float, influence: Tensor, pairs: Tensor | None, times: float
         influence: a(x_i) of each sample, taken at F_N, float64 [N].
         pairs: the second derivative of theta in the directions F_g - F_N and F_h - F_N of groups g and h, float64
             [K, K] with K = `paired_groups`(N); None where K is 0, or where it is not known.
-        times: by which the variance of theta's second order is larger than that of `pairs`.
     """
     influence = influence.double().cpu()
     count = len(influence)
@@ -53,10 +52,10 @@ def estimate(value: float, influence: Tensor, pairs: Tensor | None, times: float
     # A group's mean varies by its size: scaled as if all had the same.
     means = sums / (sizes * count / groups).sqrt()
     replicates = (value - means / max(1, groups - 1)).tolist() if groups > 1 else []
-    return Estimate(value, tuple(replicates), () if pairs is None else _interactions(pairs.double().cpu(), times))
+    return Estimate(value, tuple(replicates), () if pairs is None else _interactions(pairs.double().cpu()))
 
 
-def _interactions(pairs: Tensor, times: float) -> tuple[float, ...]:
+def _interactions(pairs: Tensor) -> tuple[float, ...]:
     """`Estimate.interactions` of second derivatives [K, K] in the directions of groups less their mean.
 
     Each direction holds its share of the mean of all, by which the diagonal leaks into every pair: that is taken out.
@@ -68,5 +67,5 @@ def _interactions(pairs: Tensor, times: float) -> tuple[float, ...]:
     own = (diagonal - mean) / (groups - 2)
     free = pairs + mean / (groups - 1) + own[:, None] + own[None, :]
     above = torch.triu_indices(groups, groups, offset=1)
-    scale = math.sqrt(times / (groups * (groups - 3))) / groups
+    scale = 1.0 / (groups * math.sqrt(groups * (groups - 3)))
     return tuple((scale * free[above[0], above[1]]).tolist())

@@ -196,11 +196,10 @@ def against_published(of: ValueTable, reference: Published | None) -> list[Compa
 
 
 def against_level(of: ValueTable) -> list[Comparison]:
-    """Ours against the value's level, as held-out images, where that has an error and is of as many images.
+    """Ours against the value's level, as held-out images, where that has an error.
 
-    Or of any number, where a value's expectation does not depend on it.
-
-    The two are independent: their errors add in squares. More samples leave the level's as it is.
+    It must be of as many images, unless the value's expectation does not depend on their number. The two are
+    independent: their errors add in squares. More samples leave the level's as it is.
     """
 
     def level(cell: Cell) -> Value | None:

@@ -292,7 +292,7 @@ class Value(Record):
         against: what its chart is drawn against; None for no chart.
         se: its standard error; `error` says how it was taken, after "± is one standard error".
         spread: another ± than a standard error, as of subsets; `error` says which, after "±".
-        error: how the error or the spread was taken, as "by the delete-a-group jackknife over groups of samples".
+        error: how the error or the spread was taken, as "by the influence of each sample, to second order".
         quartiles: the first and third, where the value is a median of repeats.
         count: how many `counted` it is of.
         counted: "images", "lines"; "" where tables are to say "N = 50,000".

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ddim_lab.config.job import Config
 from ddim_lab.config.options import PositiveInt
 from ddim_lab.errors import ConfigError
+from ddim_lab.metrics.base import JACKKNIFE
 from ddim_lab.metrics.estimates import GROUPS, jackknife_se
 from ddim_lab.store import content_key
 from ddim_lab.store.records import Pictured, Value
@@ -102,7 +103,7 @@ class OdeError(Task):
                     heading="MSE to the ODE's solution",
                     facts="from the same x_T, a dimension, on the [0, 1] scale",
                     se=jackknife_se(left_out),
-                    error="by the delete-a-group jackknife over groups of samples",
+                    error=JACKKNIFE,
                     replicates=tuple(left_out),
                     count=count,
                     better="lower",

@@ -89,7 +89,7 @@ class _Distance(Running):
         if options.frechet_post_stratified and comparison.classes is not None:
             values.append(self._post_stratified(vectors, distance))
         if options.frechet_extrapolated:
-            values.append(self._extrapolated(vectors, distance))
+            values.append(self._extrapolated(vectors, distance, found))
         return values
 
     def _at_equal_n(self, vectors: Vectors, distance: FrechetDistance, whole: Estimate) -> list[Value]:
@@ -157,10 +157,10 @@ class _Distance(Running):
         told = f"{BY_INFLUENCE}, within classes. {BEYOND}"
         return Value(value=found.value, se=found.se, error=told, **_paired(found), **shown)
 
-    def _extrapolated(self, vectors: Vectors, distance: FrechetDistance) -> Value:
+    def _extrapolated(self, vectors: Vectors, distance: FrechetDistance, whole: Estimate) -> Value:
         shown: dict[str, Any] = {"name": "fd_extrapolated", "column": "FD, extrapolated", "table": BESIDE}
         try:
-            found = distance.extrapolated(vectors)
+            found = distance.extrapolated(vectors, whole)
         except ValueError as error:
             return Value(value=None, why_not=str(error), **shown)
         shown |= {"count": self._comparison.num_samples, "error": BY_INFLUENCE, "notes": (EXTRAPOLATED,)}

@@ -76,7 +76,6 @@ class _Discrepancy(Running):
         kernel = self._kernel(reference)
         found = kernel.of(vectors[:KEPT_AT_MOST], reference)
         real = comparison.of_held_out(f"mmd {kernel.bandwidth!r}", lambda images: kernel.of(images, reference))
-        beside = [] if real is None else [_value("mmd_held_out", real, label="held-out real images")]
         chosen = "half the median distance in the reference" if self._bandwidth is None else "given"
         whole = _value(
             "mmd",
@@ -89,12 +88,13 @@ class _Discrepancy(Running):
             level_says=f"{heading} of held-out real images against the same reference",
             replicates=tuple(TIMES * r for r in found.replicates),
             interactions=tuple(TIMES * c for c in found.interactions),
+            count=min(comparison.num_samples, KEPT_AT_MOST),
             comparable=comparison.comparable(bandwidth=f"{kernel.bandwidth:.9g}"),
         )
-        counted = whole.model_copy(update={"count": min(comparison.num_samples, KEPT_AT_MOST), "counted": ""})
-        if real is not None and comparison.held_out is not None:
-            beside[0] = beside[0].model_copy(update={"count": comparison.held_out.count, "counted": ""})
-        return [counted, *beside]
+        if real is None or comparison.held_out is None:
+            return [whole]
+        count = comparison.held_out.count
+        return [whole, _value("mmd_held_out", real, label="held-out real images", count=count)]
 
     def _kernel(self, reference: Vectors) -> GaussianKernel:
         """The kernel, with its mean over the reference, the same for every cell: from the store, or computed."""
@@ -113,7 +113,7 @@ class _Discrepancy(Running):
 
 def _value(name: str, found: Estimate, **more: Any) -> Value:
     se = None if found.se is None else TIMES * found.se
-    return Value(name=name, value=TIMES * found.value, se=se, error=BY_INFLUENCE, **more)
+    return Value(name=name, value=TIMES * found.value, se=se, error=BY_INFLUENCE, counted="", **more)
 
 
 # -- the arithmetic -----------------------------------------------------------------------------------
