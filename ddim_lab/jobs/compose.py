@@ -52,7 +52,12 @@ def composer(asked: argparse.Namespace) -> Iterator[None]:
     if nameless := [text for text in asked.overrides if text.lstrip("+~").startswith("=")]:
         raise ConfigError(f"{nameless[0]}: there is no option before the =; write option=value")
     plain = [text for text in asked.overrides if not _is_sweep(text)]
-    for_hydra = [text for text in plain if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    for_hydra = [
+        text
+        for text in plain
+        # what is swept may be set by a file, too, and there is nothing to change before that file is read
+        if (name := text.lstrip("+~")).startswith(("hydra.", "hydra/")) and not name.startswith("hydra.sweeper.params.")
+    ]
     add_plugins()
     no_secrets()
     with hydra.initialize_config_dir(config_dir=str(config_folder()), job_name="ddim_lab", version_base="1.3"):
@@ -134,6 +139,8 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         config = OmegaConf.masked_copy(read, [str(key) for key in read if hydra_too or key != "hydra"])
         OmegaConf.set_struct(config, True)  # or an unknown option would be added
         ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in chosen], config)
+    except AssertionError as error:  # OmegaConf's, where an override goes below an option that is null
+        raise ConfigError(f"one of {' '.join(overrides)} sets a part of an option that has none") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
     except (YAMLError, OSError, ValueError) as error:
