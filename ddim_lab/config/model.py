@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, model_validator
+from pydantic_core import PydanticCustomError
 
 from ddim_lab.config.options import (
     Fraction,
@@ -14,11 +15,13 @@ from ddim_lab.config.options import (
 )
 
 __all__ = [
+    "AdmConfig",
     "CheckpointOptions",
     "EmpiricalConfig",
     "GaussianConfig",
     "ModelConfig",
     "ModelOptions",
+    "OfficialConfig",
     "PretrainedConfig",
     "UNetConfig",
     "Weights",
@@ -74,6 +77,37 @@ class PretrainedConfig(CheckpointOptions):
     kind: Literal["pretrained"]
 
 
+class OfficialConfig(CheckpointOptions):
+    """conf/model/official: a file of the DDIM authors' code, ermongroup/ddim."""
+
+    is_unet: ClassVar[bool] = True
+
+    kind: Literal["official"]
+
+
+class AdmConfig(CheckpointOptions):
+    """conf/model/adm: a file of OpenAI's improved-diffusion or guided-diffusion.
+
+    Attributes:
+        num_heads, num_head_channels, use_new_attention_order, rescale_timesteps: as the flags of these names when it
+            was trained; all None where it is a published one.
+    """
+
+    is_unet: ClassVar[bool] = True
+
+    kind: Literal["adm"]
+    num_heads: PositiveInt | None
+    num_head_channels: PositiveInt | None
+    use_new_attention_order: StrictBool | None
+    rescale_timesteps: StrictBool | None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.num_heads is not None and self.num_head_channels is not None:
+            raise PydanticCustomError("heads", "give num_heads or num_head_channels, not both")
+        return self
+
+
 class GaussianConfig(ModelOptions):
     """conf/model/gaussian: exact eps of one Gaussian with the training images' mean and variance; no training."""
 
@@ -86,4 +120,7 @@ class EmpiricalConfig(ModelOptions):
     kind: Literal["empirical"]
 
 
-ModelConfig = Annotated[UNetConfig | PretrainedConfig | GaussianConfig | EmpiricalConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    UNetConfig | PretrainedConfig | OfficialConfig | AdmConfig | GaussianConfig | EmpiricalConfig,
+    Field(discriminator="kind"),
+]

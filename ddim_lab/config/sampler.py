@@ -193,6 +193,9 @@ def _argument(word: str) -> tuple[str, Any]:
         return name, value
 
 
+_NO_FOLDER: Final = "sampler=checkpoint is the scheduler of a checkpoint's folder: give model=pretrained model.path=..."
+
+
 class CheckpointOptions(DiffusersOptions):
     """conf/sampler/checkpoint: the scheduler that the pretrained model's folder ships, with its settings.
 
@@ -206,6 +209,8 @@ class CheckpointOptions(DiffusersOptions):
     scheduler: None  # type: ignore[assignment]
 
     def check(self, model_path: str | None) -> None:
+        if model_path is None:
+            raise ConfigError(_NO_FOLDER)
         if self.folder != model_path:
             raise ConfigError(f"sampler.folder={self.folder}: it is the model's folder, {model_path}; drop it")
 
@@ -214,9 +219,7 @@ class CheckpointOptions(DiffusersOptions):
         from ddim_lab.schedulers.folder import shipped_scheduler
 
         if self.folder is None:
-            raise ConfigError(
-                "sampler=checkpoint is the scheduler of a checkpoint's folder: give model=pretrained model.path=..."
-            )
+            raise ConfigError(_NO_FOLDER)
         return DiffusersScheduler.shipped(*shipped_scheduler(self.folder), self.options or {}, self.eta)
 
 

@@ -305,6 +305,7 @@ def _recipe(job: Job) -> dict[str, Any]:
             "name": model.kind,
             "weights": model.weights,
             **({"weights_by": model.weights_by} if model.elsewhere else {}),
+            **({} if model.source is None else {"source": model.source}),
             "digest": model.digest,
             "parameters": model.parameters,
             "fingerprint": model.fingerprint,

@@ -58,6 +58,7 @@ class Model:
         load: gives the network, on the CPU, in evaluation mode.
         elsewhere: whether it was trained elsewhere: a checkpoint.
         weights_by: who says what a checkpoint's weights are: "user", "card" or "file"; None where nobody does.
+        source: of a checkpoint in another code base's format: which one's, and its published name.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class Model:
     load: Callable[[], nn.Module]
     elsewhere: bool = False
     weights_by: str | None = None
+    source: str | None = None
 
     def recipe(self) -> dict[str, Any]:
         """What its outputs are a function of; for keys. What is said of a checkpoint's weights changes no image."""
@@ -224,6 +226,7 @@ def _loadable(kind: str, found: Pretrained) -> Model:
         load=found.load,
         elsewhere=True,
         weights_by=found.weights_by,
+        source=found.source,
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 import numpy as np
 
-from ddim_lab.config.model import CheckpointOptions, PretrainedConfig, Weights
+from ddim_lab.config.model import AdmConfig, CheckpointOptions, OfficialConfig, PretrainedConfig, Weights
 from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError
@@ -24,7 +24,7 @@ from ddim_lab.schedulers.folder import locate, read_object, scheduler_file
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Pretrained", "inspect_pretrained"]
+__all__ = ["Pretrained", "check_schedule", "inspect_pretrained"]
 
 UNET_CHANNELS: Final = (224,)
 """Of the first level, where a config.json leaves them out: diffusers' default for `UNet2DModel`."""
@@ -46,6 +46,7 @@ class Pretrained:
         weights: whether they are averaged, if that is known.
         weights_by: who says so: the user, the card of its publisher, or the file, which holds both or has a known
             digest; None where nobody does.
+        source: the code base that it is of, and its name among the published files; None for diffusers' format.
     """
 
     load: Callable[[], nn.Module]
@@ -57,6 +58,7 @@ class Pretrained:
     note: str | None
     weights: Weights
     weights_by: Literal["user", "card", "file"] | None
+    source: str | None = None
 
 
 def inspect_pretrained(
@@ -73,8 +75,10 @@ def inspect_pretrained(
     Raises:
         ConfigError: it is not there, is damaged or does not fit; one line with both values.
     """
-    assert isinstance(options, PretrainedConfig)
-    return _of_diffusers(options, schedule, data, shape)
+    if isinstance(options, PretrainedConfig):
+        return _of_diffusers(options, schedule, data, shape)
+    assert isinstance(options, OfficialConfig | AdmConfig)
+    return _of_file(options, schedule, data, shape)
 
 
 def said_weights(
@@ -110,7 +114,7 @@ def _of_diffusers(
         taken = f"schedule={schedule.name} with T = {schedule.build().num_timesteps}, eps-prediction, are taken"
         note = f"model.path={path} has no scheduler_config.json: {taken}"
     else:
-        prediction = _check_schedule(path, read_object(file), schedule)
+        prediction = check_schedule(path, read_object(file), schedule)
         note = None
     _check_time(path, config, schedule.build().num_timesteps)
     states = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(network.iterdir()) if f.is_file())
@@ -149,6 +153,79 @@ def _read_weights(folder: Path, states: tuple[tuple[str, int, int], ...]) -> tup
     except ValueError as error:
         raise ConfigError(f"model.path: {error}") from None
     return weights_digest(network), sum(parameter.numel() for parameter in network.parameters())
+
+
+# -- a file of another code base ------------------------------------------------------------------------
+
+
+def _of_file(
+    options: OfficialConfig | AdmConfig, schedule: ScheduleConfig, data: str, shape: tuple[int, int, int]
+) -> Pretrained:
+    path, file, steps = options.path, Path(options.path), schedule.build().num_timesteps
+    state = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
+    found = _read_file(options, shape[1:], steps, state)
+    _check_shape(path, found.config, data, shape)
+    if found.process is not None:
+        check_schedule(path, found.process, schedule)
+        note = None
+    else:
+        taken = f"schedule={schedule.name} with T = {steps}, eps-prediction, are taken"
+        note = f"model.path={path} is of {found.source}; no such file says its schedule: {taken}"
+        note += "" if found.note is None else f"; {found.note}"
+    weights, weights_by = said_weights(options, found.weights)
+    return Pretrained(
+        load=functools.partial(_load_file, options, shape[1:], steps),
+        digest=found.digest,
+        parameters=found.parameters,
+        channels=found.config["block_out_channels"][0],
+        prediction="eps",
+        whole=found.config.get("time_embedding_type") == "learned",
+        note=note,
+        weights=weights,
+        weights_by=weights_by,
+        source=found.source,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class _File:
+    """A converted file without its tensors."""
+
+    config: dict[str, Any]
+    source: str
+    weights: Weights | None
+    note: str | None
+    process: dict[str, Any] | None
+    digest: str
+    parameters: int
+
+
+@functools.lru_cache(maxsize=8)
+def _read_file(options: OfficialConfig | AdmConfig, size: tuple[int, int], steps: int, state: tuple[int, int]) -> _File:
+    """Read whole once, as long as the file's size and time (`state`) are the same."""
+    from ddim_lab.models.foreign.checkpoints import convert_file, network_digest
+    from ddim_lab.models.foreign.converted import build
+
+    try:
+        found = convert_file(options, size, steps)
+    except ValueError as error:
+        raise ConfigError(f"model.path: {error}") from None
+    try:
+        network = build(found)
+    except ValueError as error:
+        raise ConfigError(f"model.path: {options.path}: {error}") from None
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    digest = network_digest(found, network)
+    return _File(found.config, found.source, found.weights, found.note, found.process, digest, parameters)
+
+
+def _load_file(options: OfficialConfig | AdmConfig, size: tuple[int, int], steps: int) -> nn.Module:
+    from ddim_lab.models.foreign.checkpoints import convert_file
+    from ddim_lab.models.foreign.converted import build
+
+    network: nn.Module = build(convert_file(options, size, steps))
+    return network
 
 
 # -- whether it fits ------------------------------------------------------------------------------------
@@ -211,8 +288,8 @@ def _check_time(path: str, network: dict[str, Any], steps: int) -> None:
         )
 
 
-def _check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConfig) -> Prediction:
-    """What the checkpoint predicts; its process must be ours, with the betas of `schedule`."""
+def check_schedule(path: str, scheduler: dict[str, Any], schedule: ScheduleConfig) -> Prediction:
+    """What a checkpoint predicts; its process must be ours, with the betas of `schedule`, or ConfigError has both."""
     try:
         process = read_process(scheduler)
     except (ValueError, TypeError) as error:

@@ -22,6 +22,7 @@ __all__ = [
     "sealed_text",
     "set_aside",
     "sync_folder",
+    "sync_tree",
     "text_fault",
     "unsealed_line",
     "write_bytes",
@@ -106,6 +107,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring all that a folder holds to disk, and its lists of names."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, final
 
 from filelock import FileLock, Timeout
 
-from ddim_lab.store.files import read_record, set_aside, sync_folder, write_record
+from ddim_lab.store.files import read_record, set_aside, sync_folder, sync_tree, write_record
 
 __all__ = ["KINDS", "MANIFEST", "SAMPLES", "Kind", "Store", "fault", "seal"]
 
@@ -263,13 +263,10 @@ def _digest(path: Path) -> str:
 
 def seal(folder: Path, kind: str, key: str) -> None:
     """Bring a folder's files to disk and list them, with their hashes, in its MANIFEST.json."""
+    sync_tree(folder)
     entries = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        elif path.name != MANIFEST:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        if path.is_file() and path.name != MANIFEST:
             entries[path.relative_to(folder).as_posix()] = {"sha256": _digest(path), "bytes": path.stat().st_size}
     write_record(folder / MANIFEST, {"schema": 1, "kind": kind, "key": key, "files": entries})
 

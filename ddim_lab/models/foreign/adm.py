@@ -11,7 +11,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
-from ddim_lab.models.foreign.converted import UNCHANGED, Converted, Renaming, WeightKind, family_of, state_of
+from ddim_lab.models.foreign.converted import UNCHANGED, Converted, Renaming, family_of, state_of
 
 __all__ = ["PUBLISHED", "Published", "Shape", "convert_adm"]
 
@@ -96,7 +96,6 @@ def convert_adm(
     size: tuple[int, int] | None,
     num_timesteps: int,
     *,
-    weights: WeightKind | None = None,
     heads: int | None = None,
     head_channels: int | None = None,
     new_order: bool | None = None,
@@ -112,11 +111,10 @@ def convert_adm(
         content: a state dict.
         size: height and width of the images; None: the published one's, or whatever fits.
         num_timesteps: T of the schedule that it was trained with.
-        weights: which the user says that they are; None: "unknown".
-        heads: num_heads; None, with `head_channels` None, too: the published network's of this shape.
+        heads: num_heads; None, with `head_channels` None, too: it is taken for the published network of its shape.
         head_channels: num_head_channels, in place of `heads`.
-        new_order: use_new_attention_order; None: as published.
-        rescaled: rescale_timesteps; None: as published, needed where T is not 1000 and the shape was not.
+        new_order: use_new_attention_order; None: the published network's, else no.
+        rescaled: rescale_timesteps; None: the published network's, else no, and to be said where T is not 1000.
 
     Raises:
         ValueError: it is no such network, or one that diffusers' can't be, or more must be said; one line.
@@ -130,25 +128,26 @@ def convert_adm(
         raise ValueError(f"it {looks}, not like a U-Net of improved-diffusion or guided-diffusion")
     names = Renaming(tensors)
     shape = _shape_of(names)
-    known = next((each for each in PUBLISHED if each.shape == shape), None)
+    known = None
     if heads is None and head_channels is None:
+        known = next((each for each in PUBLISHED if each.shape == shape), None)
         if known is None:
             raise ValueError(
-                "its heads don't follow from its tensors, and it is none of the published networks: say heads (its"
-                " num_heads) or head_channels (its num_head_channels)"
+                "its attention's heads don't follow from its tensors, and it has the shape of no published network: say"
+                " num_heads or num_head_channels, as it was trained"
             )
         heads, head_channels = known.heads, known.head_channels
     widths = {shape.channels[level] for level in shape.attention} | {shape.channels[-1]}
-    counted = {width: heads or _whole(width, head_channels, "head_channels") for width in widths}
+    counted = {width: heads or _whole(width, head_channels, "num_head_channels") for width in widths}
     for width, count in counted.items():
-        _whole(width, count, "heads")
+        _whole(width, count, "num_heads")
     if new_order is None:
         new_order = known is not None and known.new_order
     if rescaled is None:
         if known is None and num_timesteps != 1000:
             raise ValueError(
-                f"with T = {num_timesteps} it was given t or 1000 t / T, which its tensors don't say: say rescaled (its"
-                " rescale_timesteps)"
+                f"with T = {num_timesteps} it was given t or 1000 t / T, which its tensors don't say: say"
+                " rescale_timesteps, as it was trained"
             )
         rescaled = known is not None and known.rescaled
     config, per_level = _config(names, shape, counted, size or (known and (known.size, known.size)) or None)
@@ -158,8 +157,8 @@ def convert_adm(
         names.state["time_proj.weight"] = get_timestep_embedding(times, shape.channels[0], True, 0)
     _rename(names, shape, counted, new_order)
     note = None if known is None else _note(known, num_timesteps, rescaled)
-    source = f"openai/{'guided' if shape.resamples else 'improved'}-diffusion"
-    return Converted(config, names.finish(), weights or "unknown", source, heads if per_level else None, note)
+    source = f"openai/{'guided' if shape.resamples else 'improved'}-diffusion" + (f", {known.name}" if known else "")
+    return Converted(config, names.finish(), source, None, heads if per_level else None, note)
 
 
 def _whole(width: int, parts: int | None, name: str) -> int:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
-__all__ = ["UNCHANGED", "Converted", "Renaming", "WeightKind", "build", "family_of", "state_of", "unprefixed"]
+from ddim_lab.config.model import Weights
 
-WeightKind = Literal["ema", "raw", "unknown"]
-"""Whether weights are averaged over the training (ema) or its last (raw)."""
+__all__ = ["UNCHANGED", "Converted", "Renaming", "build", "family_of", "state_of", "unprefixed"]
 
 
 @final
@@ -26,18 +25,20 @@ class Converted:
     Attributes:
         config: arguments of `UNet2DModel`.
         state: its state dict, float32; tensors may share memory with the source's.
-        weights: which they are.
-        source: the code base, and the published file where it is known to be one.
+        source: the code base, and what of its published files it is, where that is known.
+        weights: which they are, where the file shows it.
         heads: of every attention, where levels of different width have as many, which `config` can't say; else None.
         note: what was assumed, for the user; None where nothing was.
+        process: what it was trained on, as a scheduler_config.json of diffusers, where that is known.
     """
 
     config: dict[str, Any]
     state: dict[str, Tensor]
-    weights: WeightKind
     source: str
+    weights: Weights | None = None
     heads: int | None = None
     note: str | None = None
+    process: dict[str, Any] | None = None
 
 
 def build(converted: Converted) -> UNet2DModel:

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from ddim_lab.models.foreign.converted import UNCHANGED, Converted, Renaming, WeightKind, family_of, state_of
+from ddim_lab.config.model import Weights
+from ddim_lab.models.foreign.converted import UNCHANGED, Converted, Renaming, family_of, state_of
 
 __all__ = ["PUBLISHED", "PublishedFile", "convert_ddim"]
 
@@ -19,7 +20,7 @@ class PublishedFile(NamedTuple):
     """What is known of a file by its MD5."""
 
     name: str
-    weights: WeightKind
+    weights: Weights
     size: int
 
 
@@ -40,7 +41,7 @@ GROUPS: Final = 32
 
 
 def convert_ddim(
-    content: Mapping[str, Any] | list[Any], size: tuple[int, int] | None, weights: WeightKind | None = None
+    content: Mapping[str, Any] | list[Any], size: tuple[int, int] | None, weights: Weights | None = None
 ) -> Converted:
     """Its network as a `UNet2DModel`, which follows from the tensors' shapes.
 
@@ -52,12 +53,12 @@ def convert_ddim(
         content: a state dict, or the list that its training script saves: [network, optimiser, epoch, step, averaged];
             of that, the averaged weights are taken where they are there and `weights` is not "raw".
         size: height and width of the images, which the tensors don't say; None: whatever fits.
-        weights: which the user says that they are; None: "unknown", unless the list says.
+        weights: which of the list's are wanted; None: the averaged ones where they are there.
 
     Raises:
         ValueError: it is no such network; one line.
     """
-    found, kind = _part(content, weights)
+    found, held = _part(content, weights)
     tensors = state_of(found)
     if "temb.dense.0.weight" not in tensors or "conv_in.weight" not in tensors:
         family = family_of(tensors)
@@ -91,13 +92,13 @@ def convert_ddim(
         "attention_head_dim": None,
     }
     _rename(names, channels, attention, blocks)
-    return Converted(config, names.finish(), kind, "ermongroup/ddim")
+    return Converted(config, names.finish(), "ermongroup/ddim", held)
 
 
-def _part(content: Mapping[str, Any] | list[Any], weights: WeightKind | None) -> tuple[Mapping[str, Any], WeightKind]:
-    """The state dict that is meant, and which weights it has."""
+def _part(content: Mapping[str, Any] | list[Any], weights: Weights | None) -> tuple[Mapping[str, Any], Weights | None]:
+    """The state dict that is meant; and which weights it has, where the list shows it."""
     if isinstance(content, Mapping):
-        return content, weights or "unknown"
+        return content, None
     if len(content) not in (4, 5) or not all(isinstance(content[at], Mapping) for at in (0, 1, -1)[: len(content) - 2]):
         raise ValueError(
             f"it holds a list of {len(content)}, not that of the training script: [network, optimiser, epoch, step] and"
