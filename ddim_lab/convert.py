@@ -48,7 +48,8 @@ def write_folder(
         What it is, in a line.
 
     Raises:
-        ConfigError: `out` is there, or the file is none of that code base, or diffusers' folders can't say what it is.
+        ConfigError: `out` is there, or has no folder to be in; the file is none of that code base; diffusers' folders
+            can't say what it is.
     """
     from ddim_lab.models.foreign.converted import build
     from ddim_lab.models.pretrained import check_schedule
@@ -56,6 +57,8 @@ def write_folder(
 
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} is there already: remove it, or name another folder")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out} can't be made: {out.parent} is no folder")
     found = _converted(options, size, schedule.build().num_timesteps)
     if found.process is not None:
         check_schedule(options.path, found.process, schedule)
@@ -93,12 +96,12 @@ def _converted(options: OfficialConfig | AdmConfig, size: tuple[int, int] | None
     sides, halvings = found.config["sample_size"], len(found.config["block_out_channels"]) - 1
     if found.heads is not None:
         raise ConfigError(
-            f"{options.path} has {found.heads} heads in attentions of different widths, which a folder of diffusers can't"
+            f"{options.path} has {found.heads} heads in attentions of different widths, which diffusers' folders can't"
             " say: use it as it is, by model=adm"
         )
     if sides is None:
         raise ConfigError(f"{options.path} does not say how large its images are: give --image-size")
-    if size not in (None, sides):
+    if size is not None and list(size) != sides:
         raise ConfigError(f"{options.path} is for images of {sides[0]} pixels: drop --image-size")
     if sides[0] % 2**halvings:
         raise ConfigError(f"{options.path} halves images {halvings} times: --image-size={sides[0]} can't be")

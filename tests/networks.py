@@ -46,7 +46,7 @@ class Weights(dict[str, Tensor]):
 
 def sinusoids(t: Tensor, width: int, last: int) -> tuple[Tensor, Tensor]:
     """Sine and cosine of t times 10000^(-i / last), i = 0 ... width / 2 - 1."""
-    frequencies = torch.exp(-math.log(10000.0) / last * torch.arange(width // 2))
+    frequencies = torch.exp(-math.log(10000.0) / last * torch.arange(width // 2, device=t.device))
     return torch.sin(t[:, None] * frequencies), torch.cos(t[:, None] * frequencies)
 
 

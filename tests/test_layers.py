@@ -45,7 +45,7 @@ LAYERS = (
     "tasks",
     "report",
     "jobs",
-    "score dashboard __main__",
+    "score convert dashboard __main__",
 )
 
 

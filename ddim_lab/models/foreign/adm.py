@@ -150,7 +150,9 @@ def convert_adm(
                 " rescale_timesteps, as it was trained"
             )
         rescaled = known is not None and known.rescaled
-    config, per_level = _config(names, shape, counted, size or (known and (known.size, known.size)) or None)
+    if size is None and known is not None:
+        size = (known.size, known.size)
+    config, per_level = _config(names, shape, counted, size)
     if rescaled and num_timesteps != 1000:
         config |= {"time_embedding_type": "learned", "num_train_timesteps": num_timesteps}
         times = torch.arange(num_timesteps).float() * (1000.0 / num_timesteps)
@@ -226,7 +228,7 @@ def _config(
     in_head = {width // heads for width, heads in counted.items()}
     single = set(counted.values()) == {1}
     config = {
-        "sample_size": size,
+        "sample_size": None if size is None else list(size),
         "in_channels": names.shape("input_blocks.0.0.weight")[1],
         "out_channels": names.shape("out.2.weight")[0],
         "block_out_channels": list(shape.channels),

@@ -69,7 +69,7 @@ def _named(converted: Converted, options: OfficialConfig) -> Converted:
     if options.weights not in (None, "unknown", known.weights):
         raise ValueError(f"it is the authors' {known.name} by its MD5: weights={options.weights} contradicts it")
     return Converted(
-        config=converted.config | {"sample_size": (known.size, known.size)},
+        config=converted.config | {"sample_size": [known.size, known.size]},
         state=converted.state,
         source=f"{converted.source}, {known.name} (MD5 {md5})",
         weights=known.weights,

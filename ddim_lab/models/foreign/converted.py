@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def build(converted: Converted) -> UNet2DModel:
 
 def _copy(name: str, tensor: Tensor) -> Tensor:
     copy = torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor)
-    if not bool(torch.isfinite(copy).all()):
+    if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(copy)):  # one pass; NaN spreads to both
         raise ValueError(f"it holds NaN or infinite weights: {name} (as diffusers names it)")
     return copy
 
@@ -159,6 +160,8 @@ def state_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
             " with torch.save, and give that"
         )
     for name, value in content.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{name!r} is no name: tensors by name (a state dict) are needed")
         if isinstance(value, Mapping):
             held = ", ".join(sorted(map(str, content))[:6])
             raise ValueError(

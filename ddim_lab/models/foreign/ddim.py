@@ -77,7 +77,7 @@ def convert_ddim(
     if any(width % GROUPS for width in channels):
         raise ValueError(f"its levels have {channels} channels: multiples of {GROUPS} are needed")
     config = {
-        "sample_size": size,
+        "sample_size": None if size is None else list(size),
         "in_channels": inner,
         "out_channels": names.shape("conv_out.weight")[0],
         "block_out_channels": channels,
