@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import pickle
 import re
 import sys
@@ -100,6 +101,16 @@ def test_openais_network_of_4000_timesteps_is_given_as_many_or_1000(rescaled: bo
     agree(convert_adm(weights, None, 4000, heads=2, rescaled=rescaled), expected, x, t)
     with pytest.raises(ValueError, match="say rescale_timesteps"):
         convert_adm(weights, None, 4000, heads=2)
+
+
+@pytest.mark.parametrize("make", ["official", "adm"])
+def test_a_tensor_of_any_other_shape_is_a_value_error(make: str) -> None:
+    state = official() if make == "official" else adm()
+    for name in list(state)[::2]:
+        for wrong in (torch.zeros(()), torch.zeros(3), torch.zeros(2, 5, 1, 1)):
+            broken = {**state, name: wrong}
+            with pytest.raises(ValueError, match=r"\w+\)? (is|has|have|holds|lacks)"):
+                build(convert_ddim(broken, None) if make == "official" else convert_adm(broken, None, 1000, heads=2))
 
 
 # -- published networks, by their shapes alone ------------------------------------------------------------
@@ -319,6 +330,7 @@ def test_a_program_is_not_run(tmp_path: Path) -> None:
         ({"time_embed.0.weight": torch.zeros(256, 64)}, ["model.num_heads=2"], r"as the 512x512 model's"),
         ({"input_blocks.0.0.weight": torch.zeros(32, 2, 3, 3)}, ["model.num_heads=2"], "is for images of 2x8x8"),
         ({"input_blocks.9.0.op.weight": torch.zeros(1)}, ["model.num_heads=2"], "10 input_blocks and 4 output_blocks"),
+        ({"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}, ["model.num_heads=2"], "takes 6 channels, as an upsam"),
         ({"out.3.weight": torch.zeros(1)}, ["model.num_heads=2"], "looks like a classifier of openai/guided-diffusion"),
     ],
 )
@@ -414,6 +426,8 @@ def test_a_converted_folder_gives_the_same_images_bit_by_bit(tmp_path: Path) -> 
     rows = [tiny.results(sweep)[0] for sweep in tiny.sweeps(outputs)]
     assert rows[0]["sha256"] == rows[1]["sha256"] != ""
     assert [row["weights"] for row in rows] == ["ema", "ema"]
+    results = [json.loads(found.read_text()) for found in outputs.glob("cells/*/result.json")]
+    assert {result["recipe"]["model"].get("source") for result in results} == {"ermongroup/ddim", None}
     assert DDIMPipeline.from_pretrained(out).unet.config.sample_size == [8, 8]
     first, second = checked(tmp_path / "a=b file.ckpt").digest, checked(out, kind="pretrained").digest
     assert first == second

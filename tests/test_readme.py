@@ -76,7 +76,9 @@ OTHERS = [words[2:] for words in COMMANDS if len(words) > 2 and words[2].startsw
 def test_there_are_commands_and_no_others() -> None:
     """One of an unknown kind would stand unchecked."""
     assert len(JOBS) >= 20
-    assert {words[0] for words in OTHERS} == {f"ddim_lab.{name}" for name in ("report", "score", "store", "dashboard", "convert")}
+    assert {words[0] for words in OTHERS} == {
+        f"ddim_lab.{name}" for name in ("report", "score", "store", "dashboard", "convert")
+    }
     known = ("python -m ddim_lab", "python -m pytest", "python3 -m venv", ". .venv/bin/activate", "pip install -e")
     strange = [" ".join(words) for words in COMMANDS if not " ".join(words).startswith(known)]
     assert [text for text in strange if not text.startswith(("wandb sync", "wandb sweep", "wandb agent"))] == []

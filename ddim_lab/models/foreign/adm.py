@@ -182,8 +182,8 @@ def _note(known: Published, num_timesteps: int, rescaled: bool) -> str:
 def _shape_of(names: Renaming) -> Shape:
     outputs = names.count(r"output_blocks\.(\d+)\.")
     inputs = names.count(r"input_blocks\.(\d+)\.")
-    first = names.shape("input_blocks.0.0.weight")[0]
-    base = names.shape("time_embed.0.weight")[1]
+    first = names.shape("input_blocks.0.0.weight", 4)[0]
+    base = names.shape("time_embed.0.weight", 2)[1]
     # Ups, one fewer than levels, stand last in a level's last block: residual blocks, convolutions, or without weights.
     resamples = any(_upsampler(names, at) for at in range(outputs))
     pooled = sum(f"input_blocks.{at}.0.op.weight" in names or not _filled(names, at) for at in range(inputs))
@@ -195,7 +195,9 @@ def _shape_of(names: Renaming) -> Shape:
         )
     blocks = outputs // levels - 1
     starts = [1 + level * (blocks + 1) for level in range(levels)]
-    channels = tuple(names.shape(f"input_blocks.{at}.0.in_layers.2.weight")[0] for at in starts)
+    channels = tuple(names.shape(f"input_blocks.{at}.0.in_layers.2.weight", 4)[0] for at in starts)
+    if names.shape("input_blocks.0.0.weight", 4)[1] == 6:
+        raise ValueError("it takes 6 channels, as an upsampler, which is given a small image beside x_t: not supported")
     if not first == base == channels[0]:
         raise ValueError(
             f"its first level has {channels[0]} channels and its time's embedding {base} (as the 512x512 model's):"
@@ -204,7 +206,7 @@ def _shape_of(names: Renaming) -> Shape:
     if any(width % GROUPS for width in channels):
         raise ValueError(f"its levels have {channels} channels: multiples of {GROUPS} are needed")
     attention = tuple(level for level, at in enumerate(starts) if f"input_blocks.{at}.1.norm.weight" in names)
-    shifts = names.shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * channels[0]
+    shifts = names.shape("input_blocks.1.0.emb_layers.1.weight", 2)[0] == 2 * channels[0]
     return Shape(channels, blocks, attention, resamples, shifts)
 
 
@@ -229,8 +231,8 @@ def _config(
     single = set(counted.values()) == {1}
     config = {
         "sample_size": None if size is None else list(size),
-        "in_channels": names.shape("input_blocks.0.0.weight")[1],
-        "out_channels": names.shape("out.2.weight")[0],
+        "in_channels": names.shape("input_blocks.0.0.weight", 4)[1],
+        "out_channels": names.shape("out.2.weight", 4)[0],
         "block_out_channels": list(shape.channels),
         "down_block_types": ["AttnDownBlock2D" if level in shape.attention else plain[0] for level in levels],
         "up_block_types": ["AttnUpBlock2D" if level in shape.attention else plain[1] for level in reversed(levels)],
@@ -247,7 +249,7 @@ def _config(
         "attention_head_dim": in_head.pop() if len(in_head) == 1 and not single else None,
     }
     if "label_emb.weight" in names:
-        config["num_class_embeds"] = names.shape("label_emb.weight")[0]
+        config["num_class_embeds"] = names.shape("label_emb.weight", 2)[0]
     return config, len(in_head) > 1 and not single
 
 
@@ -260,7 +262,6 @@ def _rename(names: Renaming, shape: Shape, counted: Mapping[int, int], new_order
     names.move("input_blocks.0.0", "conv_in")
     for level, width in enumerate(shape.channels):
         attends = level in shape.attention
-        split = partial(_heads_apart, heads=counted[width], new_order=new_order) if attends else None
         down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"
         entry, out = 1 + level * (shape.blocks + 1), (levels - 1 - level) * (shape.blocks + 1)
         for start, theirs, ours, layers in (
@@ -269,8 +270,9 @@ def _rename(names: Renaming, shape: Shape, counted: Mapping[int, int], new_order
         ):
             for layer in range(layers):
                 _residual(names, f"{theirs}.{start + layer}.0", f"{ours}.resnets.{layer}")
-                if split is not None:
-                    _attention(names, f"{theirs}.{start + layer}.1", f"{ours}.attentions.{layer}", split)
+                if attends:
+                    source, target = f"{theirs}.{start + layer}.1", f"{ours}.attentions.{layer}"
+                    _attention(names, source, target, width, counted[width], new_order)
         if level < levels - 1:
             source, target = f"input_blocks.{entry + shape.blocks}.0", f"{down}.downsamplers.0"
             if shape.resamples:
@@ -286,8 +288,7 @@ def _rename(names: Renaming, shape: Shape, counted: Mapping[int, int], new_order
                 names.resample(f"{source}.conv", f"{target}.conv", width, UNCHANGED)
     last = shape.channels[-1]
     _residual(names, "middle_block.0", "mid_block.resnets.0")
-    split = partial(_heads_apart, heads=counted[last], new_order=new_order)
-    _attention(names, "middle_block.1", "mid_block.attentions.0", split)
+    _attention(names, "middle_block.1", "mid_block.attentions.0", last, counted[last], new_order)
     _residual(names, "middle_block.2", "mid_block.resnets.1")
     names.move("out.0", "conv_norm_out")
     names.move("out.2", "conv_out")
@@ -306,7 +307,7 @@ def _residual(names: Renaming, source: str, target: str) -> None:
         names.move(f"{source}.skip_connection", f"{target}.conv_shortcut")
 
 
-def _heads_apart(tensor: Tensor, *, heads: int, new_order: bool) -> Tensor:
+def _heads_apart(tensor: Tensor, heads: int, new_order: bool) -> Tensor:
     """Rows of q, k and v [3, C, ...], head by head within each, from [3 C, ...] in either order."""
     if new_order:
         return tensor.reshape(3, -1, *tensor.shape[1:])
@@ -314,9 +315,12 @@ def _heads_apart(tensor: Tensor, *, heads: int, new_order: bool) -> Tensor:
     return apart.transpose(0, 1).flatten(1, 2)
 
 
-def _attention(names: Renaming, source: str, target: str, split: Any) -> None:
+def _attention(names: Renaming, source: str, target: str, width: int, heads: int, new_order: bool) -> None:
     names.move(f"{source}.norm", f"{target}.group_norm")
-    weights, biases = split(names.take(f"{source}.qkv.weight").flatten(1)), split(names.take(f"{source}.qkv.bias"))
+    if (names.shape(f"{source}.qkv.weight", 3)[0], names.shape(f"{source}.qkv.bias", 1)[0]) != (3 * width, 3 * width):
+        raise ValueError(f"{source}.qkv has not three times the {width} channels of its level")
+    weights = _heads_apart(names.take(f"{source}.qkv.weight").flatten(1), heads, new_order)
+    biases = _heads_apart(names.take(f"{source}.qkv.bias"), heads, new_order)
     for part, weight, bias in zip(("to_q", "to_k", "to_v"), weights, biases, strict=True):
         names.state |= {f"{target}.{part}.weight": weight, f"{target}.{part}.bias": bias}
     names.move(f"{source}.proj_out", f"{target}.to_out.0", lambda weight: weight.flatten(1))

@@ -108,9 +108,12 @@ class Renaming:
         found = (re.match(pattern, name) for name in self._left)
         return max((int(each[1]) + 1 for each in found if each), default=0)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor that is left; ValueError if it is missing."""
-        return tuple(self._get(name).shape)
+    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """Of a tensor that is left; ValueError if it is missing, or has another number of dimensions."""
+        shape = tuple(self._get(name).shape)
+        if len(shape) != dimensions:
+            raise ValueError(f"{name} has {len(shape)} dimensions: {dimensions} are needed")
+        return shape
 
     def take(self, name: str) -> Tensor:
         """A tensor, which is then used up; ValueError if it is missing."""

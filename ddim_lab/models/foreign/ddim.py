@@ -67,9 +67,11 @@ def convert_ddim(
     tensors.pop("logvar", None)  # of type: bayesian, which never uses it
     names = Renaming(tensors)
     levels, blocks = names.count(r"down\.(\d+)\."), names.count(r"down\.0\.block\.(\d+)\.")
-    channels = [names.shape(f"down.{level}.block.0.conv1.weight")[0] for level in range(levels)]
+    channels = [names.shape(f"down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
     attention = [f"down.{level}.attn.0.norm.weight" in names for level in range(levels)]
-    first, inner = names.shape("conv_in.weight")[:2]
+    first, inner = names.shape("conv_in.weight", 4)[:2]
+    if not channels or not blocks:
+        raise ValueError("it lacks down.0.block.0: it has no levels")
     if first != channels[0]:
         raise ValueError(
             f"its first level has {channels[0]} channels and its first layer {first}: diffusers has equal ones"
@@ -79,7 +81,7 @@ def convert_ddim(
     config = {
         "sample_size": None if size is None else list(size),
         "in_channels": inner,
-        "out_channels": names.shape("conv_out.weight")[0],
+        "out_channels": names.shape("conv_out.weight", 4)[0],
         "block_out_channels": channels,
         "down_block_types": ["AttnDownBlock2D" if each else "DownBlock2D" for each in attention],
         "up_block_types": ["AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attention)],
