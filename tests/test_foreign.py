@@ -446,6 +446,21 @@ def test_a_converted_folder_of_openais_has_its_schedule(tmp_path: Path) -> None:
         checked(out, kind="pretrained")
 
 
+def test_openais_classes_and_learned_variance_are_sampled_with(tmp_path: Path) -> None:
+    weights = Weights()
+    adm_network(weights, images(1, 8), TIMES, TIMES % 10, **GREY, heads=2, classes=10, learn_sigma=True)
+    file = saved(tmp_path / "file.pt", dict(weights))
+    found = checked(file, "model.num_heads=2", kind="adm")
+    assert (found.classes, found.null_class, found.learned_variance) == (10, None, True)
+    settings = ("num_samples=4", "batch_size=4", "steps=3", "metrics.features=pixels", "logger=csv")
+    overrides = ("model=adm", f"model.path={file}", "model.num_heads=2", "model.labels=7", "sampler=ddpm")
+    outputs = tmp_path / "outputs"
+    assert tiny.run(outputs, *overrides, "sampler.variance=learned", settings=settings) == 0
+    assert tiny.results(tiny.sweeps(outputs)[0])[0]["weights"] == "unknown"
+    with pytest.raises(ConfigError, match=r"model\.null_class=10: .* has 10 labels, 0 to 9"):
+        checked(file, "model.num_heads=2", "model.null_class=10", kind="adm")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
