@@ -323,4 +323,4 @@ def _attention(names: Renaming, source: str, target: str, width: int, heads: int
     biases = _heads_apart(names.take(f"{source}.qkv.bias"), heads, new_order)
     for part, weight, bias in zip(("to_q", "to_k", "to_v"), weights, biases, strict=True):
         names.state |= {f"{target}.{part}.weight": weight, f"{target}.{part}.bias": bias}
-    names.move(f"{source}.proj_out", f"{target}.to_out.0", lambda weight: weight.flatten(1))
+    names.move(f"{source}.proj_out", f"{target}.to_out.0", linear=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -121,10 +121,12 @@ class Renaming:
         del self._left[name]
         return tensor
 
-    def move(self, source: str, target: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Weight and bias of a module; `change` is done to the weight."""
+    def move(self, source: str, target: str, linear: bool = False) -> None:
+        """Weight and bias of a module; of a convolution of one pixel as those of a `linear` layer."""
         weight = self.take(f"{source}.weight")
-        self.state[f"{target}.weight"] = weight if change is None else change(weight)
+        if linear and weight.ndim < 3:
+            raise ValueError(f"{source}.weight has {weight.ndim} dimensions: a convolution's is needed")
+        self.state[f"{target}.weight"] = weight.flatten(1) if linear else weight
         self.state[f"{target}.bias"] = self.take(f"{source}.bias")
 
     def resample(self, source: str, target: str, channels: int, spatial: list[list[float]]) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from torch import Tensor
-
 from ddim_lab.config.model import Weights
 from ddim_lab.models.foreign.converted import UNCHANGED, Converted, Renaming, family_of, state_of
 
@@ -148,9 +146,4 @@ def _residual(names: Renaming, source: str, target: str) -> None:
 def _attention(names: Renaming, source: str, target: str) -> None:
     names.move(f"{source}.norm", f"{target}.group_norm")
     for theirs, ours in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
-        names.move(f"{source}.{theirs}", f"{target}.{ours}", _linear)
-
-
-def _linear(weight: Tensor) -> Tensor:
-    """The weight [out, in] of a 1x1 convolution."""
-    return weight.flatten(1)
+        names.move(f"{source}.{theirs}", f"{target}.{ours}", linear=True)
