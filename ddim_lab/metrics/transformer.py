@@ -178,7 +178,7 @@ def _dinov2(path: Path, state: Mapping[str, Tensor]) -> Architecture:
     of = _architecture(path, state, patches, DINOV2_POSITIONS, r"encoder\.layer\.(\d+)\.", DINOV2_NEEDED)
     if DINOV2_SIZE % of.patch:
         raise ConfigError(f"{path}: images of {DINOV2_SIZE}x{DINOV2_SIZE} are not whole patches of {of.patch}")
-    check_config(path.parent, {"model_type": "dinov2", "num_attention_heads": of.width // HEAD, **DINOV2_SETTINGS})
+    check_config(path.parent, ("dinov2",), {"num_attention_heads": of.width // HEAD, **DINOV2_SETTINGS})
     return of
 
 
@@ -275,7 +275,8 @@ def _clip(path: Path, state: Mapping[str, Tensor]) -> Architecture:
     patches, positions = (f"vision_model.embeddings.{name}_embedding.weight" for name in ("patch", "position"))
     layers, last = r"vision_model\.encoder\.layers\.(\d+)\.", "visual_projection.weight"
     of = _architecture(path, state, patches, positions, layers, CLIP_NEEDED, last)
-    check_config(path.parent, {"model_type": "clip", "num_attention_heads": of.width // HEAD, **CLIP_SETTINGS})
+    kinds = ("clip", "clip_vision_model")
+    check_config(path.parent, kinds, {"num_attention_heads": of.width // HEAD, **CLIP_SETTINGS})
     return of
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -155,12 +155,13 @@ def _checked(digest: str, path: Path, load: Callable[[Path], Any]) -> None:
     load(path)
 
 
-def check_config(folder: Path, known: dict[str, Any]) -> None:
+def check_config(folder: Path, kinds: Sequence[str], known: Mapping[str, Any]) -> None:
     """Refuse weights beside which a config.json says what is not so of the network that they would be loaded into.
 
     Args:
         folder: where they are; it need have no config.json.
-        known: what must be equal where it is said.
+        kinds: its model_type may be one of these.
+        known: what else must be equal where it is said.
 
     Raises:
         ConfigError: something is not; one line.
@@ -173,8 +174,10 @@ def check_config(folder: Path, known: dict[str, Any]) -> None:
         raise ConfigError(f"{file} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{file} does not hold a configuration")
+    if (kind := config.get("model_type", kinds[0])) not in kinds:
+        raise ConfigError(f"{file} says model_type={kind}, and {' or '.join(kinds)} is needed")
     inner = config.get("vision_config")
-    said = {**config, **inner, "model_type": config.get("model_type")} if isinstance(inner, dict) else config
+    said = inner if isinstance(inner, dict) else config
     for name, value in known.items():
-        if name in said and said[name] is not None and said[name] != value:
+        if said.get(name, value) != value:
             raise ConfigError(f"{file} says {name}={said[name]}, and {value} is what this network has: not supported")
