@@ -236,7 +236,7 @@ def test_positions_are_resampled_as_metas_code_does_and_not_as_transformers_does
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (301, 250)])
 def test_resizing_is_pillows_torchs_and_tensorflows(height: int, width: int) -> None:
-    """Pillow's to the bit; torch's to 0.005 of a level, not clamped; TF1's to 0.001."""
+    """Pillow's to the bit; torch's to 0.005 of a level, not clamped; TF1's to 0.02 (positions in float32)."""
     images = images_of(4, 2, 3, height, width)
     pillow = resizing.pillow_bicubic(images, 224)
     for found, given in zip(pillow, images, strict=True):
@@ -263,7 +263,7 @@ def test_resizing_is_pillows_torchs_and_tensorflows(height: int, width: int) -> 
     given = images.double().numpy()
     top, bottom = (given[:, :, r][..., x] * (1 - dx) + given[:, :, r][..., x1] * dx for r in (y, y1))
     expected = top * (1 - dy[:, None]) + bottom * dy[:, None]
-    np.testing.assert_allclose(resizing.tf1_bilinear(images, 224).numpy(), expected, atol=1e-3)
+    np.testing.assert_allclose(resizing.tf1_bilinear(images, 224).numpy(), expected, atol=0.02)
 
 
 def test_on_smooth_images_torchs_bicubic_is_pillows_to_a_level() -> None:
@@ -548,23 +548,26 @@ def cmmd(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 5.0])
 def test_cmmd_is_its_definition(shift: float) -> None:
-    """To 2e-5 of its unit: a value of 0.1 is printed with fewer digits."""
+    """To 2e-5 of its unit: a value of 0.1 is printed with fewer digits. With this sigma it is all but linear."""
     samples, reference = unit_vectors(1, 300, shift), unit_vectors(2, 400, 0.0)
     found, unbiased = (GaussianKernel(10.0).of(samples, reference, biased=biased) for biased in (True, False))
     assert 1000 * found.value == pytest.approx(cmmd(samples, reference), abs=2e-5)
+    apart = np.square(samples.astype(np.float64).mean(0) - reference.astype(np.float64).mean(0)).sum()
+    assert cmmd(samples, reference) == pytest.approx(10 * apart, rel=0.015)
     assert found.value > unbiased.value
     assert found.se == pytest.approx(unbiased.se, rel=0.01)
     same = GaussianKernel(10.0).of(reference, reference, biased=True)
     assert 1000 * same.value == pytest.approx(0.0, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_and_a_report_have_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pass, three networks; CMMD where the weights are the published ones."""
     dino, other = make_dinov2(tmp_path / "d"), make_clip(tmp_path / "c")
     monkeypatch.setattr(clip, "SHA256", sha256(other))
-    outputs = tmp_path / "outputs"
+    outputs, fewer = tmp_path / "outputs", ("metrics.kid=false", "metrics.precision_recall=false")
     weights = (f"metrics.dinov2_weights={dino}", f"metrics.clip_weights={other}")
-    line = ("model=gaussian", "metrics.features=[clip,dinov2,pixels]", *weights, "steps=2", "logger=csv")
+    line = ("model=gaussian", "metrics.features=[clip,dinov2,pixels]", *weights, "steps=2", "logger=csv", *fewer)
     assert tiny.run(outputs, *line, settings=tiny.SMALL) == 0
     (row,) = tiny.results(tiny.sweeps(outputs)[0])
     assert row["status"] == "done"

@@ -69,9 +69,10 @@ class _Discrepancy(Running):
         heading = f"{TIMES:.0f} MMD² ({self._comparison.features.sees})"
         shown: dict[str, Any] = {"heading": heading, "column": f"{TIMES:.0f} MMD²", "table": BESIDE}
         chosen = "half the median distance in the reference" if self._bandwidth is None else "given"
-        values = self._values("mmd", vectors, self._bandwidth, f"σ = {{bandwidth:.4g}} ({chosen})", **shown)
+        told = f"sees any difference · Gaussian kernel, σ = {{bandwidth:.4g}} ({chosen})"
+        values = self._values("mmd", vectors, self._bandwidth, told, **shown)
         if (known := self._comparison.features.kernel) is not None:
-            told = f"σ = {{bandwidth:.4g}}, times {TIMES:.0f}, biased: as published ({known.source})"
+            told = f"Gaussian kernel, σ = {{bandwidth:.4g}}, biased, times {TIMES:.0f}, as published ({known.source})"
             shown = {"heading": known.name, "column": known.name, "table": BESIDE}
             values += self._values(known.name.lower(), vectors, known.bandwidth, told, biased=True, **shown)
         return values
@@ -79,7 +80,7 @@ class _Discrepancy(Running):
     def _values(
         self, name: str, vectors: Vectors, bandwidth: float | None, told: str, *, biased: bool = False, **shown: Any
     ) -> list[Value]:
-        """A discrepancy and, where there are held-out images, theirs; `told` is what facts say of the kernel."""
+        """A discrepancy and, where there are held-out images, theirs; `told` is what facts say of the kernel, whose bandwidth it names."""
         comparison = self._comparison
         reference = comparison.reference.features
         if reference is None or min(len(vectors), len(reference)) < 2:
@@ -97,7 +98,7 @@ class _Discrepancy(Running):
             name,
             found,
             **shown,
-            facts=f"{comparison.facts} · sees any difference · Gaussian kernel, {told}",
+            facts=f"{comparison.facts} · {told}",
             better="lower",
             unbiased=not biased,
             level=f"{name}_held_out" if real is not None else None,
