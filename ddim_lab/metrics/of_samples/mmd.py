@@ -80,7 +80,15 @@ class _Discrepancy(Running):
     def _values(
         self, name: str, vectors: Vectors, bandwidth: float | None, told: str, *, biased: bool = False, **shown: Any
     ) -> list[Value]:
-        """A discrepancy and, where there are held-out images, theirs; `told` is what facts say of the kernel, whose bandwidth it names."""
+        """A discrepancy and, where there are held-out images, theirs.
+
+        Args:
+            name: the value's.
+            bandwidth: sigma; None for half the median distance.
+            told: what facts say of it, a template that is given the bandwidth.
+            biased: as `GaussianKernel.of`.
+            shown: heading, column and table.
+        """
         comparison = self._comparison
         reference = comparison.reference.features
         if reference is None or min(len(vectors), len(reference)) < 2:
