@@ -22,7 +22,7 @@ from ddim_lab.models.foreign.song_unet import Resampling
 __all__ = ["RECIPE", "read_edm"]
 
 RECIPE: Final = (
-    'python -c "import pickle, sys, torch; n = pickle.load(open(sys.argv[1], \'rb\'))[\'ema\']; torch.save('
+    "python -c \"import pickle, sys, torch; n = pickle.load(open(sys.argv[1], 'rb'))['ema']; torch.save("
     "{'class': type(n).__name__, 'model': type(n.model).__name__, 'state': dict(n.state_dict()),"
     " 'settings': {k: v for k, v in vars(n).items() if type(v) in (int, float)}}, sys.argv[2])\" FILE.pkl FILE.pt"
 )

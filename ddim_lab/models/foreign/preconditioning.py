@@ -106,7 +106,7 @@ class VariancePreserving(Preconditioning):
 
         alpha_bar = exp(-(beta_max - beta_min) s^2 / 2 - beta_min s),      label = top s
 
-    (their Eq. 33, where the mean's factor is sqrt(alpha_bar)). The network predicts eps; at the s of ab it is given x_t
+    (their appendix C; the mean's factor is sqrt(alpha_bar)). The network predicts eps; at the s of ab it is given x_t
     itself:
 
         s = (sqrt(beta_min^2 - 2 (beta_max - beta_min) ln ab) - beta_min) / (beta_max - beta_min)
@@ -154,7 +154,7 @@ class DiscreteVp(Preconditioning):
 @final
 @dataclass(frozen=True)
 class SubVp(Preconditioning):
-    """Song et al. 2021's sub-VP process, whose noise is smaller than VP's at the same mean (their Eq. 29).
+    """Song et al. 2021's sub-VP process, whose noise is smaller than VP's at the same mean (their appendix B).
 
         x = sqrt(a) x_0 + (1 - a) eps,      label = 999 s(a), as `VariancePreserving` has it
 
@@ -186,9 +186,7 @@ class VarianceExploding(Preconditioning):
 
     def scales(self, alpha_bar: Tensor, t: Tensor) -> Scales:
         label = ((1.0 - alpha_bar).log() - alpha_bar.log()) / 2.0 - math.log(2.0)
-        return Scales(
-            into=alpha_bar.rsqrt(), label=label, skip=torch.zeros_like(label), out=-torch.ones_like(label)
-        )
+        return Scales(into=alpha_bar.rsqrt(), label=label, skip=torch.zeros_like(label), out=-torch.ones_like(label))
 
     def recipe(self) -> dict[str, Any]:
         return {"preconditioning": "ve"}

@@ -340,9 +340,7 @@ class _Filter(nn.Module):
 
     def transposed(self, x: Tensor) -> Tensor:
         """Doubled: zeros between the pixels, which the filter, four times as large, then fills."""
-        return functional.conv_transpose2d(
-            x, 4.0 * self._of_each_channel(x), stride=2, padding=1, groups=x.shape[1]
-        )
+        return functional.conv_transpose2d(x, 4.0 * self._of_each_channel(x), stride=2, padding=1, groups=x.shape[1])
 
     def _of_each_channel(self, x: Tensor) -> Tensor:
         return self.get_buffer("taps").to(x.dtype).expand(x.shape[1], 1, 4, 4)
@@ -382,7 +380,9 @@ class _Pyramid(nn.Module):
     def __init__(self, given: int, channels: int, resampling: Resampling) -> None:
         super().__init__()
         self.filter = _Filter() if resampling == "fir" else None
-        self.conv = nn.Conv2d(given, channels, 3, padding=1) if self.filter is None else nn.Conv2d(given, channels, 3, 2)
+        self.conv = (
+            nn.Conv2d(given, channels, 3, padding=1) if self.filter is None else nn.Conv2d(given, channels, 3, 2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.filter is None:
