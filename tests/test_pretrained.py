@@ -9,7 +9,7 @@ import logging
 import os
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,24 @@ def test_it_is_identified_by_its_weights_wherever_it_lies(folder: Path, tmp_path
     state["conv_in.bias"][0] += 1e-6
     save_file(state, folder / WEIGHTS)
     assert model_of(pretrained(folder)).digest != first.digest
+
+
+@pytest.mark.parametrize(
+    ("words", "weights", "by"),
+    [
+        ((), "unknown", None),
+        (("model.card=ema",), "ema", "card"),
+        (("model.card=ema", "model.weights=raw"), "raw", "user"),
+        (("model.card=ema", "model.weights=unknown"), "unknown", "user"),
+    ],
+)
+def test_whether_weights_are_averaged_is_the_users_word_or_the_cards(
+    words: Sequence[str], weights: str, by: str | None, folder: Path
+) -> None:
+    """What is said changes no image, so the model's recipe does not hold it."""
+    model = model_of(pretrained(folder, *words))
+    assert (model.weights, model.weights_by) == (weights, by)
+    assert model.recipe() == model_of(pretrained(folder)).recipe()
 
 
 def test_half_precision_files_are_computed_with_in_fp32(folder: Path) -> None:
@@ -623,6 +641,9 @@ def test_our_own_folder_is_a_checkpoint_like_any_other(trained: Path, tmp_path: 
     folder = model_folder(trained)
     model = model_of(pretrained(folder))
     assert model.digest == json.loads((folder / "model.json").read_text())["digests"]["ema"]
+    assert (model.weights, model.weights_by) == ("ema", "file")
+    raw = model_of(pretrained(folder / "raw"))
+    assert (raw.weights, raw.weights_by) == ("raw", "file")
     line = ("model=pretrained", f"model.path={folder}", "steps=10", "logger=csv", "metrics.features=pixels")
     assert tiny.run(tmp_path, *line, settings=tiny.SMALL) == 0
     (again,), (before,) = tiny.results(tiny.sweeps(tmp_path)[0]), tiny.results(tiny.sweeps(trained)[0])

@@ -662,7 +662,15 @@ def fid(*path: str, value: Any = None) -> Callable[[dict[str, Any]], None]:
     ("change", "labels", "why"),
     [
         (fid(), {}, None),
-        (fid("recipe", "model", "weights", value="pretrained"), {}, None),
+        *(
+            (
+                fid("recipe", "model", "weights", value=unknown),
+                {},
+                "it is not known whether our network's weights are averaged (theirs are ema);"
+                " model.weights=ema or raw says so",
+            )
+            for unknown in ("pretrained", "unknown")
+        ),
         (fid(), {"data": "cifar10"}, "ours is of cifar10, theirs of digits"),
         (
             fid("measurements", "quality", "num_samples", value=1000),

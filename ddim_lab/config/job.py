@@ -26,7 +26,7 @@ from ddim_lab.config.data import DataConfig
 from ddim_lab.config.found import origin_of
 from ddim_lab.config.kinds import TASKS, TaskOptions
 from ddim_lab.config.metrics import MetricsConfig
-from ddim_lab.config.model import ModelConfig, PretrainedConfig, UNetConfig
+from ddim_lab.config.model import CheckpointOptions, ModelConfig, PretrainedConfig, UNetConfig
 from ddim_lab.config.options import (
     Options,
     PathOption,
@@ -229,7 +229,7 @@ class Config(Options):
         """Whether the job reads its data set: timing a network that is there already does not."""
         if not self.task.samples_model:
             return self.task.reads_images
-        given = isinstance(self.model, PretrainedConfig) or (
+        given = isinstance(self.model, CheckpointOptions) or (
             isinstance(self.model, UNetConfig) and self.model.weights == "random"
         )
         return self.task.reads_images or not given
@@ -338,7 +338,7 @@ class Config(Options):
     def _model_name(self) -> str:
         if not self.task.samples_model:
             return EXACT
-        return self.model.path if isinstance(self.model, PretrainedConfig) else self.model.kind
+        return self.model.path if isinstance(self.model, CheckpointOptions) else self.model.kind
 
     @property
     def _spacing(self) -> str:

@@ -13,7 +13,19 @@ from ddim_lab.config.options import (
     PositiveInt,
 )
 
-__all__ = ["EmpiricalConfig", "GaussianConfig", "ModelConfig", "ModelOptions", "PretrainedConfig", "UNetConfig"]
+__all__ = [
+    "CheckpointOptions",
+    "EmpiricalConfig",
+    "GaussianConfig",
+    "ModelConfig",
+    "ModelOptions",
+    "PretrainedConfig",
+    "UNetConfig",
+    "Weights",
+]
+
+Weights = Literal["ema", "raw", "unknown"]
+"""Of a checkpoint: averaged over the training, those of its last step, or not known which."""
 
 
 class ModelOptions(Options):
@@ -40,13 +52,26 @@ class UNetConfig(ModelOptions):
     dropout: Fraction
 
 
-class PretrainedConfig(ModelOptions):
-    """conf/model/pretrained: a checkpoint made elsewhere, in diffusers' format; no training."""
+class CheckpointOptions(ModelOptions):
+    """A network that was trained elsewhere; abstract, a class for each format.
+
+    Attributes:
+        path: where it is.
+        weights: what the user says that they are; None where the file or its card is to say.
+        card: what its publisher says, for presets that name one checkpoint; None where nobody does.
+    """
+
+    path: PathOption
+    weights: Weights | None
+    card: Weights | None
+
+
+class PretrainedConfig(CheckpointOptions):
+    """conf/model/pretrained: a checkpoint in diffusers' format, a folder or a hub id."""
 
     is_unet: ClassVar[bool] = True
 
     kind: Literal["pretrained"]
-    path: PathOption
 
 
 class GaussianConfig(ModelOptions):

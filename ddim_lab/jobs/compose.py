@@ -140,10 +140,9 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         OmegaConf.set_struct(config, True)  # or an unknown option would be added
         ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in chosen], config)
     except AssertionError as error:  # OmegaConf's, where an override goes below an option that is null
-        below_null = [
-            text for text in overrides if OmegaConf.select(read, text.split("=")[0].rpartition(".")[0]) is None
-        ]
-        raise ConfigError(f"{below_null[0]} sets a part of an option that is null: give its whole") from error
+        parents = ((text, text.split("=")[0].rpartition(".")[0]) for text in overrides)
+        below = next(text for text, parent in parents if OmegaConf.select(read, parent) is None)
+        raise ConfigError(f"{below} sets a part of an option that is null: give its whole") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
     except (YAMLError, OSError, ValueError) as error:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ddim_lab.config.job import Config
-from ddim_lab.config.model import PretrainedConfig, UNetConfig
+from ddim_lab.config.model import CheckpointOptions, UNetConfig
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.speed import timed
 from ddim_lab.models.obtain import with_batch_size
@@ -129,12 +129,10 @@ def _network(config: Config) -> nn.Module | None:
         with torch.random.fork_rng(devices=[]):
             fresh: nn.Module = build_unet(config.model, config.data.shape)
         return fresh.eval()
-    if isinstance(config.model, PretrainedConfig):
+    if isinstance(config.model, CheckpointOptions):
         from ddim_lab.models.pretrained import inspect_pretrained
-        from ddim_lab.models.unet import load_unet
 
-        found = inspect_pretrained(config.model.path, config.schedule, config.data.name, config.data.shape)
-        return load_unet(found.folder)
+        return inspect_pretrained(config.model, config.schedule, config.data.name, config.data.shape).load()
     return None
 
 

@@ -279,6 +279,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "version": CELL_VERSION,
         "task": config.task.model_dump(),
         "model": job.model.recipe(),
+        **({"weights": job.model.weights} if job.model.elsewhere and job.model.weights != "unknown" else {}),
         "sampler": job.sampler.recipe(),
         "seed": config.seed,
         "num_samples": config.num_samples,
@@ -303,6 +304,7 @@ def _recipe(job: Job) -> dict[str, Any]:
         "model": {
             "name": model.kind,
             "weights": model.weights,
+            **({"weights_by": model.weights_by} if model.elsewhere else {}),
             "digest": model.digest,
             "parameters": model.parameters,
             "fingerprint": model.fingerprint,

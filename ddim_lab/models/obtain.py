@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
 from ddim_lab.config.job import AUTO, EXACT, Config
-from ddim_lab.config.model import EmpiricalConfig, PretrainedConfig, UNetConfig
+from ddim_lab.config.model import CheckpointOptions, EmpiricalConfig, UNetConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
 from ddim_lab.device.ranks import devices_of_ranks, on_ranks
@@ -48,14 +48,16 @@ class Model:
     """An eps-model that is ready to be loaded.
 
     Attributes:
-        kind: "unet", "pretrained", "gaussian" or "empirical".
+        kind: of conf/model: "unet", "gaussian", "empirical", or the format of a checkpoint.
         digest: identifies the weights (or the data and schedule of an exact model).
-        weights: "ema", "raw", "random", "pretrained" or "exact".
+        weights: "ema", "raw", "random" or "exact"; "unknown" of a checkpoint of which nobody says it.
         parameters: number of them.
         fingerprint: of the training, or None.
         prediction: what it predicts.
         trained: whether this call trained it.
         load: gives the network, on the CPU, in evaluation mode.
+        elsewhere: whether it was trained elsewhere: a checkpoint.
+        weights_by: who says what a checkpoint's weights are: "user", "card" or "file"; None where nobody does.
     """
 
     kind: str
@@ -66,10 +68,13 @@ class Model:
     prediction: Prediction
     trained: bool
     load: Callable[[], nn.Module]
+    elsewhere: bool = False
+    weights_by: str | None = None
 
     def recipe(self) -> dict[str, Any]:
-        """The part of it that enters a cell's key."""
-        return {"kind": self.kind, "digest": self.digest, "weights": self.weights, "prediction": self.prediction}
+        """What its outputs are a function of; for keys. What is said of a checkpoint's weights changes no image."""
+        weights = "pretrained" if self.elsewhere else self.weights
+        return {"kind": self.kind, "digest": self.digest, "weights": weights, "prediction": self.prediction}
 
 
 def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[str, Any]:
@@ -106,11 +111,11 @@ def obtain_model(config: Config, data: ImageData, runtime: Runtime, store: Store
     schedule = config.build_schedule()
     if isinstance(config.model, UNetConfig):
         return _unet(config, config.model, data, schedule, runtime, store, mirror)
-    if isinstance(config.model, PretrainedConfig):
+    if isinstance(config.model, CheckpointOptions):
         found = _pretrained(config, config.model)
         if found.note is not None:
             _say_once(found.note)
-        return _loadable(found)
+        return _loadable(config.model.kind, found)
     kind = config.model.kind
     digest = content_key({"kind": kind, "data": data.digest, "schedule": schedule.digest})
 
@@ -139,7 +144,7 @@ def with_batch_size(config: Config, runtime: Runtime) -> Config:
     model, channels = config.model, None
     if isinstance(model, UNetConfig):
         channels = model.block_out_channels[0]
-    elif isinstance(model, PretrainedConfig):
+    elif isinstance(model, CheckpointOptions):
         channels = _pretrained(config, model).channels
     return config.model_copy(update={"batch_size": runtime.batch_size(channels, config.data.shape)})
 
@@ -177,7 +182,7 @@ def check_model(config: Config, count: int | None = None) -> None:
     """
     if not config.task.samples_model:
         return
-    if isinstance(config.model, PretrainedConfig) and _pretrained(config, config.model).whole:
+    if isinstance(config.model, CheckpointOptions) and _pretrained(config, config.model).whole:
         told = f"model.path={config.model.path} has a learned time embedding, a table of whole timesteps, and"
         if not (sampler := config.build_sampler()).whole:
             help = "set sampler.timesteps_as=integer" if sampler.formula.visits is None else "choose another"
@@ -196,10 +201,10 @@ def check_model(config: Config, count: int | None = None) -> None:
         )
 
 
-def _pretrained(config: Config, model: PretrainedConfig) -> Pretrained:
+def _pretrained(config: Config, model: CheckpointOptions) -> Pretrained:
     from ddim_lab.models.pretrained import inspect_pretrained
 
-    return inspect_pretrained(model.path, config.schedule, config.data.name, config.data.shape)
+    return inspect_pretrained(model, config.schedule, config.data.name, config.data.shape)
 
 
 @functools.cache
@@ -207,13 +212,19 @@ def _say_once(note: str) -> None:
     log.info(note)
 
 
-def _loadable(found: Pretrained) -> Model:
-    def load() -> nn.Module:
-        from ddim_lab.models.unet import load_unet
-
-        return load_unet(found.folder)
-
-    return Model("pretrained", found.digest, "pretrained", found.parameters, None, found.prediction, False, load)
+def _loadable(kind: str, found: Pretrained) -> Model:
+    return Model(
+        kind=kind,
+        digest=found.digest,
+        weights=found.weights,
+        parameters=found.parameters,
+        fingerprint=None,
+        prediction=found.prediction,
+        trained=False,
+        load=found.load,
+        elsewhere=True,
+        weights_by=found.weights_by,
+    )
 
 
 def _unet(

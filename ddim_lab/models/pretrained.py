@@ -1,20 +1,28 @@
-"""Checkpoints made elsewhere: found in a folder or on the hub, and checked against the data and the schedule."""
+"""Checkpoints made elsewhere, of any format: found, read, and checked against the data and the schedule.
+
+Each format has its reader; what follows of a `Pretrained` does not depend on which it was.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 import numpy as np
 
+from ddim_lab.config.model import CheckpointOptions, PretrainedConfig, Weights
 from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.scheduler import read_process
 from ddim_lab.schedulers.classes import NEEDED
 from ddim_lab.schedulers.folder import locate, read_object, scheduler_file
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Pretrained", "inspect_pretrained"]
 
@@ -28,29 +36,36 @@ class Pretrained:
     """A checkpoint that fits the data and the schedule.
 
     Attributes:
-        folder: where its U-Net is.
+        load: gives the network, on the CPU, in evaluation mode: (x_t, t) -> output or an object with it as `.sample`.
         digest: `weights_digest` of it.
         parameters: number of them.
         channels: of its first layer.
         prediction: what it predicts.
         whole: whether it knows whole timesteps alone: a learned embedding is a table of them.
         note: what was assumed of it, for the user; None if the checkpoint is self-describing.
+        weights: whether they are averaged, if that is known.
+        weights_by: who says so: the user, the card of its publisher, or the file, which holds both or has a known
+            digest; None where nobody does.
     """
 
-    folder: Path
+    load: Callable[[], nn.Module]
     digest: str
     parameters: int
     channels: int
     prediction: Prediction
     whole: bool
     note: str | None
+    weights: Weights
+    weights_by: Literal["user", "card", "file"] | None
 
 
-def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tuple[int, int, int]) -> Pretrained:
+def inspect_pretrained(
+    options: CheckpointOptions, schedule: ScheduleConfig, data: str, shape: tuple[int, int, int]
+) -> Pretrained:
     """Find a checkpoint, read it whole once, and check that it is for these images and this schedule.
 
     Args:
-        path: a diffusers folder (a U-Net, or a pipeline with one), or a hub id like google/ddpm-cifar10-32.
+        options: which, and of what format.
         schedule: the configured schedule, which must be the checkpoint's; taken where the checkpoint names none.
         data: name of the data set, for messages.
         shape: (C, H, W) of its images.
@@ -58,6 +73,33 @@ def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tu
     Raises:
         ConfigError: it is not there, is damaged or does not fit; one line with both values.
     """
+    assert isinstance(options, PretrainedConfig)
+    return _of_diffusers(options, schedule, data, shape)
+
+
+def said_weights(
+    options: CheckpointOptions, by_file: Weights | None
+) -> tuple[Weights, Literal["user", "card", "file"] | None]:
+    """Whether the weights are averaged, and who says so: the user before the file, the file before the card.
+
+    Args:
+        options: of the checkpoint.
+        by_file: what the file itself shows; None where it shows nothing.
+    """
+    if options.weights is not None:
+        return options.weights, "user"
+    if by_file is not None:
+        return by_file, "file"
+    return ("unknown", None) if options.card is None else (options.card, "card")
+
+
+# -- diffusers' format: a folder (a U-Net, or a pipeline with one), or a hub id like google/ddpm-cifar10-32 -----
+
+
+def _of_diffusers(
+    options: PretrainedConfig, schedule: ScheduleConfig, data: str, shape: tuple[int, int, int]
+) -> Pretrained:
+    path = options.path
     root = locate(path)
     network = root / "unet" if (root / "unet" / "config.json").is_file() else root
     config = read_object(network / "config.json")
@@ -75,7 +117,26 @@ def inspect_pretrained(path: str, schedule: ScheduleConfig, data: str, shape: tu
     digest, parameters = _read_weights(network, states)
     channels = int(config.get("block_out_channels", UNET_CHANNELS)[0])
     whole = config.get("time_embedding_type") == "learned"
-    return Pretrained(network, digest, parameters, channels, prediction, whole, note)
+    weights, weights_by = said_weights(options, _trained_here(network, digest))
+    load = functools.partial(_load_unet, network)
+    return Pretrained(load, digest, parameters, channels, prediction, whole, note, weights, weights_by)
+
+
+def _load_unet(folder: Path) -> nn.Module:
+    from ddim_lab.models.unet import load_unet
+
+    return load_unet(folder)
+
+
+def _trained_here(folder: Path, digest: str) -> Weights | None:
+    """Which weights a folder holds that a training of this package wrote; None for another's."""
+    for record in (folder / "model.json", folder.parent / "model.json"):  # the raw ones lie in a folder of theirs
+        if record.is_file():
+            digests = read_object(record).get("digests")
+            names = [name for name, each in digests.items() if each == digest] if isinstance(digests, dict) else []
+            if names in (["ema"], ["raw"]):
+                return "ema" if names == ["ema"] else "raw"
+    return None
 
 
 @functools.lru_cache(maxsize=8)

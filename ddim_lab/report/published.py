@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ddim_lab.report.cells import Cell
 from ddim_lab.report.series import PaperTable
 from ddim_lab.store.records import Published, RowSampler, Value
+
+UNKNOWN_WEIGHTS: Final = ("unknown", "pretrained")
+"""What a cell calls weights of which nobody says whether they are averaged; the second in records until 2026-11."""
 
 
 def stands_beside(reference: Published, value: Value) -> bool:
@@ -51,8 +54,12 @@ def not_comparable(reference: Published, cell: Cell, value: Value) -> str | None
         if reference.reference not in (None, split := cell.recipe("metrics", "reference")):
             return f"ours is to the {split} images, theirs to the {reference.reference} images"
     weights = cell.recipe("model", "weights")
-    # which ones a checkpoint holds is not told: it is taken for what it was published as
-    if reference.weights not in (None, weights) and weights != "pretrained":
+    if reference.weights is not None and weights in UNKNOWN_WEIGHTS:
+        return (
+            f"it is not known whether our network's weights are averaged (theirs are {reference.weights});"
+            " model.weights=ema or raw says so"
+        )
+    if reference.weights not in (None, weights):
         return f"ours is of {weights} weights, theirs of {reference.weights}"
     schedule = cell.recipe("schedule")
     if reference.schedule not in (None, schedule):
