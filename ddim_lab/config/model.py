@@ -15,11 +15,13 @@ from ddim_lab.config.options import (
 
 __all__ = [
     "CheckpointOptions",
+    "EdmConfig",
     "EmpiricalConfig",
     "GaussianConfig",
     "ModelConfig",
     "ModelOptions",
     "PretrainedConfig",
+    "ScoreSdeConfig",
     "UNetConfig",
     "Weights",
 ]
@@ -74,6 +76,24 @@ class PretrainedConfig(CheckpointOptions):
     kind: Literal["pretrained"]
 
 
+class EdmConfig(CheckpointOptions):
+    """conf/model/edm: a network of NVlabs/edm, in a file that its recipe converted it to."""
+
+    kind: Literal["edm"]
+
+
+class ScoreSdeConfig(CheckpointOptions):
+    """conf/model/score_sde: a training's checkpoint of score_sde_pytorch, which holds raw weights and their average.
+
+    Attributes:
+        process: that it was trained with; the file does not say it. vp: in continuous time; vp_discrete: at Ho et al.'s
+            1000 timesteps; subvp: in continuous time.
+    """
+
+    kind: Literal["score_sde"]
+    process: Literal["vp", "vp_discrete", "subvp"]
+
+
 class GaussianConfig(ModelOptions):
     """conf/model/gaussian: exact eps of one Gaussian with the training images' mean and variance; no training."""
 
@@ -86,4 +106,7 @@ class EmpiricalConfig(ModelOptions):
     kind: Literal["empirical"]
 
 
-ModelConfig = Annotated[UNetConfig | PretrainedConfig | GaussianConfig | EmpiricalConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    UNetConfig | PretrainedConfig | EdmConfig | ScoreSdeConfig | GaussianConfig | EmpiricalConfig,
+    Field(discriminator="kind"),
+]

@@ -1,8 +1,8 @@
 """Networks that are told the noise in other ways, as eps-models on our schedule.
 
-Each of them was trained on images with noise, x = s (x_0 + sigma n), at a scale s of its own, and told sigma by a number
-of its own, its label. What an eps-model is given is x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps: the same image with the same
-noise at
+Each of them was trained on images with noise, x = s (x_0 + sigma n), at a scale s of its own, and told sigma by a
+number of its own, its label. What an eps-model is given is x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps: the same image with
+the same noise at
 
     sigma = sqrt((1 - ab) / ab),      x_0 + sigma eps = x_t / sqrt(ab).
 
@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, final
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,11 @@ class Preconditioning(ABC):
             t: our timestep, [B].
         """
 
+    @property
+    @abstractmethod
+    def largest_sigma(self) -> float:
+        """The most noise that networks of this kind are made for."""
+
     @abstractmethod
     def recipe(self) -> dict[str, Any]:
         """What it is, as JSON: it enters the digest of a model, whose weights it gives a meaning."""
@@ -94,6 +99,10 @@ class Edm(Preconditioning):
             skip=(1.0 - alpha_bar).sqrt() / variance,
             out=-self.sigma_data * (alpha_bar / variance).sqrt(),
         )
+
+    @property
+    def largest_sigma(self) -> float:
+        return 80.0  # where its sampler begins
 
     def recipe(self) -> dict[str, Any]:
         return {"preconditioning": "edm", "sigma_data": self.sigma_data}
@@ -133,6 +142,10 @@ class VariancePreserving(Preconditioning):
         slope = self.beta_max - self.beta_min
         return self.top * ((self.beta_min**2 - 2.0 * slope * alpha_bar.log()).sqrt() - self.beta_min) / slope
 
+    @property
+    def largest_sigma(self) -> float:
+        return math.sqrt(math.expm1((self.beta_max + self.beta_min) / 2.0))  # at s = 1
+
     def recipe(self) -> dict[str, Any]:
         told = {"beta_min": self.beta_min, "beta_max": self.beta_max, "top": self.top}
         return {"preconditioning": "vp", **told}
@@ -147,6 +160,10 @@ class DiscreteVp(Preconditioning):
         one = torch.ones_like(alpha_bar)
         return Scales(into=one, label=t.double(), skip=torch.zeros_like(one), out=one)
 
+    @property
+    def largest_sigma(self) -> float:
+        return math.inf  # the schedule is its own
+
     def recipe(self) -> dict[str, Any]:
         return {"preconditioning": "none"}
 
@@ -158,19 +175,24 @@ class SubVp(Preconditioning):
 
         x = sqrt(a) x_0 + (1 - a) eps,      label = 999 s(a), as `VariancePreserving` has it
 
-    Its sigma, (1 - a) / sqrt(a), is ours at sqrt(a) = (sqrt(sigma^2 + 4) - sigma) / 2. There the network is given x_t at
-    its own scale, sqrt(a / ab) x_t, and predicts eps.
+    Its sigma, (1 - a) / sqrt(a), is ours at sqrt(a) = (sqrt(sigma^2 + 4) - sigma) / 2. There the network is given x_t
+    at its own scale, sqrt(a / ab) x_t, and predicts eps.
 
     Args:
         vp: the VP process that it has the mean of.
     """
 
-    vp: VariancePreserving = VariancePreserving()
+    vp: VariancePreserving = field(default_factory=VariancePreserving)
 
     def scales(self, alpha_bar: Tensor, t: Tensor) -> Scales:
         into = 2.0 / ((1.0 + 3.0 * alpha_bar).sqrt() + (1.0 - alpha_bar).sqrt())  # sqrt(a / ab)
         label = self.vp.label(into.square() * alpha_bar)
         return Scales(into=into, label=label, skip=torch.zeros_like(into), out=torch.ones_like(into))
+
+    @property
+    def largest_sigma(self) -> float:
+        variance = math.expm1((self.vp.beta_max + self.vp.beta_min) / 2.0)  # (1 - a) / a at s = 1
+        return variance / math.sqrt(variance + 1.0)
 
     def recipe(self) -> dict[str, Any]:
         return {**self.vp.recipe(), "preconditioning": "subvp"}
@@ -188,6 +210,10 @@ class VarianceExploding(Preconditioning):
         label = ((1.0 - alpha_bar).log() - alpha_bar.log()) / 2.0 - math.log(2.0)
         return Scales(into=alpha_bar.rsqrt(), label=label, skip=torch.zeros_like(label), out=-torch.ones_like(label))
 
+    @property
+    def largest_sigma(self) -> float:
+        return 100.0  # as its authors chose for CIFAR-10, of images in [0, 1], where it is 50
+
     def recipe(self) -> dict[str, Any]:
         return {"preconditioning": "ve"}
 
@@ -200,15 +226,11 @@ class EpsOfNetwork(nn.Module):
         network: F(x, label, class_labels).
         schedule: ours.
         preconditioning: the network's.
-        classes: that the network was conditioned on; 0 for none.
     """
 
-    def __init__(
-        self, network: nn.Module, schedule: NoiseSchedule, preconditioning: Preconditioning, classes: int = 0
-    ) -> None:
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, preconditioning: Preconditioning) -> None:
         super().__init__()
         self.network = network
-        self.classes: Final = classes
         self._preconditioning = preconditioning
         # Not of the state dict: it is the schedule's, whatever the weights are.
         self.register_buffer("alpha_bars", torch.tensor(schedule.alpha_bars), persistent=False)
@@ -222,5 +244,5 @@ class EpsOfNetwork(nn.Module):
             class_labels: int64 [B]; None for no class.
         """
         scales = self._preconditioning.scales(alpha_bars_at(self.get_buffer("alpha_bars"), t), t)
-        output = self.network(per_sample(scales.into, x) * x, scales.label, class_labels)
+        output: Tensor = self.network(per_sample(scales.into, x) * x, scales.label, class_labels)
         return per_sample(scales.skip, x) * x + per_sample(scales.out, x) * output

@@ -67,8 +67,8 @@ def _averaged(path: str, named: Mapping[str, Any], shadow: Sequence[Any]) -> dic
     shapes = [getattr(named[name], "shape", None) for name in names]
     if [getattr(tensor, "shape", None) for tensor in shadow] != shapes:
         raise ValueError(
-            f"{path}: ema holds {len(shadow)} averages that are not those of its {len(names)} parameters in their order;"
-            " model.weights=raw takes the parameters"
+            f"{path}: ema holds {len(shadow)} averages, which are not those of its {len(names)} parameters in their"
+            " order; model.weights=raw takes the parameters"
         )
     return dict(zip(names, shadow, strict=True))
 
@@ -127,7 +127,8 @@ def _kind(path: str, number: int, tensors: Mapping[str, Tensor]) -> Kind:
         kind = _KINDS.get(frozenset(name.rpartition(".")[0] for name in tensors))
     if kind is None or (kind == "resample" and tensors["Conv_0.weight"].shape[-1] != 3):
         raise ValueError(
-            f"{path}: layer {number} ({', '.join(sorted(tensors)[:3])}) is of none of the kinds that VP checkpoints have"
+            f"{path}: layer {number} ({', '.join(sorted(tensors)[:3])}) is of none of the kinds that VP checkpoints"
+            " have"
         )
     return kind
 
@@ -150,8 +151,8 @@ def _renamed(
     a_level = (blocks - 2 - levels) // (2 * levels)  # of 2 in the middle, and one more a level on the way up
     if kinds[:3] != ["linear", "linear", "convolution"] or a_level < 1:
         raise ValueError(
-            f"{path} begins with {', '.join(kinds[:3])}: a VP network has two linear layers, which are told the time, and a"
-            " convolution"
+            f"{path} begins with {', '.join(kinds[:3])}: a VP network has two linear layers, which are told the time,"
+            " and a convolution"
         )
     places = ["time_embedding.linear_1", "time_embedding.linear_2", "conv_in"]
     level, block, going = 0, -1, "down"

@@ -48,7 +48,7 @@ class SongCheckpoint:
         """The checkpoint, its shape told by its tensors; `path` is for messages.
 
         Raises:
-            ValueError: one line: tensors lack, or are too many, or not of the shapes that the others say, or not finite.
+            ValueError: one line: tensors lack, are too many, not of the shapes that the others say, or not finite.
         """
         for name, tensor in state.items():
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -79,7 +79,7 @@ class SongCheckpoint:
         """The eps-model on our schedule, on the CPU, in evaluation mode, without gradients."""
         network = SongUNet(self.shape)
         network.load_state_dict(dict(self.state))
-        model = EpsOfNetwork(network, schedule, self.preconditioning, self.shape.classes)
+        model = EpsOfNetwork(network, schedule, self.preconditioning)
         return model.eval().requires_grad_(False)
 
 

@@ -98,7 +98,6 @@ class SongUNet(nn.Module):
 
     def __init__(self, shape: SongUNetShape) -> None:
         super().__init__()
-        self.classes: Final = shape.classes
         self.conv_in = nn.Conv2d(shape.channels, shape.stem, 3, padding=1)
         self.time_features = _Fourier(shape.features) if shape.fourier else _Positional(shape.features)
         self.class_embedding = _ClassEmbedding(shape.classes, shape.features) if shape.classes else None
@@ -302,7 +301,7 @@ class _Block(nn.Module):
         h = self.conv1(h) + self.time_emb_proj(embedding)[:, :, None, None]
         h = self.conv2(functional.silu(self.norm2(h)))
         x = (h + (x if self.conv_shortcut is None else self.conv_shortcut(x))) * self._scale
-        return x if self.attention is None else self.attention(x)  # type: ignore[no-any-return]
+        return x if self.attention is None else self.attention(x)
 
 
 @final
