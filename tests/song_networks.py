@@ -47,6 +47,12 @@ def doubled(x: Tensor, taps: Sequence[float]) -> Tensor:
     )
 
 
+def filtered(x: Tensor, taps: Sequence[float], stride: int) -> Tensor:
+    """x, which is padded already, with the filter, at every pixel or every second."""
+    row = torch.tensor(taps, dtype=x.dtype) / sum(taps)
+    return conv2d(x, (row[:, None] * row).expand(x.shape[1], 1, -1, -1), stride=stride, groups=x.shape[1])
+
+
 def norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int | None = None) -> Tensor:
     return group_norm(x, groups or min(32, x.shape[1] // 4), weight, bias, eps=1e-6)
 
@@ -215,13 +221,9 @@ def edm_forward(net: Net, state: dict[str, Tensor], x: Tensor, noise: Tensor, cl
     for level, side in enumerate(sides):
         at = f"enc.{side}x{side}"
         x = conv(f"{at}_conv", x) if level == 0 else block(f"{at}_down", x, halved)
-        if level > 0 and net.residual:  # the convolution first, then the filter on what is as wide as needed, then bias
-            edge = (len(taps) - 2) // 2
-            weight = w[f"{at}_aux_residual.weight"]
-            wide = conv2d(image, weight, padding=1 + edge)
-            side_of = wide.shape[2] - 2 * edge
-            assert side_of == 2 * side
-            inside = halved(pad(wide, (-edge,) * 4), taps) if edge == 0 else _valid(wide, taps)
+        if level > 0 and net.residual:  # the convolution first, padded for the filter, too; then that, then bias
+            wide = conv2d(image, w[f"{at}_aux_residual.weight"], padding=len(taps) // 2)
+            inside = filtered(wide, taps, stride=2)
             image = x = (x + inside + w[f"{at}_aux_residual.bias"][:, None, None]) * ROOT_HALF
         kept.append(x)
         for index in range(net.blocks):
@@ -234,13 +236,6 @@ def edm_forward(net: Net, state: dict[str, Tensor], x: Tensor, noise: Tensor, cl
             x = block(f"{at}_block{index}", torch.cat([x, kept.pop()], 1))
     at = f"dec.{net.size}x{net.size}"
     return conv(f"{at}_aux_conv", silu(norm(x, w[f"{at}_aux_norm.weight"], w[f"{at}_aux_norm.bias"])))
-
-
-def _valid(wide: Tensor, taps: Sequence[float]) -> Tensor:
-    """The filter on a tensor that is padded already, and every second pixel."""
-    row = torch.tensor(taps, dtype=wide.dtype) / sum(taps)
-    filter = (row[:, None] * row).expand(wide.shape[1], 1, -1, -1)
-    return conv2d(wide, filter, stride=2, groups=wide.shape[1])
 
 
 def edm_denoise(
@@ -411,8 +406,8 @@ def score_sde_forward(net: Net, state: dict[str, Tensor], x: Tensor, time_cond: 
             h = block(kept[-1], halved)
         if net.residual:  # the filter first, on an image padded for both, then the convolution
             name = f"{layer()}.Conv2d_0"
-            filtered = _at_every_pixel(pad(pyramid, (2,) * 4), net.taps)
-            pyramid = conv2d(filtered, w[f"{name}.weight"], w[f"{name}.bias"], stride=2)
+            wide = filtered(pad(pyramid, (2,) * 4), net.taps, stride=1)
+            pyramid = conv2d(wide, w[f"{name}.weight"], w[f"{name}.bias"], stride=2)
             pyramid = h = (pyramid + h) * ROOT_HALF
         kept.append(h)
     h = block(attention(block(kept[-1])))
@@ -430,12 +425,6 @@ def score_sde_forward(net: Net, state: dict[str, Tensor], x: Tensor, time_cond: 
     assert not kept
     assert f"{number + 1}.weight" not in w
     return h
-
-
-def _at_every_pixel(x: Tensor, taps: Sequence[float]) -> Tensor:
-    row = torch.tensor(taps, dtype=x.dtype) / sum(taps)
-    filter = (row[:, None] * row).expand(x.shape[1], 1, -1, -1)
-    return conv2d(x, filter, groups=x.shape[1])
 
 
 def score_sde_content(net: Net, seed: int = 0) -> dict[str, Any]:
