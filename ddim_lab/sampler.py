@@ -8,6 +8,8 @@ Song, Meng, Ermon, "Denoising Diffusion Implicit Models" (ICLR 2021), Eq. 12, wr
 The numbers ab, sigma and std of each step come from `ddim_lab.transitions`: all of the family is in them. What is no
 number, another way from x_t to x_prev, is a `Formula` given to the `Sampler`.
 
+What a class-conditional network is told is a sample's label, which its index names; guidance makes one eps of two.
+
 Torch and numpy only. Coefficients are computed in float64 and enter the step as Python floats: nothing is copied
 to the device, nothing waits for it.
 """
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ddim_lab.diffusion import eps_from, x0_from_eps
+from ddim_lab.labels import NamedLabels
 from ddim_lab.noise import NamedNoise, NoiseSource
 from ddim_lab.schedule import NoiseSchedule, is_whole
 from ddim_lab.transitions import (
@@ -65,10 +68,11 @@ __all__ = [
     "step",
 ]
 
-EpsModel = Callable[[Tensor, Tensor], Any]
+EpsModel = Callable[..., Any]
+"""(x_t [B, ...], t [B]) -> output; a class-conditional one is given labels [B], too."""
 
 Predict = Callable[[Tensor, float], Tensor]
-"""(x [B, ...], t) -> the model's eps, of x's shape and dtype: one forward."""
+"""(x [B, ...], t) -> the model's eps, of x's shape and dtype: one forward, or two with guidance."""
 
 Draw = Callable[[float, Tensor], Tensor]
 """(t, x [B, ...]) -> the standard normal noise that is named by t, of x's shape and dtype."""
@@ -266,13 +270,22 @@ class Formula(ABC):
 class Ddim(Formula):
     """The step of DDPM, DDIM and all between: `step`, for every eta and variance.
 
+    With learned variance the noise z of a step is not scaled by one number, but each of its values by
+
+        std = exp((share log beta'_t + (1 - share) log beta~_t) / 2),   beta' = 1 - ab / ab_prev,   beta~ = sigma(1)^2
+
+    where the network says the share; Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (ICML
+    2021), Eq. 15, on the timesteps that are visited.
+
     Args:
         clip: "none", "x0" or "x0_eps"; see `step`.
+        learned: whether the network says how much noise is added.
     """
 
-    def __init__(self, clip: Clip = "none") -> None:
+    def __init__(self, clip: Clip = "none", learned: bool = False) -> None:
         check_choice("clip", clip, get_args(Clip))
         self.clip: Final = clip
+        self.learned: Final = learned
 
     def step(self, transition: Transition, x_t: Tensor, eps: Tensor, z: Tensor | None) -> Tensor:
         return step(transition, x_t, eps, z, self.clip)
@@ -286,8 +299,25 @@ class Ddim(Formula):
         noisy = any(transition.sigma or transition.noise_std for transition in transitions)
         return None if noisy or self.clip != "none" else 1
 
+    def walk(self, predict: Predict, x_T: Tensor, transitions: Sequence[Transition], draw: Draw) -> Iterator[State]:
+        if not self.learned:
+            yield from super().walk(predict, x_T, transitions, draw)
+            return
+        assert isinstance(predict, _Asked), "what a network learned beside eps is asked for through a Sampler"
+        x = x_T
+        yield State(transitions[0].t, x)
+        for transition in transitions:
+            eps, share = predict.with_share(x, transition.t)
+            x_prev = step(replace(transition, noise_std=0.0), x, eps, None, self.clip)
+            if self.noise_std(transition) > 0.0:
+                lower = 2.0 * math.log(transition.noise_std)
+                upper = math.log(1.0 - transition.alpha_bar / transition.alpha_bar_prev)
+                x_prev = torch.addcmul(x_prev, ((lower + share * (upper - lower)) / 2.0).exp(), draw(transition.t, x))
+            yield State(transition.t_prev, x_prev, functools.partial(self.x0, transition, x, eps))
+            x = x_prev
+
     def recipe(self) -> dict[str, Any]:
-        return {"clip": self.clip}
+        return {"clip": self.clip, **({"variance": "learned"} if self.learned else {})}
 
 
 @final
@@ -300,10 +330,12 @@ class Sampler:
         clip: "none", "x0" or "x0_eps", for the default formula; see `step`.
         prediction: what the model predicts: "eps", "x0" or "v".
         formula: how each step is taken; None is `Ddim(clip)`.
+        labels: of the samples, for a class-conditional model; None for another.
+        guidance: classifier-free guidance: w below, for labels that have a null class; None is 1.
 
     Attributes:
         steps: S as asked.
-        nfe: number of function evaluations: the forwards really done a sample.
+        nfe: number of function evaluations: the forwards really done a sample, twice as many with guidance.
         transitions: the walk, from noise to image.
         whole: whether all timesteps at which it asks the model are whole.
 
@@ -312,8 +344,16 @@ class Sampler:
 
     A model is any callable (x_t [B, ...], t [B]) -> output of x_t's shape, or an object with such a tensor as `.sample`
     (diffusers), in memory that it does not write to again: solvers keep outputs. The state is float32, or float64 if
-    x_T is; the model is given it in its own dtype. t is int64 where the walk is `whole`, and float32 in all forwards of
-    a walk that is not, since what is compiled or recorded is so for one dtype.
+    x_T is; the model is given it in its own dtype. A class-conditional one is given labels, int64 [B], as its third
+    argument. With w = `guidance` eps is, as in diffusers' guidance_scale,
+
+        eps = eps(x_t, t, none) + w (eps(x_t, t, label) - eps(x_t, t, none))
+
+    (Ho and Salimans, "Classifier-Free Diffusion Guidance", 2021, Eq. 6, whose own w is one less): 1 is the conditional
+    model and 0 the unconditional one, each in one forward; all others take two.
+
+    t is int64 where the walk is `whole`, and float32 in all forwards of a walk that is not, since what is compiled or
+    recorded is so for one dtype.
     """
 
     def __init__(
@@ -329,11 +369,18 @@ class Sampler:
         formula: Formula | None = None,
         timesteps_as: TimestepsAs = "given",
         gamma: Gamma | None = None,
+        labels: NamedLabels | None = None,
+        guidance: float | None = None,
     ) -> None:
         check_choice("prediction", prediction, PREDICTIONS)
+        if guidance is not None and not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a number, got {guidance}")
+        if guidance not in (None, 1.0) and labels is not None and labels.null_class is None:
+            raise ValueError(f"guidance={guidance:g} needs a model with a null class, which is to be told no class")
         if formula is not None and clip != "none":
             raise ValueError(f"clip={clip} is for the default formula: {formula} says itself whether it clips")
-        self.formula: Final = Ddim(clip) if formula is None else formula.bind(schedule, steps, timesteps)
+        learned = variance == "learned"
+        self.formula: Final = Ddim(clip, learned) if formula is None else formula.bind(schedule, steps, timesteps)
         if (visits := self.formula.visits) is None:
             walk = transitions(schedule, steps, eta, variance, spacing, timesteps, timesteps_as, gamma)
         else:
@@ -351,6 +398,13 @@ class Sampler:
         self.spacing: Final = "custom" if timesteps is not None else spacing if visits is None else "its own"
         self.clip: Final[Clip] = self.formula.clip if isinstance(self.formula, Ddim) else "none"
         self.prediction: Final = prediction
+        self.labels: Final = labels
+        self.guidance: Final = guidance
+
+    @property
+    def guided(self) -> bool:
+        """Whether each eps is made of two."""
+        return self.guidance not in (None, 0.0, 1.0)
 
     @property
     def is_random(self) -> bool:
@@ -360,7 +414,7 @@ class Sampler:
     @property
     def nfe(self) -> int:
         """Forwards a sample costs. Below `steps` where a spacing drops repeats."""
-        return self.formula.nfe(self.transitions)
+        return self.formula.nfe(self.transitions) * (2 if self.guided else 1)
 
     def timestep_tensor(self, t: float, count: int, device: torch.device) -> Tensor:
         """t [count] as the model is given it: int64 where the walk is whole, or else float32.
@@ -384,7 +438,11 @@ class Sampler:
         }
         if any(transition.between for transition in self.transitions):
             recipe["between"] = [transition.between and transition.between.t for transition in self.transitions]
-        return recipe if isinstance(self.formula, Ddim) else {**recipe, "formula": self.formula.recipe()}
+        if self.labels is not None:
+            recipe |= {"labels": self.labels.recipe(), "guidance": 1.0 if self.guidance is None else self.guidance}
+        if isinstance(self.formula, Ddim):
+            return recipe | {name: value for name, value in self.formula.recipe().items() if name != "clip"}
+        return {**recipe, "formula": self.formula.recipe()}
 
     @torch.no_grad()
     def sample(
@@ -457,11 +515,13 @@ class Sampler:
 
         Raises:
             ValueError: the walk is not invertible: it adds noise (eta > 0, or variance "analytic"), clips, or is of
-                another formula.
+                another formula; or the model is class-conditional.
         """
         check_choice("at", at, get_args(EncodeAt))
         if not isinstance(self.formula, Ddim):
             raise ValueError(f"encoding inverts the DDIM step, and this sampler steps by {self.formula}")
+        if self.labels is not None:
+            raise ValueError("encoding is of models without classes: whose label is an image to be encoded with?")
         if self.eta != 0.0:
             raise ValueError(f"encoding needs the deterministic walk: eta must be 0, got {self.eta:g}")
         if self.variance == "analytic":
@@ -482,35 +542,91 @@ class Sampler:
             raise ValueError(f"variance=analytic needs the model's Gamma(t), at t={unknown[0]:g} first: give gamma")
         names = torch.arange(x_T.shape[0], device=x_T.device) if indices is None else indices
         source = NamedNoise(seed) if noise is None else noise
-        predict = functools.partial(self.predict_eps, model)
+        predict = _Asked(self, model, None if self.labels is None else self.labels(names.to(x_T.device)))
         return self.formula.walk(predict, _state(x_T), self.transitions, lambda t, x: source(names, t, x))
 
-    def predict_eps(self, model: EpsModel, x: Tensor, t: float) -> Tensor:
-        """The model's eps as the walk takes it, of x's shape and dtype: one forward.
+    def predict_eps(self, model: EpsModel, x: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
+        """The model's eps as the walk takes it, of x's shape and dtype: one forward, or two with guidance.
+
+        Args:
+            model: see the class.
+            x: states [B, ...] at t.
+            t: their timestep.
+            labels: int64 [B] of a class-conditional model.
 
         Raises:
-            TypeError, ValueError: the model returned something else than a tensor of x's shape.
+            TypeError, ValueError: the model returned something else than a tensor of x's shape, or twice its channels.
         """
-        output = model(x.to(_input_dtype(model, x.dtype)), self.timestep_tensor(t, len(x), x.device))
+        return self.predict(model, x, t, labels)[0]
+
+    def predict(
+        self, model: EpsModel, x: Tensor, t: float, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """eps as `predict_eps`, and the second half of the channels of a model that learned its variance, else None.
+
+        With guidance the variance is that of the labels.
+        """
+        if labels is None or self.guidance in (None, 1.0):
+            return self._one_forward(model, x, t, labels)
+        assert self.labels is not None
+        assert self.labels.null_class is not None
+        without, variance = self._one_forward(model, x, t, torch.full_like(labels, self.labels.null_class))
+        if not self.guided:
+            return without, variance
+        assert self.guidance is not None
+        eps, variance = self._one_forward(model, x, t, labels)
+        return torch.lerp(without, eps, self.guidance), variance
+
+    def _one_forward(self, model: EpsModel, x: Tensor, t: float, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        told = () if labels is None else (labels,)
+        output = model(x.to(_input_dtype(model, x.dtype)), self.timestep_tensor(t, len(x), x.device), *told)
         if not isinstance(output, Tensor):
             output = getattr(output, "sample", output)  # diffusers wraps its tensor
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"the model returned {type(output).__name__}: it must return a tensor, or an object with one as .sample"
             )
+        output, variance = output.to(x.dtype), None
+        if x.ndim > 1 and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
+            output, variance = output.chunk(2, dim=1)
         if output.shape != x.shape:
             raise ValueError(
-                f"the model returned shape {tuple(output.shape)} for a state of shape {tuple(x.shape)}; "
-                "a model that also predicts a variance must be wrapped to return the mean prediction alone"
+                f"the model returned shape {tuple(output.shape)} for a state of shape {tuple(x.shape)}; it must be that"
+                " shape, or twice as many channels, of which the second half is a learned variance"
             )
-        return eps_from(self.prediction, output.to(x.dtype), x, self.schedule.alpha_bar(t))
+        return eps_from(self.prediction, output, x, self.schedule.alpha_bar(t)), variance
 
     def __repr__(self) -> str:
         own = self.formula.visits is not None  # what the formula says itself is not repeated here, nor contradicted
         numbers = "" if own else f"eta={self.eta:g}, variance={self.variance!r}, spacing={self.spacing!r}, "
         numbers += "" if own else f"clip={self.clip!r}, "
+        numbers += "" if self.guidance is None else f"guidance={self.guidance:g}, "
         formula = "" if isinstance(self.formula, Ddim) else f", formula={self.formula}"
         return f"Sampler(steps={self.steps}, nfe={self.nfe}, {numbers}prediction={self.prediction!r}{formula})"
+
+
+@final
+class _Asked:
+    """A model as one walk asks it, a `Predict`: for the labels of the walk's samples."""
+
+    def __init__(self, sampler: Sampler, model: EpsModel, labels: Tensor | None) -> None:
+        self._sampler, self._model, self._labels = sampler, model, labels
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        return self._sampler.predict_eps(self._model, x, t, self._labels)
+
+    def with_share(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """eps, and where between its bounds each log variance lies, of a network that learned it.
+
+        The share is (v + 1) / 2 of the second half v of its output, 0 at the lower bound and 1 at the upper one.
+
+        Raises:
+            ValueError: the network gives no second half.
+        """
+        eps, variance = self._sampler.predict(self._model, x, t, self._labels)
+        if variance is None:
+            raise ValueError("variance=learned needs a network with twice the channels, which learned its variance")
+        return eps, (variance + 1.0) / 2.0
 
 
 def _state(x: Tensor) -> Tensor:

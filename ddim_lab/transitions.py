@@ -43,7 +43,7 @@ __all__ = [
     "x0_share",
 ]
 
-Variance = Literal["posterior", "large", "analytic"]
+Variance = Literal["posterior", "large", "analytic", "learned"]
 """Of the noise that a step adds; see `transitions`."""
 
 Gamma = Callable[[float], float]
@@ -86,7 +86,7 @@ class Transition:
         alpha_bar, alpha_bar_prev: at t and at t_prev.
         sigma: the sigma in the mean's sqrt(1 - ab_prev - sigma^2).
         noise_std: standard deviation of the noise added to the mean; 0 draws none. NaN where it is not known: of the
-            analytic variance without the model's Gamma(t).
+            analytic variance without the model's Gamma(t). Of the learned variance, its lower bound.
         between: the level between t and t_prev where the step asks the model, too; None where it asks at none.
             `ddim_lab.sampler.Formula.between` chooses it.
     """
@@ -130,7 +130,9 @@ def transitions(
         variance: "posterior" adds noise of standard deviation sigma(eta). "large" is the paper's sigma-hat
             (appendix D.3): sqrt(1 - ab_t / ab_prev) around the eta = 1 mean, and no noise on the last step. "analytic"
             is the optimal one around the mean of any eta, `analytic_std`, as Analytic-DPM's authors sample with it:
-            none on the last step, and on a step to t = 0 no more than `faintest`.
+            none on the last step, and on a step to t = 0 no more than `faintest`. "learned" is what a network that
+            learned its variance says, pixel by pixel, around the eta = 1 mean, between sigma(1) and sqrt(1 - ab_t /
+            ab_prev), and none on the last step (Nichol and Dhariwal 2021); `Transition.noise_std` is the lower bound.
         spacing: a name of `ddim_lab.schedule.SPACINGS`.
         timesteps: the visited timesteps themselves, in either order, instead of steps and spacing.
         timesteps_as: "given" visits them as they are, whole or not; "integer" rounds each to the nearest whole one and
@@ -155,6 +157,8 @@ def transitions(
         pairs = timestep_pairs(to_whole([t for t, _ in pairs]), schedule.num_timesteps)
     if variance == "large" and eta != 1.0:
         raise ValueError(f"variance=large is DDPM's upper bound and needs eta=1, got eta={eta:g}")
+    if variance == "learned" and eta != 1.0:
+        raise ValueError(f"variance=learned was learned around DDPM's mean and needs eta=1, got eta={eta:g}")
     limit = largest_eta(schedule, pairs)
     if eta > limit:
         raise ValueError(

@@ -85,7 +85,7 @@ WRONG = {
     "experiments=table1_digits": r"experiments: nothing is chosen of it yet; did you mean \+experiments=...\?",
     "hydra.mode=foo": r"hydra.mode=foo: .*RUN.*MULTIRUN.*",
     "hydra.foo=3": r"hydra.foo: there is no such option; --cfg hydra lists them",
-    "hydra.sweeper.params.task=benchmark": r".*params.task=benchmark sets a part of an option that is null: give its whole",
+    "hydra.sweeper.params.task=benchmark": r".*task=benchmark sets a part of an option that is null: give it whole",
     "--resolve steps=3": r"--resolve is for --cfg: add --cfg job",
     "--cfg job -m steps=3": r"--run, --multirun, --cfg, .* exclude each other: give one of them",
     "-sc -m install=bash": r".* exclude each other: give one of them",

@@ -20,7 +20,11 @@ MATHEMATICS = {
     "transitions": {"ddim_lab.schedule"},
     "diffusion": {"torch", "ddim_lab.transitions"},
     "noise": {"torch"},
-    "sampler": {"torch", "ddim_lab.diffusion", "ddim_lab.noise", "ddim_lab.schedule", "ddim_lab.transitions"},
+    "labels": {"torch", "ddim_lab.noise"},
+    "sampler": {
+        *("torch", "ddim_lab.diffusion", "ddim_lab.labels", "ddim_lab.noise", "ddim_lab.schedule"),
+        "ddim_lab.transitions",
+    },
     "singlestep": {"torch", "ddim_lab.sampler", "ddim_lab.schedule", "ddim_lab.transitions"},
     "multistep": {
         *("numpy", "torch", "ddim_lab.diffusion", "ddim_lab.sampler", "ddim_lab.schedule", "ddim_lab.singlestep"),
@@ -37,7 +41,7 @@ MATHEMATICS = {
 
 # From the mathematics to the commands: a room imports from itself and from those before it.
 LAYERS = (
-    "schedule transitions diffusion noise sampler singlestep multistep pndm analytic interpolate errors console",
+    "schedule transitions diffusion noise labels sampler singlestep multistep pndm analytic interpolate errors console",
     "schedulers",
     "store config",
     "device data",

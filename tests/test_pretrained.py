@@ -505,8 +505,8 @@ def test_an_index_that_is_none_is_one_line(content: str, folder: Path) -> None:
     [
         ({"sides": 16}, r"is for images of 1x16x16, data=digits has 1x8x8"),
         ({"channels": 3}, r"is for images of 3x8x8, data=digits has 1x8x8"),
-        ({"out_channels": 2}, r"gives 2 channels for 1: learned variances are not supported"),
-        ({"num_class_embeds": 10}, r"is conditioned on classes"),
+        ({"out_channels": 3}, r"gives 3 channels for 1: as many are needed, or twice as many"),
+        ({"class_embed_type": "timestep"}, r"told more than a class \(class_embed_type=timestep\)"),
         (
             {
                 "sample_size": None,

@@ -633,8 +633,8 @@ def test_outputs_that_wrap_a_tensor_are_unwrapped() -> None:
 
 def test_a_wrong_output_is_a_clear_error() -> None:
     x_T = normal(2, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"shape \(2, 6, 4, 4\) for a state of shape \(2, 3, 4, 4\)"):
-        Sampler(SCHEDULE, steps=4).sample(lambda x, t: torch.cat([x, x], 1), x_T)
+    with pytest.raises(ValueError, match=r"shape \(2, 9, 4, 4\) for a state of shape \(2, 3, 4, 4\)"):
+        Sampler(SCHEDULE, steps=4).sample(lambda x, t: torch.cat([x, x, x], 1), x_T)
     for wrong in ((x_T,), None, SimpleNamespace(logits=x_T)):
         with pytest.raises(TypeError, match=f"model returned {type(wrong).__name__}"):
             Sampler(SCHEDULE, steps=4).sample(lambda x, t, wrong=wrong: wrong, x_T)

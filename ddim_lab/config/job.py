@@ -48,6 +48,7 @@ from ddim_lab.schedule import LEVEL_SPACINGS, NoiseSchedule
 from ddim_lab.transitions import Gamma, Prediction, Transition, transitions
 
 if TYPE_CHECKING:
+    from ddim_lab.labels import NamedLabels
     from ddim_lab.sampler import Formula, Sampler
 
 __all__ = ["Config"]
@@ -222,7 +223,38 @@ class Config(Options):
             )
         if self.save_samples and not task.keeps_samples:
             raise ConfigError(f"save_samples=true is not for task={task.name}, which has no samples.npz to keep")
+        self._check_classes()
         task.check(self)
+
+    def _check_classes(self) -> None:
+        """Of a network that is made here; what a checkpoint is shows when it is read."""
+        guidance, model, task = self.sampler.guidance, self.model, self.task
+        if guidance is not None and not task.samples_model:
+            raise ConfigError(f"sampler.guidance is not for task={task.name}, which brings models of its own: drop it")
+        if isinstance(model, CheckpointOptions):
+            return
+        conditional = isinstance(model, UNetConfig) and model.conditional
+        if guidance is not None and not conditional:
+            raise ConfigError(
+                f"sampler.guidance={guidance:g} needs a class-conditional network: set model.conditional=true, or give"
+                " such a checkpoint"
+            )
+        if conditional and task.samples_model:
+            self.check_takes_labels()
+        if conditional and not self.data.has_labels:
+            raise ConfigError(f"model.conditional=true needs labels, and data={self.data.name} has none")
+
+    def check_takes_labels(self) -> None:
+        """Raise ConfigError where the model is class-conditional and task or sampler are not for that."""
+        if not self.task.takes_labels:
+            raise ConfigError(
+                f"task={self.task.name} is for networks without classes: its images would have no labels to be made by"
+            )
+        if self.sampler.variance == "analytic":
+            raise ConfigError(
+                "sampler.variance=analytic is estimated without labels, which a class-conditional network needs: choose"
+                " another variance"
+            )
 
     @property
     def needs_images(self) -> bool:
@@ -242,7 +274,7 @@ class Config(Options):
     def forwards_at(self, steps: int | None = None) -> int:
         """The same with that many steps (instead of a list of timesteps)."""
         if self.sampler.formula is None:
-            return len(self.build_transitions(steps))
+            return len(self.build_transitions(steps)) * (2 if self.sampler.is_guided else 1)
         return self.build_sampler(steps=steps).nfe
 
     def steps_for(self, nfe: int) -> int:
@@ -308,6 +340,7 @@ class Config(Options):
         steps: int | None = None,
         formula: Formula | None = None,
         gamma: Gamma | None = None,
+        labels: NamedLabels | None = None,
     ) -> Sampler:
         """The sampler on its schedule.
 
@@ -317,6 +350,7 @@ class Config(Options):
             formula: how it steps, if not as conf/sampler says.
             gamma: of the model, for sampler.variance=analytic; without it the noise is not known, and the sampler can
                 be looked at but samples nothing. A task that brings models of its own knows theirs.
+            labels: of the samples, where the model is class-conditional; without them the sampler can be looked at.
         """
         from ddim_lab.sampler import Sampler
 
@@ -327,6 +361,8 @@ class Config(Options):
             prediction=prediction,
             formula=self.sampler.build_formula() if formula is None else formula,
             gamma=self.task.own_gamma(self.build_schedule()) if gamma is None else gamma,
+            labels=labels,
+            guidance=self.sampler.guidance,
         )
 
     def _numbers(self, steps: int | None) -> dict[str, Any]:
@@ -338,7 +374,10 @@ class Config(Options):
     def _model_name(self) -> str:
         if not self.task.samples_model:
             return EXACT
-        return self.model.path if isinstance(self.model, CheckpointOptions) else self.model.kind
+        if isinstance(self.model, CheckpointOptions):
+            return self.model.path
+        conditional = isinstance(self.model, UNetConfig) and self.model.conditional
+        return f"{self.model.kind}, class-conditional" if conditional else self.model.kind
 
     @property
     def _spacing(self) -> str:
@@ -357,8 +396,10 @@ class Config(Options):
     def labels(self) -> dict[str, Any]:
         """What names this job among the others of a sweep; a formula only where it is not the DDIM family's."""
         formula = {} if self.sampler.formula is None else {"formula": self.sampler.formula}
+        guidance = {} if self.sampler.guidance is None else {"guidance": self.sampler.guidance}
         return {
             **formula,
+            **guidance,
             "data": self.data.name,
             "model": self._model_name(),
             "sampler": self.sampler.name,

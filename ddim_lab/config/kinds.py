@@ -33,6 +33,7 @@ class TaskOptions(Options, ABC):
         on_several_devices: whether sampling_devices may exceed 1.
         common_start: whether sample i starts from the same x_T in every cell.
         any_formula: whether it takes samplers whose formula a package brings, not the DDIM family alone.
+        takes_labels: whether it takes class-conditional models.
         extra: the extra of this package that it needs, with the module that shows whether it is installed; or None.
     """
 
@@ -42,6 +43,7 @@ class TaskOptions(Options, ABC):
     keeps_samples: ClassVar[bool] = False
     on_several_devices: ClassVar[bool] = False
     any_formula: ClassVar[bool] = True
+    takes_labels: ClassVar[bool] = False
     common_start: ClassVar[bool] = True
     extra: ClassVar[tuple[str, str] | None] = None
 

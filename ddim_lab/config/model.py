@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool
 
 from ddim_lab.config.options import (
     Fraction,
+    NonNegativeInt,
     Options,
     PathOption,
     PositiveInt,
@@ -18,6 +19,7 @@ __all__ = [
     "EdmConfig",
     "EmpiricalConfig",
     "GaussianConfig",
+    "Labels",
     "ModelConfig",
     "ModelOptions",
     "PretrainedConfig",
@@ -28,6 +30,10 @@ __all__ = [
 
 Weights = Literal["ema", "raw", "unknown"]
 """Of a checkpoint: averaged over the training, those of its last step, or not known which."""
+
+
+Labels = Literal["uniform", "data"] | NonNegativeInt
+"""Of samples of a class-conditional network: drawn uniformly, or as often as in the training images; or one class."""
 
 
 class ModelOptions(Options):
@@ -41,7 +47,12 @@ class ModelOptions(Options):
 
 
 class UNetConfig(ModelOptions):
-    """conf/model: a diffusers `UNet2DModel`, sized by the data."""
+    """conf/model: a diffusers `UNet2DModel`, sized by the data.
+
+    Attributes:
+        conditional: whether it is told the class, or in `training.label_dropout` of the cases a null class.
+        labels: of its samples, if it is.
+    """
 
     is_unet: ClassVar[bool] = True
 
@@ -52,6 +63,13 @@ class UNetConfig(ModelOptions):
     layers_per_block: PositiveInt
     norm_num_groups: PositiveInt
     dropout: Fraction
+    conditional: StrictBool = False
+    labels: Labels = "uniform"
+
+    def architecture(self) -> dict[str, Any]:
+        """What the network is before its training; for keys. Of one without classes as before there were any."""
+        without = {"weights", "labels"} if self.conditional else {"weights", "labels", "conditional"}
+        return self.model_dump(exclude=without)
 
 
 class CheckpointOptions(ModelOptions):
@@ -61,11 +79,15 @@ class CheckpointOptions(ModelOptions):
         path: where it is.
         weights: what the user says that they are; None where the file or its card is to say.
         card: what its publisher says, for presets that name one checkpoint; None where nobody does.
+        labels: of the samples, where it is class-conditional.
+        null_class: the label by which a class-conditional one is told no class; None where it has none that is known.
     """
 
     path: PathOption
     weights: Weights | None
     card: Weights | None
+    labels: Labels = "uniform"
+    null_class: NonNegativeInt | None = None
 
 
 class PretrainedConfig(CheckpointOptions):

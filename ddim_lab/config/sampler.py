@@ -32,7 +32,9 @@ class SamplerOptions(Options):
         name: of the preset.
         formula: what takes the steps instead of the DDIM family: a name of `FORMULAS`, or of a package's entry point.
         eta, variance, spacing, clip, timesteps, timesteps_as: see `ddim_lab.transitions.transitions` and
-            `ddim_lab.sampler.step`. Presets that were written before there was the last one do without it.
+            `ddim_lab.sampler.step`.
+        guidance: of a class-conditional model, see `ddim_lab.sampler.Sampler`; None where it is not guided. Presets
+            that were written before there were the last two do without them.
     """
 
     name: Words
@@ -43,6 +45,7 @@ class SamplerOptions(Options):
     clip: Clip
     timesteps: tuple[Timestep, ...] | None
     timesteps_as: TimestepsAs = "given"
+    guidance: Number | None = None
 
     def build_formula(self) -> Formula | None:
         """What takes the steps; None is the DDIM family."""
@@ -50,6 +53,11 @@ class SamplerOptions(Options):
 
     def check(self, model_path: str | None) -> None:
         """Raise ConfigError for what does not fit the model: its path, or None where it has none."""
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether each eps is made of two."""
+        return self.guidance not in (None, 0.0, 1.0)
 
     @property
     def family_clip(self) -> Clip:

@@ -25,6 +25,7 @@ class TrainingConfig(Options):
     Attributes:
         timesteps: how a batch's t are drawn: each uniformly, or by `ddim_lab.diffusion.timestep_shares`, with weights
             that keep the expected loss what it is.
+        label_dropout: share of the images of a class-conditional network whose class it is not told.
     """
 
     seed: Seed
@@ -37,6 +38,7 @@ class TrainingConfig(Options):
     ema_decay: Fraction
     gradient_clip: Positive
     random_flip: StrictBool
+    label_dropout: Fraction
     precision: Literal["auto", "fp32", "bf16"]
     compile: Switch
     devices: PositiveInt

@@ -1,6 +1,7 @@
 """Wraps a network for fast inference behind the sampler's calling convention.
 
-    x_t [B, C, H, W] fp32, t [B] int64 or fp32  ->  output [B, C, H, W] fp32, in x_t's memory layout
+    x_t [B, C, H, W] fp32, t [B] int64 or fp32, for some networks labels [B] int64  ->  output [B, C, H, W] fp32,
+    in x_t's memory layout; of a network that learned its variance with twice the channels
 
 Layout, compilation and CUDA graphs change neither what the network is nor what the sampler sees. Nothing here waits
 for the device once a batch size has been seen.
@@ -9,7 +10,7 @@ for the device once a batch size has been seen.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Self, final
 
 import torch
@@ -54,7 +55,7 @@ class Engine(nn.Module):
     of the same kernels in the last, partial batch as in a full one. An int64 and an fp32 t have one each.
 
     Args:
-        network: (x_t, t) -> tensor, or an object with one as `.sample`; for inference alone.
+        network: (x_t, t) or (x_t, t, labels) -> tensor, or an object with one as `.sample`; for inference alone.
         batch_size: images of a forward, where it is fixed.
         channels_last: convert weights and inputs to [B, H, W, C] in memory.
         compiled: torch.compile, in place: the state dict keeps its keys.
@@ -85,9 +86,9 @@ class Engine(nn.Module):
         return self._size if self._fixed else None
 
     @torch.no_grad()
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         try:
-            return self._in_batches(x, t)
+            return self._in_batches(*inputs)
         except torch.OutOfMemoryError:  # `ddim_lab.device.memory.Halving` comes again with half of it
             self._recorded.clear()
             self._size = (self._size + 1) // 2
@@ -95,23 +96,23 @@ class Engine(nn.Module):
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             raise too_many_compilations("runtime.compile") from None
 
-    def _in_batches(self, x: Tensor, t: Tensor) -> Tensor:
-        count, size = len(x), self._size
+    def _in_batches(self, *inputs: Tensor) -> Tensor:
+        count, size = len(inputs[0]), self._size
         if not self._fixed or count == size:
-            return self._call(x, t)
+            return self._call(*inputs)
         if count > size:
-            return torch.cat(
-                [self._in_batches(*part) for part in zip(torch.split(x, size), torch.split(t, size), strict=True)]
-            )
-        filled = torch.cat([x, x[:1].expand(size - count, *x.shape[1:])])
-        return self._call(filled, torch.cat([t, t[:1].expand(size - count)]))[:count]
+            parts = zip(*(torch.split(each, size) for each in inputs), strict=True)
+            return torch.cat([self._in_batches(*part) for part in parts])
+        filled = (torch.cat([each, each[:1].expand(size - count, *each.shape[1:])]) for each in inputs)
+        return self._call(*filled)[:count]
 
-    def _call(self, x: Tensor, t: Tensor) -> Tensor:
+    def _call(self, *inputs: Tensor) -> Tensor:
         if self._graphs:
-            if t.dtype not in self._recorded:  # a walk has one; copied into memory of another, t would be cut off
-                self._recorded[t.dtype] = _Recorded(self.forwarded, x, t)
-            return self._recorded[t.dtype](x, t)
-        output = self.forwarded(x, t)
+            kind = inputs[1].dtype  # a walk has one; copied into memory of another, t would be cut off
+            if kind not in self._recorded:
+                self._recorded[kind] = _Recorded(self.forwarded, inputs)
+            return self._recorded[kind](*inputs)
+        output = self.forwarded(*inputs)
         assert isinstance(output, Tensor)
         return output
 
@@ -125,9 +126,9 @@ class _Forward(nn.Module):
         self.network = network
         self._channels_last = channels_last
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *told: Tensor) -> Tensor:
         laid_out = x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
-        output: Any = self.network(laid_out, t)
+        output: Any = self.network(laid_out, *told)
         output = output if isinstance(output, Tensor) else output.sample
         assert isinstance(output, Tensor)
         return output.to(x.dtype).contiguous()
@@ -137,24 +138,25 @@ class _Forward(nn.Module):
 class _Recorded:
     """One forward's kernels on fixed memory: inputs are copied in, the output is copied out."""
 
-    def __init__(self, network: nn.Module, x: Tensor, t: Tensor) -> None:
+    def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
+        device = inputs[0].device
         # Not inference tensors: these may be written to in inference mode and out of it.
         with torch.inference_mode(False), torch.no_grad():
-            self._x, self._t = torch.empty_like(x).copy_(x), torch.empty_like(t).copy_(t)
-            aside = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream(x.device))
+            self._inputs = [torch.empty_like(each).copy_(each) for each in inputs]
+            aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
-                    network(self._x, self._t)
-            torch.cuda.current_stream(x.device).wait_stream(aside)
+                    network(*self._inputs)
+            torch.cuda.current_stream(device).wait_stream(aside)
             self._graph = torch.cuda.CUDAGraph()
             # Without its stream it is one of the device that was current when the process first recorded anything.
             with torch.cuda.graph(self._graph, stream=aside):
-                self._output = network(self._x, self._t)
+                self._output = network(*self._inputs)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self._x.copy_(x)
-        self._t.copy_(t)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        for kept, given in zip(self._inputs, inputs, strict=True):
+            kept.copy_(given)
         self._graph.replay()
         # Cloned, since the next replay writes there: a caller may still want it then.
         output = self._output.clone()

@@ -37,11 +37,14 @@ class Halving(nn.Module):
         limits = (self.at_most, getattr(self.network, "at_most", None))
         return min([count, *(limit for limit in limits if limit is not None)])
 
-    def forward(self, x: Tensor, t: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
+        """The network's output of x [B, ...], t [B] and, if it is class-conditional, labels [B]."""
+        x = inputs[0]
         while True:
             size = len(x) if self.at_most is None else min(len(x), self.at_most)
             try:
-                outputs = [self.network(*part) for part in zip(torch.split(x, size), torch.split(t, size), strict=True)]
+                parts = zip(*(torch.split(each, size) for each in inputs), strict=True)
+                outputs = [self.network(*part) for part in parts]
             except torch.OutOfMemoryError as error:
                 if size == 1:
                     raise RuntimeError(f"out of memory with a single image a forward: {one_line(error)}") from None

@@ -142,7 +142,7 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
     except AssertionError as error:  # OmegaConf's, where an override goes below an option that is null
         parents = ((text, text.split("=")[0].rpartition(".")[0]) for text in overrides)
         below = next(text for text, parent in parents if OmegaConf.select(read, parent) is None)
-        raise ConfigError(f"{below} sets a part of an option that is null: give its whole") from error
+        raise ConfigError(f"{below} sets a part of an option that is null: give it whole") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
     except (YAMLError, OSError, ValueError) as error:

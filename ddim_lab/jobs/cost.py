@@ -104,9 +104,9 @@ def forward_time(config: Config, runtime: Runtime) -> ForwardTime | None:
     seconds on any device. A network that is still to be trained is timed as it is initialised, and none is compiled for
     this: that would take longer than it tells.
     """
-    network = _network(config)
-    if network is None:
+    if (network := _network(config)) is None:
         return None
+    takes_labels = getattr(network, "class_embedding", None) is not None
     device, runtime = runtime.torch_device, replace(runtime, compile=False, cuda_graphs=False)
     at_once = config.first_batch
     with runtime.applied(), torch.inference_mode():
@@ -114,20 +114,22 @@ def forward_time(config: Config, runtime: Runtime) -> ForwardTime | None:
         images = 1
         while True:
             x = torch.zeros(images, *config.data.shape, device=device)
-            t = torch.zeros(images, dtype=torch.int64, device=device)
-            network(x, t)  # chooses the kernels of this size
-            _, seconds = timed(lambda x=x, t=t: network(x, t), device)  # type: ignore[misc]
+            told = [torch.zeros(images, dtype=torch.int64, device=device)] * (2 if takes_labels else 1)  # t, labels
+            network(x, *told)  # chooses the kernels of this size
+            _, seconds = timed(lambda x=x, told=told: network(x, *told), device)  # type: ignore[misc]
             if seconds >= LONG_ENOUGH or 2 * images > at_once:
                 return ForwardTime(seconds / images, images)
             images *= 2
 
 
 def _network(config: Config) -> nn.Module | None:
+    """The network whose time is wanted; of a class-conditional one the number of classes takes no time."""
     if isinstance(config.model, UNetConfig):
         from ddim_lab.models.unet import build_unet
 
         with torch.random.fork_rng(devices=[]):
-            fresh: nn.Module = build_unet(config.model, config.data.shape)
+            classes = 1 if config.model.conditional else None
+            fresh: nn.Module = build_unet(config.model, config.data.shape, classes)
         return fresh.eval()
     if isinstance(config.model, CheckpointOptions):
         from ddim_lab.models.pretrained import inspect_pretrained

@@ -309,6 +309,7 @@ def _recipe(job: Job) -> dict[str, Any]:
             "parameters": model.parameters,
             "fingerprint": model.fingerprint,
             "training_seed": config.training.seed if model.fingerprint else None,
+            **({} if job.labels is None else {"classes": model.classes, "label_shares": list(job.labels.shares)}),
         },
         "schedule": config.schedule.model_dump(),
         "sampler": {
@@ -321,6 +322,7 @@ def _recipe(job: Job) -> dict[str, Any]:
             "timesteps": [step.t for step in sampler.transitions],
             **({} if config.sampler.formula is None else {"formula": sampler.formula.recipe()}),
             **({} if sampler.formula.noise_from is None else {"noise_from": sampler.formula.noise_from}),
+            **({} if sampler.guidance is None else {"guidance": sampler.guidance}),
             **({"variance_images": config.variance_images} if sampler.variance == "analytic" else {}),
         },
         "task": config.task.model_dump(),

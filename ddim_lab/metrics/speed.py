@@ -145,17 +145,17 @@ class StepClock:
     On a GPU the marks are events in the stream that computes: nothing waits for them before they are read.
 
     Args:
-        network: (x_t, t) -> output.
+        network: (x_t, t) -> output; or with labels.
         device: of its forwards.
     """
 
-    def __init__(self, network: Callable[[Tensor, Tensor], Any], device: torch.device) -> None:
+    def __init__(self, network: Callable[..., Any], device: torch.device) -> None:
         self._network, self._device = network, device
         self._marks: list[Any] = []
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor) -> Any:
         self.mark()
-        output = self._network(x_t, t)
+        output = self._network(*inputs)
         self.mark()
         return output
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from ddim_lab.analytic import EmpiricalEps, GaussianEps
 from ddim_lab.config.job import AUTO, EXACT, Config
-from ddim_lab.config.model import CheckpointOptions, EmpiricalConfig, UNetConfig
+from ddim_lab.config.model import CheckpointOptions, EmpiricalConfig, Labels, UNetConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
 from ddim_lab.device.ranks import devices_of_ranks, on_ranks
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError
+from ddim_lab.labels import NamedLabels
 from ddim_lab.sampler import EpsModel
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.store import Store, content_key, read_json, write_json
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Mirror", "Model", "check_model", "obtain_model", "training_recipe", "with_batch_size"]
+__all__ = ["Mirror", "Model", "check_model", "model_labels", "obtain_model", "training_recipe", "with_batch_size"]
 
 CURVE: Final = "training_curve.csv"
 
@@ -58,6 +59,10 @@ class Model:
         load: gives the network, on the CPU, in evaluation mode.
         elsewhere: whether it was trained elsewhere: a checkpoint.
         weights_by: who says what a checkpoint's weights are: "user", "card" or "file"; None where nobody does.
+        classes: of a class-conditional network, the labels that it takes, from 0 up, the null class among them; None of
+            another.
+        null_class: the label by which that network is told no class; None where it has none.
+        learned_variance: whether it gives twice the channels, of which the second half says the variance.
     """
 
     kind: str
@@ -70,6 +75,9 @@ class Model:
     load: Callable[[], nn.Module]
     elsewhere: bool = False
     weights_by: str | None = None
+    classes: int | None = None
+    null_class: int | None = None
+    learned_variance: bool = False
 
     def recipe(self) -> dict[str, Any]:
         """What its outputs are a function of; for keys. What is said of a checkpoint's weights changes no image."""
@@ -81,6 +89,8 @@ def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[s
     """The allow-list of what makes trained weights what they are, resolved."""
     assert isinstance(config.model, UNetConfig)
     training = config.training.model_dump(exclude={"checkpoint_every", "precision", "compile", "devices"})
+    if not config.model.conditional:
+        del training["label_dropout"]
     if training["timesteps"] == "uniform":  # what every training was before there was a choice
         del training["timesteps"]
     precision = runtime.training_precision(config.training.precision)
@@ -93,7 +103,7 @@ def training_recipe(config: Config, data: ImageData, runtime: Runtime) -> dict[s
     return {
         "version": TRAINING_VERSION,
         "data": data.digest,
-        "model": config.model.model_dump(exclude={"weights"}),
+        "model": config.model.architecture(),
         "schedule": config.build_schedule().digest,
         "training": {**training, "precision": precision},
     }
@@ -182,8 +192,45 @@ def check_model(config: Config, count: int | None = None) -> None:
     """
     if not config.task.samples_model:
         return
-    if isinstance(config.model, CheckpointOptions) and _pretrained(config, config.model).whole:
-        told = f"model.path={config.model.path} has a learned time embedding, a table of whole timesteps, and"
+    if isinstance(config.model, CheckpointOptions):
+        _check_fits(config, config.model, _pretrained(config, config.model))
+    elif config.sampler.variance == "learned":
+        raise ConfigError(NO_VARIANCE.format(f"model={config.model.kind}"))
+    values = (count or 0) * math.prod(config.data.shape)
+    if isinstance(config.model, EmpiricalConfig) and values > HELD_AT_MOST:
+        raise ConfigError(
+            f"model=empirical holds every training image in memory: {count} images of data={config.data.name} are"
+            f" {values * 8 / 2**30:.1f} GiB, {HELD_AT_MOST * 8 / 2**30:.0f} GiB at most are taken; use model=gaussian,"
+            " fewer images or smaller ones"
+        )
+
+
+NO_VARIANCE: Final = "sampler.variance=learned needs a network that learned it, and {} did not: choose another"
+
+
+def _check_fits(config: Config, model: CheckpointOptions, found: Pretrained) -> None:
+    """Raise ConfigError where sampler or task ask of a checkpoint what it can't do."""
+    told = f"model.path={model.path}"
+    guidance = config.sampler.guidance
+    if found.classes is not None:
+        config.check_takes_labels()
+        if guidance not in (None, 1.0) and found.null_class is None:
+            raise ConfigError(
+                f"sampler.guidance={guidance:g} needs a network that can be told no class, and of {told} it is not"
+                " known how: give model.null_class, the label that means it, if there is one"
+            )
+        classes = [label for label in range(found.classes) if label != found.null_class]
+        if isinstance(model.labels, int) and model.labels not in classes:
+            raise ConfigError(f"model.labels={model.labels} is no class of {told}, whose are {_span(classes)}")
+        if model.labels == "data" and not config.data.has_labels:
+            raise ConfigError(f"model.labels=data: data={config.data.name} has no labels")
+    elif guidance is not None or model.null_class is not None:
+        option = "sampler.guidance" if guidance is not None else "model.null_class"
+        raise ConfigError(f"{option} is for class-conditional networks, and {told} is none: drop it")
+    if config.sampler.variance == "learned" and not found.learned_variance:
+        raise ConfigError(NO_VARIANCE.format(told))
+    if found.whole:
+        told = f"{told} has a learned time embedding, a table of whole timesteps, and"
         if not (sampler := config.build_sampler()).whole:
             help = "set sampler.timesteps_as=integer" if sampler.formula.visits is None else "choose another"
             raise ConfigError(f"{told} sampler={config.sampler.name} visits others: {help}")
@@ -192,13 +239,6 @@ def check_model(config: Config, count: int | None = None) -> None:
                 f"{told} task={config.task.name} visits others on its own walks: give those whole ones, or set"
                 " sampler.timesteps_as=integer"
             )
-    values = (count or 0) * math.prod(config.data.shape)
-    if isinstance(config.model, EmpiricalConfig) and values > HELD_AT_MOST:
-        raise ConfigError(
-            f"model=empirical holds every training image in memory: {count} images of data={config.data.name} are"
-            f" {values * 8 / 2**30:.1f} GiB, {HELD_AT_MOST * 8 / 2**30:.0f} GiB at most are taken; use model=gaussian,"
-            " fewer images or smaller ones"
-        )
 
 
 def _pretrained(config: Config, model: CheckpointOptions) -> Pretrained:
@@ -224,6 +264,9 @@ def _loadable(kind: str, found: Pretrained) -> Model:
         load=found.load,
         elsewhere=True,
         weights_by=found.weights_by,
+        classes=found.classes,
+        null_class=found.null_class,
+        learned_variance=found.learned_variance,
     )
 
 
@@ -238,6 +281,8 @@ def _unet(
 ) -> Model:
     if unet.weights == "random":
         return _untrained(config, unet, data)
+    if unet.conditional:
+        label_shares(unet.labels, data.num_classes + 1, data.num_classes, data)  # before anything is trained
     recipe = training_recipe(config, data, runtime)
     fingerprint = content_key(recipe)
 
@@ -276,7 +321,7 @@ def _unet(
 
         return load_unet(folder if unet.weights == "ema" else folder / "raw")
 
-    return Model(
+    model = Model(
         kind="unet",
         digest=description["digests"][unet.weights],
         weights=unet.weights,
@@ -286,6 +331,62 @@ def _unet(
         trained=trained,
         load=load,
     )
+    return _told_classes(model, unet, data)
+
+
+def _told_classes(model: Model, unet: UNetConfig, data: ImageData) -> Model:
+    """The model with the data's classes and one more label that means none, where it is class-conditional."""
+    return replace(model, classes=data.num_classes + 1, null_class=data.num_classes) if unet.conditional else model
+
+
+def model_labels(config: Config, model: Model, data: ImageData) -> NamedLabels | None:
+    """The labels of the job's samples; None of a model without classes.
+
+    Raises:
+        ConfigError: as `label_shares`.
+    """
+    if model.classes is None:
+        return None
+    assert isinstance(config.model, UNetConfig | CheckpointOptions)
+    shares = label_shares(config.model.labels, model.classes, model.null_class, data)
+    return NamedLabels(config.seed, shares, model.null_class)
+
+
+def label_shares(asked: Labels, count: int, null_class: int | None, data: ImageData) -> list[float]:
+    """How often each of a network's labels is drawn.
+
+    Args:
+        asked: model.labels.
+        count: of the network's labels.
+        null_class: that of them which means no class, and is never drawn.
+        data: whose classes "data" goes by.
+
+    Raises:
+        ConfigError: what is asked for is no class of the network, or the data have more.
+    """
+    classes = [label for label in range(count) if label != null_class]
+    if asked == "data":
+        if data.num_classes > len(classes):
+            raise ConfigError(
+                f"model.labels=data: data={data.name} has {data.num_classes} classes, and the network {len(classes)}:"
+                " give uniform or the number of a class"
+            )
+        counts = torch.bincount(data.train.labels.cpu(), minlength=len(classes)).double()
+        by_class = (counts / counts.sum()).tolist()
+    elif asked == "uniform":
+        by_class = [1.0 / len(classes)] * len(classes)
+    else:
+        if asked not in classes:
+            raise ConfigError(f"model.labels={asked} is no class of the network, whose are {_span(classes)}")
+        by_class = [float(label == asked) for label in classes]
+    shares = [0.0] * count
+    for label, share in zip(classes, by_class, strict=True):
+        shares[label] = share
+    return shares
+
+
+def _span(classes: Sequence[int]) -> str:
+    return f"{classes[0]} to {classes[-1]}" if classes else "none"
 
 
 def _train(
@@ -339,14 +440,13 @@ def _untrained(config: Config, unet: UNetConfig, data: ImageData) -> Model:
     def load() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
-            network: nn.Module = build_unet(unet, data.shape)
+            classes = data.num_classes if unet.conditional else None
+            network: nn.Module = build_unet(unet, data.shape, classes)
         return network.eval().requires_grad_(False)
 
-    digest = content_key(
-        {"untrained": unet.model_dump(exclude={"weights"}), "shape": data.shape, "seed": config.training.seed}
-    )
+    digest = content_key({"untrained": unet.architecture(), "shape": data.shape, "seed": config.training.seed})
     parameters = sum(parameter.numel() for parameter in load().parameters())
-    return Model("unet", digest, "random", parameters, None, "eps", False, load)
+    return _told_classes(Model("unet", digest, "random", parameters, None, "eps", False, load), unet, data)
 
 
 @final

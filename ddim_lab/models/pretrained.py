@@ -51,6 +51,10 @@ class Pretrained:
         weights: whether they are averaged, if that is known.
         weights_by: who says so: the user, the card of its publisher, or the file, which holds both or has a known
             digest; None where nobody does.
+        classes: of a class-conditional one, the labels that it takes, from 0 up, the null class among them; what is
+            loaded is (x_t, t, labels) -> output then.
+        null_class: the label by which that one is told no class; None where it has none.
+        learned_variance: whether it gives twice the channels, of which the second half says the variance.
     """
 
     load: Callable[[], nn.Module]
@@ -62,6 +66,9 @@ class Pretrained:
     note: str | None
     weights: Weights
     weights_by: Literal["user", "card", "file"] | None
+    classes: int | None = None
+    null_class: int | None = None
+    learned_variance: bool = False
 
 
 def inspect_pretrained(
@@ -126,7 +133,24 @@ def _of_diffusers(
     whole = config.get("time_embedding_type") == "learned"
     weights, weights_by = said_weights(options, _trained_here(network, digest))
     load = functools.partial(_load_unet, network)
-    return Pretrained(load, digest, parameters, channels, prediction, whole, note, weights, weights_by)
+    entries = config.get("num_class_embeds")
+    null = options.null_class
+    if entries is not None and null is not None and null >= entries:
+        raise ConfigError(f"model.null_class={null}: model.path={path} has {entries} labels, 0 to {entries - 1}")
+    return Pretrained(
+        load=load,
+        digest=digest,
+        parameters=parameters,
+        channels=channels,
+        prediction=prediction,
+        whole=whole,
+        note=note,
+        weights=weights,
+        weights_by=weights_by,
+        classes=entries,
+        null_class=null,
+        learned_variance=config.get("out_channels") == 2 * shape[0],
+    )
 
 
 def _load_unet(folder: Path) -> nn.Module:
@@ -257,9 +281,13 @@ def _described_song(path: str, process: str | None, weights: Weights | None, sta
 def _check_shape(path: str, network: dict[str, Any], data: str, shape: tuple[int, int, int]) -> None:
     kind = network.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise ConfigError(f"model.path={path} is a {kind}; an unconditional UNet2DModel is needed")
-    if network.get("class_embed_type") or network.get("num_class_embeds"):
-        raise ConfigError(f"model.path={path} is conditioned on classes; an unconditional UNet2DModel is needed")
+        raise ConfigError(f"model.path={path} is a {kind}; a UNet2DModel is needed")
+    if (told := network.get("class_embed_type")) is not None:
+        raise ConfigError(
+            f"model.path={path} is told more than a class (class_embed_type={told}): that is not supported"
+        )
+    if (entries := network.get("num_class_embeds")) is not None and (type(entries) is not int or entries < 1):
+        raise ConfigError(f"model.path={path}, config.json: num_class_embeds={entries!r} is no number of classes")
     size = network.get("sample_size")
     sides = list(size) if isinstance(size, list) else [size, size]
     if len(sides) != 2 or any(side is not None and type(side) is not int for side in sides):
@@ -268,10 +296,10 @@ def _check_shape(path: str, network: dict[str, Any], data: str, shape: tuple[int
     takes = (network.get("in_channels"), height or shape[1], width or shape[2])
     if takes != shape:
         raise ConfigError(f"model.path={path} is for images of {_times(takes)}, data={data} has {_times(shape)}")
-    if network.get("out_channels") != shape[0]:
+    if network.get("out_channels") not in (shape[0], 2 * shape[0]):
         raise ConfigError(
-            f"model.path={path} gives {network.get('out_channels')} channels for {shape[0]}: learned variances are"
-            " not supported"
+            f"model.path={path} gives {network.get('out_channels')} channels for {shape[0]}: as many are needed, or"
+            " twice as many, of which the second half is a learned variance"
         )
     levels = network.get("block_out_channels")
     if isinstance(levels, list):

@@ -55,6 +55,8 @@ class DiffusionModule(pl.LightningModule):
         evaluate: called with a batch of sample indices in `test_step`; see `ddim_lab.tasks`.
         ranks: processes that train together; each is given its part of a batch.
         channels_last: give the network its x_t as [B, H, W, C] in memory, as its weights are then.
+        null_class: of a class-conditional network, which is given the images' labels, or this one instead in
+            `training.label_dropout` of the cases, independently (Ho and Salimans 2021, Algorithm 1); None of another.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class DiffusionModule(pl.LightningModule):
         evaluate: Callable[[Tensor], None] | None = None,
         ranks: int = 1,
         channels_last: bool = False,
+        null_class: int | None = None,
     ) -> None:
         super().__init__()
+        self._null_class = null_class
         self._ranks = ranks
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network
@@ -97,8 +101,18 @@ class DiffusionModule(pl.LightningModule):
         if rank > 0:  # dropout has no rows to take: each rank has its own
             torch.manual_seed(_step_seed(seed, step, rank))
         x_t = q_sample(x_0, eps, self._alpha_bars[t, None, None, None])
-        output = self.network(x_t.contiguous(memory_format=self._layout), t)
+        output = self.network(x_t.contiguous(memory_format=self._layout), t, *self._labels(batch, total, mine, step))
         return eps_loss(output if isinstance(output, Tensor) else output.sample, eps, weights)
+
+    def _labels(self, batch: dict[str, Tensor], total: int, mine: slice, step: int) -> tuple[Tensor, ...]:
+        """What a class-conditional network is told, int64 [B]; drawn by a generator of its own, on the CPU."""
+        if self._null_class is None:
+            return ()
+        assert self.training_config is not None
+        labels, training = batch["labels"], self.training_config
+        generator = torch.Generator().manual_seed(_step_seed(training.seed, step, -1))
+        dropped = torch.rand(total, generator=generator)[mine] < training.label_dropout
+        return (torch.where(dropped.to(labels.device, non_blocking=True), self._null_class, labels),)
 
     def _timesteps(self, total: int, mine: slice, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Timesteps of the rows `mine` of a batch of `total`, and their losses' weights; None where all are 1."""
@@ -264,7 +278,8 @@ def train(
         ConfigError: an image can't be read; names it.
         RuntimeError: this process has compiled too many networks.
     """
-    network = _initialised(model, data.shape, training.seed, precision, compiled)
+    classes = data.num_classes if model.conditional else None
+    network = _initialised(model, data.shape, classes, training.seed, precision, compiled)
     curve, raw = _Curve(training.max_steps, mirror), _LastRaw()
     average = WeightAveraging(
         device="cuda" if accelerator == "gpu" else "cpu",
@@ -274,7 +289,9 @@ def train(
     )
     callbacks: list[Callback] = [raw, average, curve]
     fitter = _trainer(training, accelerator, device_indices, rank, precision, deterministic, work, callbacks)
-    module = DiffusionModule(network, schedule, training, ranks=training.devices, channels_last=compiled)
+    module = DiffusionModule(
+        network, schedule, training, ranks=training.devices, channels_last=compiled, null_class=classes
+    )
     try:
         with interruptible():
             fitter.fit(
@@ -297,11 +314,11 @@ def train(
 
 
 def _initialised(
-    model: UNetConfig, shape: tuple[int, int, int], seed: int, precision: str, compiled: bool
+    model: UNetConfig, shape: tuple[int, int, int], classes: int | None, seed: int, precision: str, compiled: bool
 ) -> UNet2DModel:
     """The network before its first step, named by the seed; prepared for bf16, or for the compiler, where asked."""
     torch.manual_seed(_step_seed(seed, -1, 0))
-    network = build_unet(model, shape)
+    network = build_unet(model, shape, classes)
     if precision == "bf16":
         ends_without_autocast(network)
     if compiled:

@@ -39,10 +39,15 @@ _OLD_NAMES: Final = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn
 """What attention's parts were called when Google's checkpoints were stored."""
 
 
-def build_unet(config: UNetConfig, shape: tuple[int, int, int]) -> UNet2DModel:
-    """A diffusers U-Net for images of `shape` (C, H, W), freshly initialised from torch's global generator.
+def build_unet(config: UNetConfig, shape: tuple[int, int, int], classes: int | None = None) -> UNet2DModel:
+    """A diffusers U-Net, freshly initialised from torch's global generator.
 
     Attention has one head, as in Ho et al. 2020.
+
+    Args:
+        config: its sizes.
+        shape: (C, H, W) of the images.
+        classes: K of a class-conditional one, whose label K means no class; None for one without classes.
     """
     channels, height, width = shape
     down = tuple("AttnDownBlock2D" if attention else "DownBlock2D" for attention in config.attention)
@@ -59,6 +64,7 @@ def build_unet(config: UNetConfig, shape: tuple[int, int, int]) -> UNet2DModel:
         dropout=config.dropout,
         attention_head_dim=None,
         add_attention=any(config.attention),
+        num_class_embeds=None if classes is None else classes + 1,
     )
 
 

@@ -53,6 +53,8 @@ def not_comparable(reference: Published, cell: Cell, value: Value) -> str | None
             return f"ours is to the statistics in {name}, theirs to the {reference.reference} images"
         if reference.reference not in (None, split := cell.recipe("metrics", "reference")):
             return f"ours is to the {split} images, theirs to the {reference.reference} images"
+    if cell.recipe("model", "classes") is not None:
+        return "ours is of a class-conditional network"
     weights = cell.recipe("model", "weights")
     if reference.weights is not None and weights in UNKNOWN_WEIGHTS:
         return (

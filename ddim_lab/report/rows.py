@@ -22,7 +22,7 @@ CONTRACT = (
 
 LABELS = (
     *("data", "model", "sampler", "eta", "variance", "spacing", "clip", "steps", "nfe_asked", "num_samples"),
-    *("batch_size", "seed", "training_seed", "sweep"),
+    *("batch_size", "seed", "training_seed", "sweep", "guidance"),
 )
 
 

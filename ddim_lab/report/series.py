@@ -87,6 +87,7 @@ def _seed(value: Any) -> str:
 
 _NAMED: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("sweep", str),
+    ("guidance", lambda value: "no guidance" if value is None else f"guidance {value:g}"),
     ("spacing", str),
     ("clip", lambda value: f"clip {value}"),
     ("data", str),
@@ -101,8 +102,9 @@ def name_series(cells: Sequence[Cell]) -> dict[int, Series]:
     """The series of each cell, by cell number.
 
     Settings are added to the names in a fixed order, each only if it tells apart cells that the names so far do not:
-    the noise first (η or σ̂), then in a comparison the sweep, then spacing, clipping, data, model, seeds, batch size,
-    then the preset's name, and at last, where two different jobs would still share a place, the overrides that differ.
+    the noise first (η or σ̂), then in a comparison the sweep, then guidance, spacing, clipping, data, model, seeds and
+    batch size, then the preset's name, and at last, where two different jobs would still share a place, the overrides
+    that differ.
     """
     names: dict[int, tuple[str, ...]] = {cell.number: (noise_label(cell.labels),) for cell in cells}
 

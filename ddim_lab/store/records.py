@@ -38,7 +38,7 @@ ROW: Final = (
     *("data", "model", "sampler", "eta", "variance", "spacing", "clip", "steps", "nfe", "num_samples", "batch_size"),
     *("seed", "training_seed", "weights", "precision", "device", "status", "cell"),
     *("device_name", "compile", "task", "number", "cached", "job_seconds", "error", "overrides", "sweep"),
-    "nfe_asked",
+    *("nfe_asked", "guidance"),
 )
 """What a row of results.csv says of the cell itself: no value can be called so."""
 

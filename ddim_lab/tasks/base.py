@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ddim_lab.data.images import ImageData
     from ddim_lab.device.runtime import Runtime
+    from ddim_lab.labels import NamedLabels
     from ddim_lab.metrics.features import Features
     from ddim_lab.metrics.speed import Contention
     from ddim_lab.models.obtain import Model
@@ -90,7 +91,14 @@ class Job:
         """The same with that many steps (instead of a list of timesteps)."""
         moments = self.second_moments(steps)
         gamma = None if moments is None else moments.gamma
-        return self.config.build_sampler(self.model.prediction, steps, gamma=gamma)
+        return self.config.build_sampler(self.model.prediction, steps, gamma=gamma, labels=self.labels)
+
+    @cached_property
+    def labels(self) -> NamedLabels | None:
+        """Of its samples, by their indices; None of a model without classes."""
+        from ddim_lab.models.obtain import model_labels
+
+        return model_labels(self.config, self.model, self.data)
 
     def second_moments(self, steps: int | None = None) -> SecondMoments | None:
         """Gamma(t) of the model where the walk needs it, for sampler.variance=analytic; estimated at first use.

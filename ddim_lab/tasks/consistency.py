@@ -10,7 +10,7 @@ import io
 import time
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ UNRELATED: Final = "Two of them from different x_T"
 @final
 class Consistency(Task):
     """conf/task/consistency: the same x_T at S steps and at `many_steps` (paper, Figure 5)."""
+
+    takes_labels: ClassVar[bool] = True
 
     name: Literal["consistency"]
     many_steps: PositiveInt

@@ -19,6 +19,7 @@ class Generate(Task):
     scores_samples: ClassVar[bool] = True
     keeps_samples: ClassVar[bool] = True
     on_several_devices: ClassVar[bool] = True
+    takes_labels: ClassVar[bool] = True
 
     name: Literal["generate"]
 

@@ -173,7 +173,10 @@ def _speed(config: Config, maker: Maker, samples: _Samples) -> dict[str, Any]:
     if maker.device.type == "cuda" and maker.peak_memory is None:  # every batch is another process's
         with maker.memory_seen():
             x_T = torch.zeros(count, *maker.job.data.shape, device=maker.device)
-            maker.network(x_T, torch.zeros(count, dtype=torch.int64, device=maker.device))
+            labels = (
+                None if maker.sampler.labels is None else torch.zeros(count, dtype=torch.int64, device=maker.device)
+            )
+            maker.sampler.predict_eps(maker.network, x_T, maker.sampler.transitions[0].t, labels)
     seconds, shares = samples.walks, samples.shares
     if of_steps := len(seconds) < config.metrics.speed_repeats:
         steps = samples.steps

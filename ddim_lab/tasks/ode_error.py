@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, final
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from ddim_lab.tasks.pictures import preview, sheet
 from ddim_lab.tasks.walks import network_in_place, sample_states, squared_error, states_identity
 
 if TYPE_CHECKING:
+    from ddim_lab.labels import NamedLabels
     from ddim_lab.sampler import Sampler
     from ddim_lab.transitions import Prediction
 
@@ -45,6 +46,8 @@ AGREED: Final = 0.1
 @final
 class OdeError(Task):
     """conf/task/ode_error: distance to the ODE's fine solution from the same x_T."""
+
+    takes_labels: ClassVar[bool] = True
 
     name: Literal["ode_error"]
     fine_nfe: Annotated[tuple[PositiveInt, PositiveInt], Field()]
@@ -71,7 +74,8 @@ class OdeError(Task):
     def shared(self, config: Config) -> tuple[Hashable, int]:
         model = config.data, config.model, config.schedule, config.training
         drawn = *model, config.seed, config.num_samples, config.batch_size, config.runtime
-        return (drawn, self.fine_nfe, self.fine_spacing), config.num_samples * sum(self.fine_nfe)
+        forwards = sum(self.fine_sampler(config, which).nfe for which in range(2))
+        return (drawn, config.sampler.guidance, self.fine_nfe, self.fine_spacing), config.num_samples * forwards
 
     def identity(self, job: Job) -> dict[str, Any]:
         """The two walks that this cell is compared with."""
@@ -128,14 +132,24 @@ class OdeError(Task):
             pictures=[Pictured(title="Each cell over the ODE's solution from the same x_T", file="against_ode.png")],
         )
 
-    def fine_sampler(self, config: Config, which: int, prediction: Prediction = "eps") -> Sampler:
-        """UniPC-3 (0) or DEIS (1) with its number of steps, each a forward."""
+    def fine_sampler(
+        self, config: Config, which: int, prediction: Prediction = "eps", labels: NamedLabels | None = None
+    ) -> Sampler:
+        """UniPC-3 (0) or DEIS (1) with its number of steps, each a forward, or two with guidance."""
         from ddim_lab.multistep import Deis, UniPC
         from ddim_lab.sampler import Sampler
 
         formula = (UniPC(3), Deis(3))[which]
         schedule, steps = config.build_schedule(), self.fine_nfe[which]
-        return Sampler(schedule, steps, spacing=self.fine_spacing, prediction=prediction, formula=formula)
+        return Sampler(
+            schedule,
+            steps,
+            spacing=self.fine_spacing,
+            prediction=prediction,
+            formula=formula,
+            labels=labels,
+            guidance=config.sampler.guidance,
+        )
 
 
 def _without_each_group(values: Tensor) -> list[float]:
@@ -146,7 +160,7 @@ def _without_each_group(values: Tensor) -> list[float]:
 
 def _fine_sampler(job: Job, which: int) -> Sampler:
     assert isinstance(job.task, OdeError)
-    return job.task.fine_sampler(job.config, which, job.model.prediction)
+    return job.task.fine_sampler(job.config, which, job.model.prediction, job.labels)
 
 
 def _identity(job: Job, which: int) -> dict[str, Any]:

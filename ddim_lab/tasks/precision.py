@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ RUNTIME: Final = "the same x_T under this runtime and in fp32 on deterministic k
 @final
 class Precision(Task):
     """conf/task/precision: what a runtime changes in the images, beside fp32 from the same x_T."""
+
+    takes_labels: ClassVar[bool] = True
 
     name: Literal["precision"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, final
+from typing import Annotated, Any, ClassVar, Final, Literal, final
 
 import torch
 from pydantic import Field, StrictInt
@@ -27,6 +27,8 @@ SHOWN: Final = 4
 @final
 class Trajectory(Task):
     """conf/task/trajectory: x_t and the predicted x_0 over the steps."""
+
+    takes_labels: ClassVar[bool] = True
 
     name: Literal["trajectory"]
     columns: Annotated[StrictInt, Field(ge=2)]

@@ -182,11 +182,11 @@ def check_finite(x: Tensor, walk: Callable[[EpsModel], object], network: nn.Modu
         return
     steps: list[float] = []
 
-    def watched(x: Tensor, t: Tensor) -> Any:
+    def watched(x: Tensor, t: Tensor, *labels: Tensor) -> Any:
         if not bool(torch.isfinite(x).all()):
             raise _Began(f"after step {len(steps)} (t = {steps[-1]:g})" if steps else "in x_T")
         steps.append(float(t[0]))
-        output = network(x, t)
+        output = network(x, t, *labels)
         if not bool(torch.isfinite(output if isinstance(output, Tensor) else output.sample).all()):
             raise _Began(f"in the network's output at step {len(steps)} (t = {steps[-1]:g})")
         return output
