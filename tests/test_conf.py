@@ -35,6 +35,8 @@ NEEDS = {
     ("data", "lsun_church"): [UNLABELLED],
     ("data", "image_folder"): ["data.root={folder}"],
     ("model", "pretrained"): ["model.path={folder}"],
+    ("model", "edm"): ["model.path={folder}/a.pt"],
+    ("model", "score_sde"): ["model.path={folder}/a.pth"],
     ("model", "celeba"): ["data=celeba", UNLABELLED],
     ("sampler", "checkpoint"): ["model=pretrained", "model.path={folder}"],
     ("model", "lsun_bedroom"): ["data=lsun_bedroom", UNLABELLED],

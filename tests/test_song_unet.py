@@ -258,6 +258,7 @@ def test_16_bits_keep_the_edges(tmp_path: Path) -> None:
 # -- in the harness -------------------------------------------------------------------------------------
 
 SMALL = Net(channels=1, attention=())
+IN_SECONDS = ("num_samples=8", "batch_size=8", "metrics.features=pixels", "logger=csv")
 
 
 def configure(kind: str, path: str, *overrides: str) -> Any:
@@ -274,8 +275,7 @@ def model_of(*arguments: str) -> Model:
 def test_one_is_sampled_from_the_command_line(tmp_path: Path) -> None:
     path = saved(score_sde_content(SMALL), tmp_path)
     arguments = ("model=score_sde", f"model.path={path}", "model.process=subvp", "sampler=ddim_logsnr", "steps=2")
-    settings = ("num_samples=8", "batch_size=8", "metrics.features=pixels", "logger=csv")
-    assert tiny.run(tmp_path / "outputs", *arguments, settings=settings) == 0
+    assert tiny.run(tmp_path / "outputs", *arguments, settings=IN_SECONDS) == 0
     (row,) = tiny.results(tiny.sweeps(tmp_path / "outputs")[0])
     assert (row["model"], row["weights"], row["nfe"]) == (path, "ema", "2")
 
@@ -294,6 +294,24 @@ def test_what_a_model_is_enters_its_digest(tmp_path: Path) -> None:
     network = made[()].load()
     assert made[()].parameters == sum(parameter.numel() for parameter in network.parameters())
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_a_class_conditional_one_is_told_the_class_or_none(tmp_path: Path) -> None:
+    """The number of its classes means none, where the user says that it was trained with that."""
+    path = saved(edm_content("EDMPrecond", Net(channels=1, attention=(), classes=10)), tmp_path)
+    named, guided = model_of("edm", path), model_of("edm", path, "model.null_class=10", "sampler.guidance=2")
+    assert (named.classes, named.null_class) == (10, None)
+    assert (guided.classes, guided.null_class) == (11, 10)
+    assert named.digest == guided.digest
+    with pytest.raises(ConfigError, match=r"null_class=3: .* has 10 classes, and is told none by 10"):
+        model_of("edm", path, "model.null_class=3")
+    with pytest.raises(ConfigError, match=r"guidance=2 needs a network that can be told no class"):
+        model_of("edm", path, "sampler.guidance=2")
+    outputs = tmp_path / "outputs"
+    arguments = ("model=edm", f"model.path={path}", "model.null_class=10", "sampler.guidance=2", "steps=2")
+    assert tiny.run(outputs, *arguments, settings=IN_SECONDS) == 0
+    (row,) = tiny.results(tiny.sweeps(outputs)[0])
+    assert (row["model"], row["weights"], row["nfe"]) == (path, "ema", "4")
 
 
 class Harm:

@@ -212,6 +212,13 @@ def _of_song(
             f"model.path={path} is made for sigma up to {known.largest_sigma:.3g}, and schedule={schedule.name} reaches"
             f" {sigma:.3g} at its last timestep"
         )
+    classes, null = known.classes or None, options.null_class
+    if classes is not None and null is not None:
+        if null != classes:
+            raise ConfigError(
+                f"model.null_class={null}: model.path={path} has {classes} classes, and is told none by {classes}"
+            )
+        classes += 1
     weights, weights_by = (known.weights, "file") if process is not None else said_weights(options, known.weights)
     return Pretrained(
         load=lambda: _read_song(path, process, asked).build(built),
@@ -223,6 +230,8 @@ def _of_song(
         note=note,
         weights=weights,
         weights_by=weights_by,
+        classes=classes,
+        null_class=null,
     )
 
 
