@@ -58,6 +58,19 @@ FEWER = {
 }
 """Some rows of many, which tests of the samplers have all of."""
 
+TRAINED = {
+    "guidance_digits": (
+        *(
+            "training.max_steps=12",
+            "training.warmup_steps=2",
+            "training.batch_size=16",
+            "model.block_out_channels=[8,8]",
+        ),
+        *("model.norm_num_groups=4", "sampler.guidance=1,2"),
+    )
+}
+"""Those of a network that no exact model stands for, with what makes its training short."""
+
 SPEED = {"benchmark", "speed_peers"}
 """Tasks that time a network, and make no pictures."""
 
@@ -85,7 +98,8 @@ def _composed(name: str, *more: str) -> tuple[Config, ...]:
 
 def starts(outputs: Path, name: str, *more: str) -> Path:
     """Run an experiment at a tiny size, with an exact model of the digits; its sweep's folder."""
-    arguments = [f"+experiments={name}", "data=digits", "model=gaussian", "training=digits", "logger=csv"]
+    model = () if name in TRAINED else ("model=gaussian",)
+    arguments = [f"+experiments={name}", "data=digits", *model, "training=digits", "logger=csv"]
     with composer(get_args_parser().parse_args([])):
         base = compose(arguments, hydra_too=True)
     arguments += [*tiny.SMALL, "metrics.features=pixels", "metrics.noise_seeds=3", "metrics.speed_repeats=1"]
@@ -103,7 +117,7 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
         arguments += ["task.steps=[10,50,60,80]", "task.starts=2", "task.draws=1000"]
     if base.task.name == "metric_power":
         arguments += ["task.draws=2", "task.fewer_steps=2", "task.reference_images=300"]
-    arguments += FEWER.get(name, ())
+    arguments += FEWER.get(name, ()) + TRAINED.get(name, ())
     if not any(text.startswith("steps=") for text in more):
         arguments.append("steps=3" if name in SHORT or base.task.name in SPEED else "steps=3,8")
     assert tiny.run(outputs, *arguments, *more, settings=()) == 0

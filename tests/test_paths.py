@@ -47,6 +47,8 @@ OPTIONS = {
     "schedule.path": "schedule=file schedule.path={path}",
     "model.path": "model=pretrained model.path={path}",
     "metrics.inception_weights": "metrics.features=inception metrics.inception_weights={path}",
+    "metrics.dinov2_weights": "metrics.features=dinov2 metrics.dinov2_weights={path}",
+    "metrics.clip_weights": "metrics.features=clip metrics.clip_weights={path}",
     "metrics.reference_statistics": "metrics.reference_statistics={path} metrics.features=pixels",
 }
 

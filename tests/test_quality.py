@@ -343,10 +343,13 @@ def test_options_of_metrics_are_checked_as_their_own() -> None:
         ("+metrics.kid_subset=3", r"metrics\.kid_subset: no such option"),
         ("~metrics.neighbours", r"metrics\.neighbours is not set"),
         ("metrics.features=[]", r"metrics\.features=\[\] names no network: give some of 'classifier', .*"),
-        ("metrics.features=[pixels,x]", r"metrics\.features=\[pixels,x\]: x must be 'classifier', 'inception' or .*"),
+        (
+            "metrics.features=[pixels,x]",
+            r"metrics\.features=\[pixels,x\]: x must be 'classifier', 'clip', 'dinov2', 'inception' or .*",
+        ),
         ("metrics.features=[pixels,pixels]", r"metrics\.features=\[pixels,pixels\] names pixels twice"),
-        ("metrics.features=3", r"metrics\.features=3: must be 'classifier', 'inception' or 'pixels'"),
-        ("metrics.features=x", r"metrics\.features=x: must be 'classifier', 'inception' or 'pixels'"),
+        ("metrics.features=3", r"metrics\.features=3: must be 'classifier', 'clip', 'dinov2', 'inception' or 'pixels'"),
+        ("metrics.features=x", r"metrics\.features=x: must be 'classifier', 'clip', 'dinov2', 'inception' or 'pixels'"),
         ("metrics.inception_weights=''", r"metrics\.inception_weights is empty: .*"),
     ):
         with pytest.raises(ConfigError) as refused:

@@ -20,10 +20,26 @@ if TYPE_CHECKING:
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.metrics.extractor import Extractor
 
-__all__ = ["KEPT_AT_MOST", "FeatureNetwork", "Features", "feature_network", "obtain_features"]
+__all__ = ["KEPT_AT_MOST", "FeatureNetwork", "Features", "PublishedKernel", "feature_network", "obtain_features"]
 
 KEPT_AT_MOST: Final = 50_000
 """Feature vectors that are compared one by one, at most: kernel distances, precision and recall see no more."""
+
+
+@final
+@dataclass(frozen=True)
+class PublishedKernel:
+    """A discrepancy that has a name in the literature, which it has in one network's features and with one kernel.
+
+    Attributes:
+        name: as "CMMD".
+        bandwidth: sigma of its Gaussian kernel.
+        source: where it was published.
+    """
+
+    name: str
+    bandwidth: float
+    source: str
 
 
 @final
@@ -38,6 +54,8 @@ class Features:
         load: gives the network, on the CPU, in evaluation mode.
         tells_classes: whether the classes of its head are the data set's own labels.
         kept: whether the features of samples are kept beside their images: not those that are the images again.
+        known_as: what others call this very Fréchet distance, in words; None where nobody does.
+        kernel: of a discrepancy in them that was published; None where there is none.
     """
 
     name: str
@@ -46,6 +64,8 @@ class Features:
     load: Callable[[], Extractor]
     tells_classes: bool = False
     kept: bool = True
+    known_as: str | None = None
+    kernel: PublishedKernel | None = None
 
     @property
     def is_fid(self) -> bool:

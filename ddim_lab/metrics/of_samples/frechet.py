@@ -71,12 +71,13 @@ class _Distance(Running):
         comparison, options = self._comparison, self._options
         distance = FrechetDistance(comparison.reference.moments, comparison.device)
         found, name = distance.of(vectors), comparison.features.name
+        known = f" · {comparison.features.known_as}" if comparison.features.known_as else ""
         beside = self._at_equal_n(vectors, distance, found)
         whole = _value(
             "fd",
             found,
             heading=name,
-            facts=f"{comparison.facts} · {MOMENTS}",
+            facts=f"{comparison.facts}{known} · {MOMENTS}",
             error=f"{BY_INFLUENCE}. {BEYOND}",
             count=comparison.num_samples,
             level="fd_held_out_at_equal_n" if beside else None,

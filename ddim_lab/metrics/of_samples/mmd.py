@@ -66,39 +66,64 @@ class _Discrepancy(Running):
         self._bandwidth, self._comparison = bandwidth, comparison
 
     def compute(self, vectors: Vectors) -> list[Value]:
+        heading = f"{TIMES:.0f} MMD² ({self._comparison.features.sees})"
+        shown: dict[str, Any] = {"heading": heading, "column": f"{TIMES:.0f} MMD²", "table": BESIDE}
+        chosen = "half the median distance in the reference" if self._bandwidth is None else "given"
+        told = f"sees any difference · Gaussian kernel, σ = {{bandwidth:.4g}} ({chosen})"
+        values = self._values("mmd", vectors, self._bandwidth, told, **shown)
+        if (known := self._comparison.features.kernel) is not None:
+            told = f"Gaussian kernel, σ = {{bandwidth:.4g}}, biased, times {TIMES:.0f}, as published ({known.source})"
+            shown = {"heading": known.name, "column": known.name, "table": BESIDE}
+            values += self._values(known.name.lower(), vectors, known.bandwidth, told, biased=True, **shown)
+        return values
+
+    def _values(
+        self, name: str, vectors: Vectors, bandwidth: float | None, told: str, *, biased: bool = False, **shown: Any
+    ) -> list[Value]:
+        """A discrepancy and, where there are held-out images, theirs.
+
+        Args:
+            name: the value's.
+            bandwidth: sigma; None for half the median distance.
+            told: what facts say of it, a template that is given the bandwidth.
+            biased: as `GaussianKernel.of`.
+            shown: heading, column and table.
+        """
         comparison = self._comparison
         reference = comparison.reference.features
-        heading = f"{TIMES:.0f} MMD² ({comparison.features.sees})"
-        shown: dict[str, Any] = {"heading": heading, "column": f"{TIMES:.0f} MMD²", "table": BESIDE}
         if reference is None or min(len(vectors), len(reference)) < 2:
             why_not = NO_IMAGES if reference is None else "a discrepancy needs at least 2 images of either set"
-            return [Value(name="mmd", value=None, why_not=why_not, facts=comparison.facts, **shown)]
-        kernel = self._kernel(reference)
-        found = kernel.of(vectors[:KEPT_AT_MOST], reference)
-        real = comparison.of_held_out(f"mmd {kernel.bandwidth!r}", lambda images: kernel.of(images, reference))
-        chosen = "half the median distance in the reference" if self._bandwidth is None else "given"
+            return [Value(name=name, value=None, why_not=why_not, facts=comparison.facts, **shown)]
+        kernel = self._kernel(reference, bandwidth)
+        found = kernel.of(vectors[:KEPT_AT_MOST], reference, biased=biased)
+        estimator = {"estimator": "biased"} if biased else {}
+        real = comparison.of_held_out(
+            " ".join(["mmd", repr(kernel.bandwidth), *estimator.values()]),
+            lambda images: kernel.of(images, reference, biased=biased),
+        )
+        told = told.format(bandwidth=kernel.bandwidth)
         whole = _value(
-            "mmd",
+            name,
             found,
             **shown,
-            facts=f"{comparison.facts} · sees any difference · Gaussian kernel, σ = {kernel.bandwidth:.4g} ({chosen})",
+            facts=f"{comparison.facts} · {told}",
             better="lower",
-            unbiased=True,
-            level="mmd_held_out" if real is not None else None,
-            level_says=f"{heading} of held-out real images against the same reference",
+            unbiased=not biased,
+            level=f"{name}_held_out" if real is not None else None,
+            level_says=f"{shown['heading']} of held-out real images against the same reference",
             replicates=tuple(TIMES * r for r in found.replicates),
             interactions=tuple(TIMES * c for c in found.interactions),
             count=min(comparison.num_samples, KEPT_AT_MOST),
-            comparable=comparison.comparable(bandwidth=f"{kernel.bandwidth:.9g}"),
+            comparable=comparison.comparable(bandwidth=f"{kernel.bandwidth:.9g}", **estimator),
         )
         if real is None or comparison.held_out is None:
             return [whole]
         count = comparison.held_out.count
-        return [whole, _value("mmd_held_out", real, label="held-out real images", count=count)]
+        return [whole, _value(f"{name}_held_out", real, label="held-out real images", count=count)]
 
-    def _kernel(self, reference: Vectors) -> GaussianKernel:
+    def _kernel(self, reference: Vectors, given: float | None) -> GaussianKernel:
         """The kernel, with its mean over the reference, the same for every cell: from the store, or computed."""
-        comparison, given = self._comparison, self._bandwidth
+        comparison = self._comparison
 
         def build(folder: Path) -> None:
             bandwidth = half_median_distance(reference, comparison.device) if given is None else given
@@ -158,8 +183,14 @@ class GaussianKernel:
             total += float(self._kernel(part).double().sum())
         return (total - count) / (count * (count - 1))
 
-    def of(self, samples: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> Estimate:
-        """MMD^2 of samples [N, D] to a reference [M, D]; at least two of each."""
+    def of(self, samples: np.ndarray[Any, Any], reference: np.ndarray[Any, Any], *, biased: bool = False) -> Estimate:
+        """MMD^2 of samples [N, D] to a reference [M, D]; at least two of each.
+
+        Args:
+            samples, reference: the two sets.
+            biased: with k(x_i, x_i) = 1 and k(y_i, y_i) = 1 in the means (Gretton et al. 2012, Eq. 5): never below 0,
+                and above the unbiased by (1 - mean k(x_i, x_j)) / N + (1 - mean k(y_i, y_j)) / M.
+        """
         import torch
 
         from ddim_lab.metrics.influence import estimate, paired_groups
@@ -184,6 +215,9 @@ class GaussianKernel:
             [self._kernel(part).double().mean(1).cpu() for part in squared_distances(samples, reference, self._device)]
         )
         known = self.within(reference) if self._reference_mean is None else self._reference_mean
+        if biased:
+            within = (within * (count - 1) + 1.0) / count
+            known = (known * (len(reference) - 1) + 1.0) / len(reference)
         influence = 2.0 * (within - across)
         return estimate(
             float(within.mean() + known - 2.0 * across.mean()),
