@@ -92,11 +92,11 @@ def _mistaken(head: bytes) -> str:
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
         return "is a web page, not a checkpoint: the download failed; fetch it again"
     if head.startswith(b"\x80"):
+        recipe = "torch.save(pickle.load(open('FILE', 'rb'))['KEY'].state_dict(), 'OUT.pt')"
         return (
-            "is a pickle that torch.save did not write (as NVIDIA's .pkl), and only running code would load it; where you"
-            " trust it and have that code, write the state dict of its network (KEY: where it is) by"
-            " python -c \"import pickle, torch; torch.save(pickle.load(open('FILE', 'rb'))['KEY'].state_dict(), 'OUT.pt')\""
-            " and give OUT.pt"
+            "is a pickle that torch.save did not write (as NVIDIA's .pkl), and only running code would load it; where"
+            " you trust it and have that code, write the state dict of its network (KEY: where it is) by"
+            f' python -c "import pickle, torch; {recipe}" and give OUT.pt'
         )
     for beginning, told in _OTHERS:
         if head.startswith(beginning):
