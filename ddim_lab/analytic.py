@@ -14,6 +14,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from ddim_lab.diffusion import alpha_bars_at
 from ddim_lab.schedule import NoiseSchedule
 
 __all__ = ["EmpiricalEps", "GaussianEps", "GaussianMixtureEps"]
@@ -28,15 +29,7 @@ class _AlphaBars:
     def __call__(self, t: Tensor, ndim: int) -> Tensor:
         if self._table.device != t.device:
             self._table = self._table.to(t.device)
-        found = self._between(t.double()) if t.is_floating_point() else self._table[t]
-        return found.reshape(-1, *([1] * (ndim - 1)))
-
-    def _between(self, t: Tensor) -> Tensor:
-        """Log-linear between whole timesteps, and bitwise the table's value at a whole one."""
-        below = t.floor().long()
-        weight, above = t - below, (below + 1).clamp(max=len(self._table) - 1)
-        low, high = self._table[below], self._table[above]
-        return torch.where(weight == 0.0, low, torch.exp((1.0 - weight) * low.log() + weight * high.log()))
+        return alpha_bars_at(self._table, t).reshape(-1, *([1] * (ndim - 1)))
 
 
 @final

@@ -18,6 +18,7 @@ from ddim_lab.transitions import PREDICTIONS, Prediction
 __all__ = [
     "PREDICTIONS",
     "Prediction",
+    "alpha_bars_at",
     "eps_from",
     "eps_loss",
     "per_sample",
@@ -31,6 +32,25 @@ __all__ = [
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """[B] -> [B, 1, ..., 1], in the dtype of `like` [B, ...]."""
     return values.to(like.dtype).reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def alpha_bars_at(table: Tensor, t: Tensor) -> Tensor:
+    """alpha_bar(t) of a batch of timesteps: as `NoiseSchedule.alpha_bar`, bitwise the table's value at a whole one.
+
+    Args:
+        table: alpha_bar(0), ..., alpha_bar(T-1), float64 [T].
+        t: whole numbers, or any in [0, T-1], [B].
+
+    Returns:
+        float64 [B].
+    """
+    if not t.is_floating_point():
+        return table[t]
+    t = t.double()
+    below = t.floor().long()
+    weight, above = t - below, (below + 1).clamp(max=len(table) - 1)
+    low, high = table[below], table[above]
+    return torch.where(weight == 0.0, low, torch.exp((1.0 - weight) * low.log() + weight * high.log()))
 
 
 def q_sample(x_0: Tensor, eps: Tensor, alpha_bar: Tensor | float) -> Tensor:

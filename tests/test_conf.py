@@ -37,6 +37,8 @@ NEEDS = {
     ("model", "pretrained"): ["model.path={folder}"],
     ("model", "official"): ["model.path={folder}/a.ckpt"],
     ("model", "adm"): ["model.path={folder}/a.pt"],
+    ("model", "edm"): ["model.path={folder}/a.pt"],
+    ("model", "score_sde"): ["model.path={folder}/a.pth"],
     ("model", "celeba"): ["data=celeba", UNLABELLED],
     ("sampler", "checkpoint"): ["model=pretrained", "model.path={folder}"],
     ("model", "lsun_bedroom"): ["data=lsun_bedroom", UNLABELLED],

@@ -34,7 +34,7 @@ MATHEMATICS = {
         *("torch", "ddim_lab.sampler", "ddim_lab.schedule", "ddim_lab.singlestep", "ddim_lab.multistep"),
         "ddim_lab.transitions",
     },
-    "analytic": {"torch", "ddim_lab.schedule"},
+    "analytic": {"torch", "ddim_lab.diffusion", "ddim_lab.schedule"},
     "interpolate": {"torch", "ddim_lab.diffusion"},
 }
 

@@ -18,6 +18,7 @@ from ddim_lab.config.options import (
 __all__ = [
     "AdmConfig",
     "CheckpointOptions",
+    "EdmConfig",
     "EmpiricalConfig",
     "GaussianConfig",
     "Labels",
@@ -25,6 +26,7 @@ __all__ = [
     "ModelOptions",
     "OfficialConfig",
     "PretrainedConfig",
+    "ScoreSdeConfig",
     "UNetConfig",
     "Weights",
 ]
@@ -130,6 +132,24 @@ class AdmConfig(CheckpointOptions):
         return self
 
 
+class EdmConfig(CheckpointOptions):
+    """conf/model/edm: a network of NVlabs/edm, in a file that its recipe converted it to."""
+
+    kind: Literal["edm"]
+
+
+class ScoreSdeConfig(CheckpointOptions):
+    """conf/model/score_sde: a training's checkpoint of score_sde_pytorch, which holds raw weights and their average.
+
+    Attributes:
+        process: that it was trained with; the file does not say it. vp: in continuous time; vp_discrete: at Ho et al.'s
+            1000 timesteps; subvp: in continuous time.
+    """
+
+    kind: Literal["score_sde"]
+    process: Literal["vp", "vp_discrete", "subvp"]
+
+
 class GaussianConfig(ModelOptions):
     """conf/model/gaussian: exact eps of one Gaussian with the training images' mean and variance; no training."""
 
@@ -143,6 +163,13 @@ class EmpiricalConfig(ModelOptions):
 
 
 ModelConfig = Annotated[
-    UNetConfig | PretrainedConfig | OfficialConfig | AdmConfig | GaussianConfig | EmpiricalConfig,
+    UNetConfig
+    | PretrainedConfig
+    | OfficialConfig
+    | AdmConfig
+    | EdmConfig
+    | ScoreSdeConfig
+    | GaussianConfig
+    | EmpiricalConfig,
     Field(discriminator="kind"),
 ]

@@ -4,7 +4,8 @@ A number in bf16 has 8 significant bits, so every tensor that is rounded to it g
 products and convolutions are what 16 bits make fast, and they add up in fp32 whatever they are given. What they are
 given is rounded here, layer by layer; what else is rounded is a choice:
 
-    edges   the first and the last convolution (with the norm before it) and the time embedding: they are small
+    edges   the first and the last convolution (with the norm before it), others that are given the image, and the time
+            embedding: they are small
     norms   the other group norms: their scale and shift, and what they are given if `stream` is kept
     stream  the sums that run through the network: residual branches and skip connections are added in fp32
 
@@ -32,15 +33,19 @@ __all__ = ["Part", "ends_without_autocast", "lower_precision"]
 Part = Literal["edges", "norms", "stream"]
 
 
-_EDGES: Final = re.compile(r"conv_in|conv_norm_out|conv_out|(time|class)_embedding\..*|.*\.time_emb_proj")
-_INTO_STREAM: Final = re.compile(r"conv_in|.*\.(conv2|conv_shortcut|to_out\.0|(down|up)samplers\.\d+\.conv)")
+_ENDS: Final = re.compile(r"(.*\.)?(conv_norm_out|conv_out|(time|class)_embedding\..*)")
+_EDGES: Final = re.compile(rf"{_ENDS.pattern}|(.*\.)?(conv_in|pyramid\.conv|time_emb_proj)")
+_INTO_STREAM: Final = re.compile(
+    r"(.*\.)?(conv_in|conv2|conv_shortcut|to_out\.0|(down|up)samplers\.\d+\.conv|into\.conv|pyramid\.conv)"
+)
 
 
 def lower_precision(network: nn.Module, dtype: torch.dtype, keep: Collection[Part]) -> None:
-    """Make a diffusers `UNet2DModel` compute in `dtype` but for what `keep` names, in place.
+    """Make a U-Net compute in `dtype` but for what `keep` names, in place.
 
-    Its convolutions, linear layers and group norms are given the dtype; any other layer with weights stays as it is.
-    Keys of the state dict change (a layer's weights are then those of its `layer`).
+    It is diffusers' `UNet2DModel`, or one whose layers are named as there, be it inside another module. Convolutions,
+    linear layers and group norms are given the dtype; any other layer with weights stays as it is. Keys of the state
+    dict change (a layer's weights are then those of its `layer`).
 
     Args:
         network: the U-Net, fp32, for inference only: gradients are not supported.
@@ -53,7 +58,7 @@ def lower_precision(network: nn.Module, dtype: torch.dtype, keep: Collection[Par
         edge = _EDGES.fullmatch(name) is not None
         kept = ("edges" in keep and edge) or ("norms" in keep and isinstance(layer, nn.GroupNorm) and not edge)
         full = "stream" in keep and _INTO_STREAM.fullmatch(name) is not None
-        if kept and name.startswith(("time_embedding", "class_embedding", "conv_norm_out", "conv_out")):
+        if kept and _ENDS.fullmatch(name) is not None:
             full = True  # what comes next is fp32, too
         parent, _, child = name.rpartition(".")
         inside = torch.float32 if kept else dtype

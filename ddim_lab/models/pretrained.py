@@ -6,6 +6,7 @@ Each format has its reader; what follows of a `Pretrained` does not depend on wh
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,28 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 import numpy as np
 
-from ddim_lab.config.model import AdmConfig, CheckpointOptions, OfficialConfig, PretrainedConfig, Weights
+from ddim_lab.config.model import (
+    AdmConfig,
+    CheckpointOptions,
+    EdmConfig,
+    OfficialConfig,
+    PretrainedConfig,
+    ScoreSdeConfig,
+    Weights,
+)
 from ddim_lab.config.schedule import ScheduleConfig
 from ddim_lab.diffusion import Prediction
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.scheduler import read_process
+from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.schedulers.classes import NEEDED
 from ddim_lab.schedulers.folder import locate, read_object, scheduler_file
+from ddim_lab.store import content_key
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ddim_lab.models.foreign.song_checkpoint import SongCheckpoint
 
 __all__ = ["Pretrained", "check_schedule", "inspect_pretrained"]
 
@@ -84,6 +97,8 @@ def inspect_pretrained(
     """
     if isinstance(options, PretrainedConfig):
         return _of_diffusers(options, schedule, data, shape)
+    if isinstance(options, EdmConfig | ScoreSdeConfig):
+        return _of_song(options, schedule, data, shape)
     assert isinstance(options, OfficialConfig | AdmConfig)
     return _of_file(options, schedule, data, shape)
 
@@ -262,6 +277,108 @@ def _load_file(options: OfficialConfig | AdmConfig, size: tuple[int, int], steps
     return network
 
 
+# -- Song et al.'s U-Net, of NVlabs/edm or score_sde_pytorch ------------------------------------------------
+
+
+def _of_song(
+    options: EdmConfig | ScoreSdeConfig, schedule: ScheduleConfig, data: str, shape: tuple[int, int, int]
+) -> Pretrained:
+    path, process = options.path, options.process if isinstance(options, ScoreSdeConfig) else None
+    if process == "vp_discrete" and schedule.build().digest != NoiseSchedule.linear().digest:
+        raise ConfigError(
+            "model.process=vp_discrete was trained at schedule=linear's own 1000 timesteps, and others are set"
+            f" (schedule={schedule.name}): drop what changes them"
+        )
+    asked = options.weights if process is not None else None
+    if asked == "unknown":
+        raise ConfigError(f"model.path={path} holds both weights, by name: give model.weights=ema or raw")
+    state = Path(path).stat() if Path(path).is_file() else None
+    known = _described_song(path, process, asked, None if state is None else (state.st_size, state.st_mtime_ns))
+    takes = (known.channels, *(known.size or shape[1:]))
+    if takes != shape:
+        raise ConfigError(f"model.path={path} is for images of {_times(takes)}, data={data} has {_times(shape)}")
+    _check_halved(path, known.levels, data, shape)
+    built = schedule.build()
+    ab = built.alpha_bar(built.num_timesteps - 1)
+    sigma = math.sqrt((1.0 - ab) / ab)
+    note = None
+    if sigma > 1.05 * known.largest_sigma:
+        note = (
+            f"model.path={path} is made for sigma up to {known.largest_sigma:.3g}, and schedule={schedule.name} reaches"
+            f" {sigma:.3g} at its last timestep"
+        )
+    classes, null = known.classes or None, options.null_class
+    if classes is not None and null is not None:
+        if null != classes:
+            raise ConfigError(
+                f"model.null_class={null}: model.path={path} has {classes} classes, and is told none by {classes}"
+            )
+        classes += 1
+    weights, weights_by = (known.weights, "file") if process is not None else said_weights(options, known.weights)
+    return Pretrained(
+        load=lambda: _read_song(path, process, asked).build(built),
+        digest=known.digest,
+        parameters=known.parameters,
+        channels=known.stem,
+        prediction="eps",
+        whole=False,
+        note=note,
+        weights=weights,
+        weights_by=weights_by,
+        classes=classes,
+        null_class=null,
+    )
+
+
+def _read_song(path: str, process: str | None, weights: Weights | None) -> SongCheckpoint:
+    """A file of score_sde_pytorch, whose process is named, or else one converted from NVlabs/edm's."""
+    from ddim_lab.models.foreign.edm import read_edm
+    from ddim_lab.models.foreign.score_sde import read_score_sde
+
+    try:
+        if process is None:
+            return read_edm(path)
+        return read_score_sde(path, process, "raw" if weights == "raw" else "ema")
+    except ValueError as error:
+        raise ConfigError(f"model.path: {error}") from None
+
+
+@final
+@dataclass(frozen=True)
+class _Song:
+    """What is kept of a `SongCheckpoint`, without its weights."""
+
+    digest: str
+    parameters: int
+    channels: int
+    stem: int
+    levels: int
+    classes: int
+    size: tuple[int, int] | None
+    largest_sigma: float
+    weights: Literal["ema", "raw"]
+
+
+@functools.lru_cache(maxsize=8)
+def _described_song(path: str, process: str | None, weights: Weights | None, state: tuple[int, int] | None) -> _Song:
+    """As `_read_weights`. The digest is of the weights and of how the network is told the noise."""
+    from ddim_lab.models.unet import weights_digest
+
+    read = _read_song(path, process, weights)
+    network = read.build(NoiseSchedule.linear())
+    return _Song(
+        digest=content_key({"weights": weights_digest(network), **read.preconditioning.recipe()}),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        channels=read.shape.channels,
+        stem=read.shape.stem,
+        levels=len(read.shape.widths),
+        classes=read.shape.classes,
+        size=read.size,
+        largest_sigma=read.preconditioning.largest_sigma,
+        weights=read.weights,
+    )
+
+
 # -- whether it fits ------------------------------------------------------------------------------------
 
 
@@ -289,9 +406,14 @@ def _check_shape(path: str, network: dict[str, Any], data: str, shape: tuple[int
             " twice as many, of which the second half is a learned variance"
         )
     levels = network.get("block_out_channels")
-    if isinstance(levels, list) and any(side % 2 ** (len(levels) - 1) for side in shape[1:]):
+    if isinstance(levels, list):
+        _check_halved(path, len(levels), data, shape)
+
+
+def _check_halved(path: str, levels: int, data: str, shape: tuple[int, int, int]) -> None:
+    if any(side % 2 ** (levels - 1) for side in shape[1:]):
         raise ConfigError(
-            f"model.path={path} halves images {len(levels) - 1} times, which {shape[1]}x{shape[2]} of data={data} can't"
+            f"model.path={path} halves images {levels - 1} times, which {shape[1]}x{shape[2]} of data={data} can't"
             " be: give images of another size"
         )
 
