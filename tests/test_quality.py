@@ -132,7 +132,7 @@ def test_precision_and_recall_are_torch_fidelitys(block: int, monkeypatch: pytes
     ours = precision_recall.precision_recall(fake, real, 3)
     assert ours == (pytest.approx(theirs["precision"], abs=1e-6), pytest.approx(theirs["recall"], abs=1e-6))
     assert 0.1 < ours[1] < ours[0] < 1
-    radii = precision_recall.squared_radii(real, 3)
+    radii = distances.squared_radii(real, 3)
     assert precision_recall.precision_recall(fake, real, 3, radii) == ours
 
 
@@ -250,7 +250,10 @@ def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> No
     whole, parts = measured(reference, 150), measured(reference, 33)
     assert reference.features is not None
     assert reference.features.shape == (1437, 64)
-    for name in ("fd", "fd_se", "kid", "kid_spread", "inception_score", "improved_precision", "improved_recall"):
+    for name in (
+        *("fd", "fd_se", "kid", "kid_spread", "inception_score", "improved_precision", "improved_recall"),
+        *("density", "density_se", "coverage", "coverage_se", "memorisation", "memorisation_nearest"),
+    ):
         assert parts[name] == pytest.approx(whole[name], rel=1e-6), name
     # Pixels that never change make the covariance singular: its root magnifies rounding.
     known = frechet_distance(reference.moments, held_out.moments)
@@ -263,7 +266,8 @@ def test_one_pass_gives_every_measure_whatever_the_batches(tmp_path: Path) -> No
     assert of_file["fd"] == pytest.approx(whole["fd"], rel=1e-9)
     for name in ("fd_at_equal_n", "fd_held_out_at_equal_n"):
         assert of_file[name] == pytest.approx(whole[name], rel=1e-9)
-    assert of_file["why_not"] == {"fd_extrapolated", "mmd", "kid", "improved_precision", "improved_recall"}
+    neighbours = {"improved_precision", "improved_recall", "density", "coverage", "memorisation"}
+    assert of_file["why_not"] == {"fd_extrapolated", "mmd", "kid", *neighbours}
 
 
 # -- what is found by name --------------------------------------------------------------------------------
@@ -283,6 +287,7 @@ def test_options_of_conf_metrics_are_those_that_networks_and_metrics_declare() -
         **{"class_proportions": True, "errors": "influence"},
         **{"kid": True, "kid_subsets": 100, "kid_subset_size": 1000},
         **{"inception_score": True, "inception_score_splits": 10, "precision_recall": True, "neighbours": 3},
+        **{"density_coverage": True, "density_coverage_neighbours": 5, "memorisation": True},
         **{"speed_repeats": 3, "noise_seeds": 2},
     }
 
@@ -309,7 +314,8 @@ def test_each_metric_says_what_its_values_mean_nothing_without(name: str, tmp_pa
     assert isinstance(metric, Metric)
     features = dataclasses.replace(features, tells_classes=True)
     classes = Classes("digits pixels", torch.full((10,), 0.1, dtype=torch.float64))
-    comparison = Comparison(features, network.head, reference, 60, None, classes, data, store, None)
+    held_out = obtain_held_out(features, data, store, count=40) if name == "memorisation" else None
+    comparison = Comparison(features, network.head, reference, 60, held_out, classes, data, store, None)
     running = metric.start(comparison)
     with torch.inference_mode():
         running.update(Batch(network(images), torch.arange(60), images, torch.arange(60) % 10))
@@ -329,6 +335,7 @@ def test_each_metric_says_what_its_values_mean_nothing_without(name: str, tmp_pa
 
 def test_a_metric_that_is_off_is_not_measured(tmp_path: Path) -> None:
     names = ("kid", "inception_score", "precision_recall", "mmd", "class_proportions")
+    names += ("density_coverage", "memorisation")
     off = tuple(f"metrics.{name}=false" for name in names)
     settings = metrics(*off)
     assert [metric.name for metric in settings.chosen] == ["frechet", "nearest"]
