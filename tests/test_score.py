@@ -182,7 +182,7 @@ def test_a_reference_batch_of_the_field(tmp_path: Path, capsys: pytest.CaptureFi
     np.savez(batch, arr_0=images(50, seed=1), mu=np.zeros(2048), sigma=np.eye(2048))
     unfit = run(tmp_path, str(one), "--reference", str(batch))[1]
     assert unfit["fd"] == of_images["fd"]
-    assert "batch.npz, n=50 (its mu and sigma are of another number of features)" in capsys.readouterr().out
+    assert "batch.npz, n=50 (its mu and sigma are of other features)" in capsys.readouterr().out
 
     np.savez(batch, arr_0=images(50, seed=1), **{**statistics(images(500, seed=1)), "sigma": -np.eye(64)})
     assert run(tmp_path, str(one), "--reference", str(batch))[0] == 2

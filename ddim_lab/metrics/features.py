@@ -38,6 +38,8 @@ class Features:
         load: gives the network, on the CPU, in evaluation mode.
         tells_classes: whether the classes of its head are the data set's own labels.
         kept: whether the features of samples are kept beside their images: not those that are the images again.
+        akin: published metrics beside which its Fréchet distance may stand, as `Value.akin`.
+        statistics: names of the mean and the covariance in the field's files of them.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Features:
     load: Callable[[], Extractor]
     tells_classes: bool = False
     kept: bool = True
+    akin: tuple[str, ...] = ("FID", "FD")
+    statistics: tuple[str, str] = ("mu", "sigma")
 
     @property
     def is_fid(self) -> bool:

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DensityCoverage", "density_coverage", "expected_coverage"]
 
-OF_DENSITY: Final = "by the influence of each sample, which is exact: density is a mean over samples"
+OF_DENSITY: Final = "by the influence of each sample"
 
-OF_COVERAGE: Final = "by the real images that one group of samples alone covers, and two groups alone"
+OF_COVERAGE: Final = "by what one group of samples alone covers, and two groups alone"
 
 
 SAYS: Final = {

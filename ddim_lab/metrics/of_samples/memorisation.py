@@ -48,7 +48,7 @@ NEARER: Final = "nearer to training than held-out"
 
 NEAREST: Final = "nearer than 95 % of held-out"
 
-ERROR: Final = "by the influence of each sample, which is exact: the training and held-out images count as known"
+ERROR: Final = "by the influence of each sample. The training and held-out images count as known"
 
 
 @final
