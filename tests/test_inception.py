@@ -28,10 +28,12 @@ from ddim_lab.data.digits import Digits
 from ddim_lab.errors import ConfigError, exit_status
 from ddim_lab.metrics import inception
 from ddim_lab.metrics.extractor import Pixels, features_by
+from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.inception import Inception, check_weights, find_weights
 from ddim_lab.metrics.networks.inception import InceptionFeatures
 from ddim_lab.metrics.networks.inception_spatial import InceptionSpatialFeatures
+from ddim_lab.metrics.references import fits, read_moments
 from ddim_lab.metrics.statistics import FeatureSums
 from ddim_lab.store import Store
 
@@ -124,15 +126,15 @@ def evaluators_layer(weights: Path, images: Tensor) -> Tensor:
 def test_the_spatial_layer_is_the_evaluators_and_comes_of_the_same_forward(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inception, "AT_ONCE", 2)
-    images, asked = random_images(4, 3, 256), []
+    monkeypatch.setattr(inception, "AT_ONCE", 1)
+    images, asked = random_images(4, 2, 256), []
     pooled, spatial, other = Inception(weights), Inception(weights, "spatial"), Pixels()
     for network in (pooled, spatial):
         network.body.register_forward_hook(lambda module, inputs, found: asked.append(len(inputs[0])))
     with torch.inference_mode():
         found = features_by([spatial, other, pooled], images)
-        assert asked == [2, 1]  # all images once, in parts
-        assert [tuple(each.shape) for each in found] == [(3, 2023), (3, 3072), (3, 2048)]
+        assert asked == [1, 1]  # all images once, in parts
+        assert [tuple(each.shape) for each in found] == [(2, 2023), (2, 3072), (2, 2048)]
         for each, network in zip(found, (spatial, other, pooled), strict=True):
             assert torch.equal(each, network(images))
     expected = evaluators_layer(weights, images)
@@ -141,7 +143,6 @@ def test_the_spatial_layer_is_the_evaluators_and_comes_of_the_same_forward(
     assert (found[0] >= 0).all()
     assert (found[0] == 0).any()  # after the ReLU
     assert spatial.head is None
-    assert Inception(weights, "spatial", tf32=True).network != spatial.network == pooled.network
 
 
 def written_out(real: Tensor, fake: Tensor) -> float:
@@ -156,34 +157,51 @@ def written_out(real: Tensor, fake: Tensor) -> float:
 
 
 @pytest.mark.slow
-def test_sfid_stands_beside_fid_and_is_the_published_formula(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`score` of a few images against others, in both layers; and against the evaluator's file of statistics."""
+def test_sfid_is_the_published_formula(weights: Path, tmp_path: Path) -> None:
+    """`score` of a few images against others; nothing but the distance is measured, no vector kept."""
     real, fake = random_images(1, 12, 256), random_images(2, 10, 200)
     for name, images in (("real", real), ("fake", fake)):
         np.savez(tmp_path / f"{name}.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
-    layers = [evaluators_layer(weights, images) for images in (real, fake)]
-    mu, sigma = layers[0].double().mean(0).numpy(), np.cov(layers[0].double().numpy(), rowvar=False)
-    np.savez(tmp_path / "statistics.npz", mu_s=mu, sigma_s=sigma)
-    more = [f"metrics.inception_weights={weights}", "metrics.frechet_extrapolated=false", f"outputs_dir={tmp_path}/o"]
+    line = [str(tmp_path / "fake.npz"), "--reference", str(tmp_path / "real.npz"), "--json", str(tmp_path / "found")]
+    line += ["metrics.features=inception_spatial", f"metrics.inception_weights={weights}"]
+    line += ["metrics.frechet_extrapolated=false", f"outputs_dir={tmp_path}/o"]
+    assert exit_status(lambda: score._main(line)) == 0
+    (found,) = json.loads((tmp_path / "found").read_text())["values"]
+    assert found["value"] == pytest.approx(
+        written_out(evaluators_layer(weights, real), evaluators_layer(weights, fake)), rel=1e-5
+    )
+    assert re.fullmatch(r"FD \(Inception, spatial, weights \w{8}\)", found["heading"])
+    assert found["se"] > 0
+    kept = [json.loads(path.read_text())["files"] for path in (tmp_path / "o").rglob("MANIFEST.json")]
+    assert any("statistics.npz" in files for files in kept)
+    assert not any("features.npy" in files for files in kept)
 
-    def scored(features: str, reference: str) -> dict[str, Any]:
-        line = [str(tmp_path / "fake.npz"), "--reference", str(tmp_path / reference), "--json", str(tmp_path / "found")]
-        assert exit_status(lambda: score._main([*line, f"metrics.features={features}", *more])) == 0
-        return {value["name"]: value for value in json.loads((tmp_path / "found").read_text())["values"]}
 
-    found = scored("[inception,inception_spatial]", "real.npz")
-    assert found["fd_inception_spatial"]["value"] == pytest.approx(written_out(*layers), rel=1e-5)
-    assert re.fullmatch(r"FD \(Inception, spatial, weights \w{8}\)", found["fd_inception_spatial"]["heading"])
-    assert found["fd_inception_spatial"]["se"] > 0
-    assert found["fd_inception_spatial"]["akin"] == ["sFID"]
-    assert [name for name in found if name.endswith("_spatial")] == ["fd_inception_spatial"]  # no kernel, no balls
-    assert {"kid", "density"} <= set(found)
-    kept = [json.loads(path.read_text()) for path in (tmp_path / "o").rglob("MANIFEST.json")]
-    assert sum("features.npy" in each["files"] for each in kept) == 1  # the pooled vectors of real images alone
-    of_file = scored("inception_spatial", "statistics.npz")
-    assert of_file["fd"]["value"] == pytest.approx(found["fd_inception_spatial"]["value"], rel=1e-6)
+def test_statistics_of_the_fields_reference_batches_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    """mu and sigma are FID's, mu_s and sigma_s sFID's: one file may serve both networks."""
+    rng = np.random.default_rng(0)
+    names = {"mu": rng.random(4), "sigma": np.diag(rng.random(4)), "mu_s": rng.random(3), "sigma_s": np.eye(3)}
+    np.savez(tmp_path / "batch.npz", **names)
+
+    def features(statistics: tuple[str, str], size: int) -> Features:
+        return Features("FD (some)", "digest", size, Pixels, statistics=statistics)
+
+    for size, mean, covariance in ((4, "mu", "sigma"), (3, "mu_s", "sigma_s")):
+        of_file = features((mean, covariance), size)
+        found = read_moments(tmp_path / "batch.npz", of_file).moments
+        assert np.array_equal(found.mean, names[mean])
+        assert np.array_equal(found.covariance, names[covariance])
+        assert fits(tmp_path / "batch.npz", of_file)
+        assert not fits(tmp_path / "batch.npz", features((mean, covariance), 5))
+    assert not fits(tmp_path / "batch.npz", features(("mu_t", "sigma_t"), 4))
+    np.savez(tmp_path / "pooled.npz", mu=names["mu"], sigma=names["sigma"])
+    with pytest.raises(ConfigError, match="the arrays mu_s and sigma_s are needed, it has mu, sigma"):
+        read_moments(tmp_path / "pooled.npz", features(("mu_s", "sigma_s"), 3))
+    file = f"metrics.reference_statistics={tmp_path}/batch.npz"
+    both = tiny.configure("metrics.features=[inception,inception_spatial]", file).metrics
+    assert [network.statistics[0] for network in both.networks] == ["mu", "mu_s"]
+    with pytest.raises(ConfigError, match=r"\(mu, sigma\) of one network's features, and metrics.features names 2"):
+        tiny.configure("metrics.features=[inception,inception_spatial,pixels]", file)
 
 
 # -- the network, and its weights -----------------------------------------------------------------------

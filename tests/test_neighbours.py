@@ -11,6 +11,7 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 
+from ddim_lab.config.metrics import METRICS
 from ddim_lab.data.base import load_data
 from ddim_lab.data.digits import Digits
 from ddim_lab.metrics import distances
@@ -99,7 +100,7 @@ def test_their_errors_are_those_of_new_samples(shift: float, narrow: float, wide
     assert narrow < ratios[1] < wide
 
 
-# -- memorisation -----------------------------------------------------------------------------------------
+# -- memorisation, and what the store keeps ---------------------------------------------------------------
 
 
 def test_memorisation_is_mann_and_whitneys_statistic_with_its_ties() -> None:
@@ -181,6 +182,23 @@ def test_memorisation_is_not_given_where_nothing_is_held_out(
     (value,) = measured("memorisation", seen, None, vectors).values()
     assert value.value is None
     assert value.why_not.startswith("it needs the training images as reference")
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.ours().items() if metric.needs_vectors])
+def test_what_compares_vectors_looks_at_no_more_than_it_says(
+    name: str, seen: tuple[Store, Features, Reference, Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`KEPT_AT_MOST` vectors: beyond them, no value takes more memory or time."""
+    assert seen[2].features is not None
+    many = seen[2].features[:120] + np.repeat([[0.05], [0.5]], 60, axis=0).astype(np.float32) * normal(0, 120, 64)
+    few = many[:60]
+    of_all = measured(name, seen, seen[3], many)
+    expected = measured(name, seen, seen[3], few)
+    monkeypatch.setattr(f"ddim_lab.metrics.of_samples.{name}.KEPT_AT_MOST", 60)
+    found = measured(name, seen, seen[3], many)
+    for value in expected.values():
+        assert found[value.name].value == value.value
+    assert any(found[value.name].value != value.value for value in of_all.values())
 
 
 def test_what_is_known_of_real_images_is_computed_once(

@@ -503,17 +503,27 @@ from ddim_lab.store import Store
 
 torch.set_num_threads(1)
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
-metrics = checked_config(["metrics.kid=false", "metrics.mmd=false", "metrics.precision_recall=false"]).metrics
+off = ["kid", "mmd", "precision_recall", "density_coverage", "memorisation"]
+options = ["metrics.features=[pixels,inception_spatial]", *(f"metrics.{name}=false" for name in off)]
+metrics = checked_config(options).metrics
 network = make_classifier(3, 10, {**LARGE, "widths": [8, 16]}).eval()
 images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8)
 features = network(images).detach()
 reference = Reference("random", "random", FeatureSums.of([features]).moments(), None, None)
 found = Features("FD (random)", "random", 128, lambda: network)
-quality = Quality(metrics, [Seen("random", found, network, reference, None)], count, folder, Store(folder))
+layer = Features("sFID", "layer", 32, lambda: network)
+moments = FeatureSums.of([features[:, :32]]).moments()
+seen = [
+    Seen("pixels", found, network, reference, None),
+    Seen("inception_spatial", layer, network, Reference("layer", "layer", moments, None, None), None),
+]
+quality = Quality(metrics, seen, count, folder, Store(folder))
 for start in range(0, count, 256):
     with torch.inference_mode():
-        quality.update([network(images[: count - start])])
-values = {value.name: value for value in quality.values()["random"]}
+        vectors = network(images[: count - start])
+        quality.update([vectors, vectors[:, :32]])
+values = {value.name: value for found in quality.values().values() for value in found}
+assert values["fd_inception_spatial"].count == count and "inception_score_inception_spatial" not in values
 assert values["fd"].count == count and values["fd"].value >= 0 and values["inception_score"].value >= 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -128,7 +128,7 @@ class Comparison:
 
         reference = self.reference.features
         assert reference is not None
-        what = {"reference": self.reference.key, "kept": len(reference), "neighbours": neighbours}
+        what: dict[str, str | int] = {"reference": self.reference.key, "kept": len(reference), "neighbours": neighbours}
         return self._kept("radii.npy", what, lambda: squared_radii(reference, neighbours, self.device))
 
     def held_out_to_reference(self) -> Vectors:
@@ -143,7 +143,11 @@ class Comparison:
         assert self.held_out is not None
         images = self.held_out.features
         assert images is not None
-        what = {"reference": self.reference.key, "kept": len(reference), "nearest_to": self.held_out.key}
+        what: dict[str, str | int] = {
+            "reference": self.reference.key,
+            "kept": len(reference),
+            "nearest_to": self.held_out.key,
+        }
         return self._kept("nearest.npy", what, lambda: squared_nearest(images, reference, self.device))
 
     def _kept(self, file: str, what: Mapping[str, str | int], compute: Callable[[], Vectors]) -> Vectors:
