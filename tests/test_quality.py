@@ -504,8 +504,7 @@ from ddim_lab.store import Store
 torch.set_num_threads(1)
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 off = ["kid", "mmd", "precision_recall", "density_coverage", "memorisation"]
-options = ["metrics.features=[pixels,inception_spatial]", *(f"metrics.{name}=false" for name in off)]
-metrics = checked_config(options).metrics
+metrics = checked_config([f"metrics.{name}=false" for name in off]).metrics
 network = make_classifier(3, 10, {**LARGE, "widths": [8, 16]}).eval()
 images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8)
 features = network(images).detach()
@@ -531,11 +530,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
-    """Peak resident memory of scoring 1,000 and 10,000 images at 32x32, which alone would be 3 and 31 MB as bytes."""
+    """Peak resident memory of scoring 10,000 and 30,000 images at 32x32, which alone would be 31 and 92 MB as bytes.
+
+    Both are more than the vectors of a block; those on disk, which count where they are mapped, are 13 MB more.
+    """
     peaks = []
-    for count in (1_000, 10_000):
+    for count in (10_000, 30_000):
         command = [sys.executable, "-c", SCORING, str(count), str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         peaks.append(int(done.stdout) / 1024)
-    assert peaks[1] - peaks[0] < 10
+    assert peaks[1] - peaks[0] < 40
     assert peaks[1] < 4 * 1024
