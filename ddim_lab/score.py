@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 import torch
 
-from ddim_lab.config.metrics import MetricsConfig, NetworkOptions
+from ddim_lab.config.metrics import NETWORKS, MetricsConfig, NetworkOptions
 from ddim_lab.config.options import path_argument
 from ddim_lab.console import Progress, show_progress
 from ddim_lab.data.base import load_data
@@ -27,6 +27,7 @@ from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError, exit_status
 from ddim_lab.jobs.compose import quoted
 from ddim_lab.jobs.plan import check_outputs, checked_config
+from ddim_lab.metrics.extractor import features_by
 from ddim_lab.metrics.features import Features, feature_network, obtain_features
 from ddim_lab.metrics.references import (
     Reference,
@@ -77,11 +78,11 @@ def score(
     from ddim_lab.metrics.quality import Quality, Seen
 
     if statistics is not None and len(features) > 1:
-        fitting = [each for each in features if against is None or fits(statistics, each)]
-        if len(fitting) > 1:
+        fitting = [each.statistics for each in features if against is None or fits(statistics, each)]
+        if several := [names for names in fitting if fitting.count(names) > 1]:
             raise ConfigError(
-                f"--reference={statistics}: its mu and sigma are of one network's features, and may be of"
-                f" {len(fitting)} of those that metrics.features names: name one"
+                f"--reference={statistics}: its {' and '.join(several[0])} are of one network's features, and may be of"
+                f" {len(several)} of those that metrics.features names: name one"
             )
     compared = [
         _compared(samples, against, statistics, metrics, options, data, each, store, device)
@@ -95,7 +96,7 @@ def score(
         with torch.inference_mode(), Progress(samples.name, count, "image") as progress:
             for part in samples.images.batches(BATCH):
                 images = part.to(device)
-                quality.update([one.network(images) for one in seen])
+                quality.update(features_by([one.network for one in seen], images))
                 progress.update(len(part))
         return {name: _finite(values) for name, values in quality.values().items()}
 
@@ -116,7 +117,7 @@ def _compared(
     Raises:
         ConfigError: the images do not fit those they are compared with.
     """
-    keep = metrics.needs_vectors
+    keep = metrics.needs_vectors(options.name)
     fitting = statistics is not None and (against is None or fits(statistics, features))
     if fitting and not keep:
         against = None  # no features of images are needed
@@ -136,7 +137,7 @@ def _compared(
         return read_moments(statistics, features, "--reference"), None
     key = content_key({"features": features.digest, "samples": against.digest})
     count = len(against.images)
-    unfit = "" if statistics is None or fitting else " (its mu and sigma are of another number of features)"
+    unfit = "" if statistics is None or fitting else " (its mu and sigma are of other features)"
     reference = obtain_statistics(
         *(features, against.images, f"{against.name}, n={count}{unfit}", key, store),
         count=count,
@@ -283,8 +284,11 @@ def _reference_in(path: Path) -> tuple[Samples | None, Path | None]:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile):
         names = set()
-    images = read_samples(path) if "arr_0" in names or "mu" not in names else None
-    return images, path if "mu" in names and (images is None or "sigma" in names) else None
+    statistics = dict(network.statistics for network in NETWORKS.ours().values())
+    means = names & statistics.keys()
+    images = read_samples(path) if "arr_0" in names or not means else None
+    given = any(images is None or statistics[mean] in names for mean in means)
+    return images, path if given else None
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +134,15 @@ def test_features_are_extracted_where_they_are_not_kept(tmp_path: Path, caplog: 
     filled(tmp_path, 14)
     seen: list[int] = []
 
-    def extract(images: torch.Tensor) -> torch.Tensor:
+    def extract(images: torch.Tensor, networks: Sequence[str]) -> dict[str, torch.Tensor]:
         seen.append(int(images[0, 0, 0, 0]))
-        return images[:, 0, 0].float()
+        return {network: images[:, 0, 0].float() for network in networks}
 
     def see(num_samples: int) -> list[int]:
         seen.clear()
         chunks = SampleChunks(tmp_path, num_samples, 4, 1e9, {"other": "FD (other)"})
-        left = chunks.unseen("other")
-        chunks.see("other", extract)
+        left = chunks.unseen(["other"])
+        chunks.see(["other"], extract)
         assert left == sum(min(start + 4, num_samples) - start for start in seen)
         for one in SampleChunks(tmp_path, num_samples, 4, 1e9, {"other": "FD (other)"}):
             assert torch.equal(one.features["other"], one.images[:, 0, 0].float())
@@ -155,6 +156,22 @@ def test_features_are_extracted_where_they_are_not_kept(tmp_path: Path, caplog: 
         file.write_bytes(file.read_bytes()[:-1])
     assert see(14) == [8]
     assert "damaged: its features are made again" in caplog.text
+
+    asked: dict[int, list[str]] = {}
+
+    def together(images: torch.Tensor, networks: Sequence[str]) -> dict[str, torch.Tensor]:
+        asked[int(images[0, 0, 0, 0])] = list(networks)
+        return extract(images, networks)
+
+    for file in tmp_path.glob("features/*/000000008-*"):
+        file.unlink()
+    both = {"other": "FD (other)", "third": "FD (third)"}
+    chunks = SampleChunks(tmp_path, 14, 4, 1e9, both)
+    assert chunks.unseen(list(both)) == 14
+    chunks.see(list(both), together)
+    # each batch is looked at once, by those networks that have not seen it
+    assert asked == {0: ["third"], 4: ["third"], 8: ["other", "third"], 12: ["third"]}
+    assert all(set(one.features) == set(both) for one in SampleChunks(tmp_path, 14, 4, 1e9, both))
 
 
 def test_what_writes_that_were_killed_left_goes(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ The published weights are not needed: random ones go through the same code.
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -20,13 +22,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from ddim_lab import score
 from ddim_lab.data.base import load_data
 from ddim_lab.data.digits import Digits
-from ddim_lab.errors import ConfigError
+from ddim_lab.errors import ConfigError, exit_status
 from ddim_lab.metrics import inception
+from ddim_lab.metrics.extractor import Pixels, features_by
+from ddim_lab.metrics.features import Features
 from ddim_lab.metrics.frechet import FrechetDistance
 from ddim_lab.metrics.inception import Inception, check_weights, find_weights
 from ddim_lab.metrics.networks.inception import InceptionFeatures
+from ddim_lab.metrics.networks.inception_spatial import InceptionSpatialFeatures
+from ddim_lab.metrics.references import fits, read_moments
 from ddim_lab.metrics.statistics import FeatureSums
 from ddim_lab.store import Store
 
@@ -98,6 +105,108 @@ def test_fid_is_torch_fidelitys_on_the_same_images_and_weights(weights: Path) ->
         torch.testing.assert_close(logits[:4], unbiased(fake[:4])[0], rtol=1e-4, atol=1e-4)
 
 
+# -- the spatial layer: sFID ----------------------------------------------------------------------------
+
+
+def evaluators_layer(weights: Path, images: Tensor) -> Tensor:
+    """mixed_6/conv:0 [..., :7] of guided-diffusion's evaluator, from torch-fidelity's own network: [B, 17 * 17 * 7].
+
+    The block mixed_6 is Mixed_6d; conv its 1x1 convolution, batch norm and ReLU; TensorFlow's images are NHWC.
+    """
+    theirs = FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=str(weights))
+    given: list[Tensor] = []
+    theirs.Mixed_6d.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].clone()))
+    with torch.inference_mode():
+        theirs(images)
+        branch = theirs.Mixed_6d.branch1x1
+        found = torch.relu(branch.bn(branch.conv(given[0])))
+    return found.permute(0, 2, 3, 1)[..., :7].reshape(len(images), -1)
+
+
+def test_the_spatial_layer_is_the_evaluators_and_comes_of_the_same_forward(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inception, "AT_ONCE", 1)
+    images, asked = random_images(4, 2, 256), []
+    pooled, spatial, other = Inception(weights), Inception(weights, "spatial"), Pixels()
+    for network in (pooled, spatial):
+        network.body.register_forward_hook(lambda module, inputs, found: asked.append(len(inputs[0])))
+    with torch.inference_mode():
+        found = features_by([spatial, other, pooled], images)
+        assert asked == [1, 1]  # all images once, in parts
+        assert [tuple(each.shape) for each in found] == [(2, 2023), (2, 3072), (2, 2048)]
+        for each, network in zip(found, (spatial, other, pooled), strict=True):
+            assert torch.equal(each, network(images))
+    expected = evaluators_layer(weights, images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    assert (found[0] >= 0).all()
+    assert (found[0] == 0).any()  # after the ReLU
+    assert spatial.head is None
+
+
+def written_out(real: Tensor, fake: Tensor) -> float:
+    """FD as |mu - m|^2 + tr S + tr C - 2 tr (S C)^(1/2), the root by the singular values of centred features.
+
+    With A and B the centred features over the roots of n - 1, S C = A'A B'B, whose root has the trace of |A B'|.
+    """
+    a, b = (((x - x.mean(0)) / (len(x) - 1) ** 0.5).double() for x in (real, fake))
+    shift = (real.double().mean(0) - fake.double().mean(0)).square().sum()
+    root = torch.linalg.svdvals(a @ b.T).sum()
+    return float(shift + a.square().sum() + b.square().sum() - 2.0 * root)
+
+
+@pytest.mark.slow
+def test_sfid_is_the_published_formula(weights: Path, tmp_path: Path) -> None:
+    """`score` of a few images against others; nothing but the distance is measured, no vector kept."""
+    real, fake = random_images(1, 12, 256), random_images(2, 10, 200)
+    for name, images in (("real", real), ("fake", fake)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
+    line = [str(tmp_path / "fake.npz"), "--reference", str(tmp_path / "real.npz"), "--json", str(tmp_path / "found")]
+    line += ["metrics.features=inception_spatial", f"metrics.inception_weights={weights}"]
+    line += ["metrics.frechet_extrapolated=false", f"outputs_dir={tmp_path}/o"]
+    assert exit_status(lambda: score._main(line)) == 0
+    (found,) = json.loads((tmp_path / "found").read_text())["values"]
+    assert found["value"] == pytest.approx(
+        written_out(evaluators_layer(weights, real), evaluators_layer(weights, fake)), rel=1e-5
+    )
+    assert re.fullmatch(r"FD \(Inception, spatial, weights \w{8}\)", found["heading"])
+    assert found["se"] > 0
+    kept = [json.loads(path.read_text())["files"] for path in (tmp_path / "o").rglob("MANIFEST.json")]
+    assert any("statistics.npz" in files for files in kept)
+    assert not any("features.npy" in files for files in kept)
+
+
+def test_statistics_of_the_fields_reference_batches_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    """mu and sigma are FID's, mu_s and sigma_s sFID's: one file may serve both networks."""
+    rng = np.random.default_rng(0)
+    names = {"mu": rng.random(4), "sigma": np.diag(rng.random(4)), "mu_s": rng.random(3), "sigma_s": np.eye(3)}
+    np.savez(tmp_path / "batch.npz", **names)
+
+    def features(statistics: tuple[str, str], size: int) -> Features:
+        return Features("FD (some)", "digest", size, Pixels, statistics=statistics)
+
+    for size, mean, covariance in ((4, "mu", "sigma"), (3, "mu_s", "sigma_s")):
+        of_file = features((mean, covariance), size)
+        found = read_moments(tmp_path / "batch.npz", of_file).moments
+        assert np.array_equal(found.mean, names[mean])
+        assert np.array_equal(found.covariance, names[covariance])
+        assert fits(tmp_path / "batch.npz", of_file)
+        assert not fits(tmp_path / "batch.npz", features((mean, covariance), 5))
+    assert not fits(tmp_path / "batch.npz", features(("mu_t", "sigma_t"), 4))
+    np.savez(tmp_path / "pooled.npz", mu=names["mu"], sigma=names["sigma"])
+    with pytest.raises(ConfigError, match="the arrays mu_s and sigma_s are needed, it has mu, sigma"):
+        read_moments(tmp_path / "pooled.npz", features(("mu_s", "sigma_s"), 3))
+    file = f"metrics.reference_statistics={tmp_path}/batch.npz"
+    both = tiny.configure("metrics.features=[inception,inception_spatial]", file).metrics
+    assert [network.statistics[0] for network in both.networks] == ["mu", "mu_s"]
+    with pytest.raises(ConfigError, match=r"\(mu, sigma\) of one network's features, and metrics.features names 2"):
+        tiny.configure("metrics.features=[inception,inception_spatial,pixels]", file)
+
+
+# -- the network, and its weights -----------------------------------------------------------------------
+
+
 def test_tf32_is_a_network_of_its_own_and_off_unless_asked_for(weights: Path, tmp_path: Path) -> None:
     data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
     networks = (InceptionFeatures(inception_weights=str(weights), inception_tf32=tf32) for tf32 in (False, True))
@@ -129,6 +238,24 @@ def test_a_grey_image_is_seen_as_three_equal_channels(weights: Path) -> None:
     network, grey = Inception(weights), random_images(3, 2, 256)[:, :1]
     with torch.inference_mode():
         assert torch.equal(network(grey), network(grey.repeat(1, 3, 1, 1)))
+
+
+def test_the_published_weights_give_fid_and_sfid(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of both, where the weights are those; published numbers of the one never stand beside the other."""
+    data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
+    monkeypatch.setattr(inception, "PUBLISHED_SHA256", inception.weights_digest(weights))
+    fid, sfid = (
+        network(inception_weights=str(weights), inception_tf32=False).obtain(data, store)
+        for network in (InceptionFeatures, InceptionSpatialFeatures)
+    )
+    assert (fid.name, sfid.name) == ("FID", "sFID")
+    assert fid.is_fid
+    assert not sfid.is_fid
+    assert fid.digest != sfid.digest
+    assert (fid.akin, sfid.akin) == (("FID", "FD"), ("sFID",))
+    assert sfid.load()(random_images(1, 1, 256)).shape == (1, sfid.num_features)
 
 
 def test_other_weights_are_not_called_fid(weights: Path, tmp_path: Path) -> None:

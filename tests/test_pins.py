@@ -121,7 +121,7 @@ def reference_names(outputs: Path, overrides: Sequence[str]) -> list[str]:
 
     job = job_of(outputs, ["model=gaussian", *overrides])
     metrics, count = job.config.metrics, job.config.num_samples
-    keep = metrics.needs_vectors
+    keep = metrics.needs_vectors(job.config.metrics.networks[0].name)
     obtain_reference(job.features[0], job.data, metrics.reference, job.store, keep_features=keep)
     if metrics.reference == "train":
         obtain_held_out(job.features[0], job.data, job.store, count=count)
@@ -262,6 +262,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "no vectors": (
         *("metrics.features=pixels", "num_samples=40"),
         *("metrics.mmd=false", "metrics.kid=false", "metrics.precision_recall=false"),
+        *("metrics.density_coverage=false", "metrics.memorisation=false"),
     ),
     "all": ("metrics.features=pixels", "metrics.reference=all"),
 }

@@ -182,7 +182,7 @@ def test_a_reference_batch_of_the_field(tmp_path: Path, capsys: pytest.CaptureFi
     np.savez(batch, arr_0=images(50, seed=1), mu=np.zeros(2048), sigma=np.eye(2048))
     unfit = run(tmp_path, str(one), "--reference", str(batch))[1]
     assert unfit["fd"] == of_images["fd"]
-    assert "batch.npz, n=50 (its mu and sigma are of another number of features)" in capsys.readouterr().out
+    assert "batch.npz, n=50 (its mu and sigma are of other features)" in capsys.readouterr().out
 
     np.savez(batch, arr_0=images(50, seed=1), **{**statistics(images(500, seed=1)), "sigma": -np.eye(64)})
     assert run(tmp_path, str(one), "--reference", str(batch))[0] == 2
@@ -195,7 +195,8 @@ def test_where_no_features_are_needed_the_images_of_a_batch_are_not_looked_at(tm
     one, batch = tmp_path / "one.npz", tmp_path / "batch.npz"
     np.savez(one, arr_0=images())
     np.savez(batch, arr_0=images(50, shape=(9, 9, 3)), **statistics(images(500, seed=1)))
-    sums = ("metrics.mmd=false", "metrics.kid=false", "metrics.precision_recall=false")
+    compared = ("mmd", "kid", "precision_recall", "density_coverage", "memorisation")
+    sums = [f"metrics.{name}=false" for name in compared]
     status, found = run(tmp_path, str(one), "--reference", str(batch), *sums)
     assert status == 0
     assert found["fd_reference"].endswith(", n unknown")

@@ -6,6 +6,7 @@ Some options are everybody's; the others belong to a feature network or a metric
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
@@ -36,9 +37,13 @@ class NetworkOptions(Options, ABC):
 
     Attributes:
         name: what metrics.features calls it.
+        measured: names of the metrics that are measured in its features; None for all.
+        statistics: names of the mean and the covariance of its features in the field's files of them.
     """
 
     name: ClassVar[str]
+    measured: ClassVar[tuple[str, ...] | None] = None
+    statistics: ClassVar[tuple[str, str]] = ("mu", "sigma")
 
     def check(self, features: Sequence[str], data: DataOptions) -> None:
         """Refuse combinations of options. It is called whichever networks metrics.features names.
@@ -130,11 +135,14 @@ class MetricsConfig(Options):
         networks |= {name: NETWORKS.find(name) for name in NETWORKS.brought() if name in _names(given.get("features"))}
         metrics |= {name: METRICS.find(name) for name in METRICS.brought() if name in given}
         owners: dict[str, str] = dict.fromkeys(cls.model_fields, "conf/metrics")
+        declared: dict[str, type] = {}
         for owner, kind in [*networks.items(), *metrics.items()]:
             for name in kind.model_fields:
-                if name in owners:
+                declaring = next(each for each in kind.__mro__ if name in inspect.get_annotations(each))
+                # what layers of one network inherit is both's
+                if name in owners and declared.get(name) is not declaring:
                     raise ConfigError(f"metrics.{name} belongs to {owners[name]}: {owner} can't have it, too")
-                owners[name] = owner
+                owners[name], declared[name] = owner, declaring
         config = own({name: value for name, value in given.items() if owners.get(name, "") in ("", "conf/metrics")})
         config._networks = tuple(_part(kind, given) for kind in networks.values())
         place = {name: number for number, name in enumerate(given)}
@@ -170,21 +178,28 @@ class MetricsConfig(Options):
         networks = [("features", network) for network in self.networks]
         return [*networks, *(("metric", metric) for metric in self.chosen)]
 
-    @property
-    def needs_vectors(self) -> bool:
-        """Whether any metric that is switched on compares feature vectors one by one."""
-        return any(metric.needs_vectors for metric in self.chosen)
+    def chosen_in(self, network: str) -> tuple[MetricOptions, ...]:
+        """The metrics that are switched on and measured in the features of a network, by its name."""
+        measured = self.network_named(network).measured
+        return tuple(metric for metric in self.chosen if measured is None or metric.name in measured)
+
+    def needs_vectors(self, network: str) -> bool:
+        """Whether any metric that is measured in a network's features compares these one by one."""
+        return any(metric.needs_vectors for metric in self.chosen_in(network))
 
     def check(self, data: DataOptions) -> None:
         """What no single value shows: combinations. Raises ConfigError."""
         names = _names(self.features)
         for network in self._networks:
             network.check(names, data)
-        if self.reference_statistics is not None and len(names) > 1:
-            raise ConfigError(
-                "metrics.reference_statistics is a mean and a covariance of one network's features, and"
-                f" metrics.features names {len(names)}: name one"
-            )
+        if self.reference_statistics is None:
+            return
+        for statistics in {network.statistics for network in self.networks}:
+            if (several := sum(network.statistics == statistics for network in self.networks)) > 1:
+                raise ConfigError(
+                    f"metrics.reference_statistics is a mean and a covariance ({', '.join(statistics)}) of one"
+                    f" network's features, and metrics.features names {several} that go by them: name one"
+                )
 
     def identity(self) -> dict[str, Any]:
         """The part of it that enters a cell's key: not files and networks, which enter by content digests."""

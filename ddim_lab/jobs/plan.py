@@ -175,7 +175,7 @@ def _check_further(config: Config) -> None:
     check_model(config, data.count(files))
     for network in networks:
         network.check_data(data, files)
-    check_reference(config.metrics, networks[0].num_features(config.data.shape))
+    check_reference(config.metrics, config.data.shape)
 
 
 def checked_config(overrides: Sequence[str]) -> Config:

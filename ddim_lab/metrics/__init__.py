@@ -2,7 +2,7 @@
 
     base            what a metric of samples is; the metrics are the files of of_samples, one each
     quality         all metrics that are switched on, in one pass over the samples
-    frechet, kernel, inception_score, precision_recall      what they compute
+    frechet, distances, influence                           what they compute with
     features        what a feature network is; the networks are the files of networks, one each
     extractor, classifier (trained by training), inception  what they load
     references      real images as these features see them; their sums are in statistics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,45 @@ class Comparison:
         folder, _ = self.store.obtain("references", key, build)
         kept = read_json(folder / "estimate.json")
         return Estimate(kept["value"], tuple(kept["replicates"]), tuple(kept["interactions"]))
+
+    def radii(self, neighbours: int) -> Vectors:
+        """Squared distance of each image of the reference to its k-th nearest other one: float32 [M].
+
+        The same for every cell: from the store, or computed. The reference must have features, of more than k images.
+        """
+        from ddim_lab.metrics.distances import squared_radii
+
+        reference = self.reference.features
+        assert reference is not None
+        what: dict[str, str | int] = {"reference": self.reference.key, "kept": len(reference), "neighbours": neighbours}
+        return self._kept("radii.npy", what, lambda: squared_radii(reference, neighbours, self.device))
+
+    def held_out_to_reference(self) -> Vectors:
+        """Squared distance of each held-out image to the nearest of the reference: float32 [n].
+
+        The same for every cell: from the store, or computed. Both must have features.
+        """
+        from ddim_lab.metrics.distances import squared_nearest
+
+        reference = self.reference.features
+        assert reference is not None
+        assert self.held_out is not None
+        images = self.held_out.features
+        assert images is not None
+        what: dict[str, str | int] = {
+            "reference": self.reference.key,
+            "kept": len(reference),
+            "nearest_to": self.held_out.key,
+        }
+        return self._kept("nearest.npy", what, lambda: squared_nearest(images, reference, self.device))
+
+    def _kept(self, file: str, what: Mapping[str, str | int], compute: Callable[[], Vectors]) -> Vectors:
+        """An array that all cells share: from the store, or computed; `what` names it."""
+        import numpy as np
+
+        folder, _ = self.store.obtain("references", content_key(what), lambda fresh: np.save(fresh / file, compute()))
+        found: Vectors = np.load(io.BytesIO((folder / file).read_bytes()), allow_pickle=False)
+        return found
 
 
 @final

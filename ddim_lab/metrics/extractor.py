@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import final
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddim_lab.data.images import from_uint8
 from ddim_lab.device.switches import switches_kept
 
-__all__ = ["Extractor", "Pixels", "exact_float32", "tf32_products"]
+__all__ = ["Extractor", "Layered", "Pixels", "exact_float32", "features_by", "tf32_products"]
 
 
 class Extractor(nn.Module, ABC):
@@ -29,6 +29,43 @@ class Extractor(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Features, float32 [B, D], of images, uint8 [B, C, H, W]."""
+
+
+class Layered(Extractor):
+    """One layer of a network of which several layers are compared; abstract.
+
+    Attributes:
+        network: identifies the network with all that it computes by: two with the same give the same layers.
+        layer: this one's name.
+    """
+
+    network: str
+    layer: str
+
+    @abstractmethod
+    def layers(self, images: Tensor, names: Collection[str]) -> Mapping[str, Tensor]:
+        """Features [B, D] of images, uint8 [B, C, H, W], at each of the layers named, in one forward."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images, [self.layer])[self.layer]
+
+
+def features_by(networks: Sequence[Extractor], images: Tensor) -> list[Tensor]:
+    """Features [B, D] of images, uint8 [B, C, H, W], by each of the networks; layers of one take one forward of it."""
+    wanted: dict[str, dict[str, None]] = {}
+    for each in networks:
+        if isinstance(each, Layered):
+            wanted.setdefault(each.network, {})[each.layer] = None
+    found: dict[str, Mapping[str, Tensor]] = {}
+    features = []
+    for each in networks:
+        if not isinstance(each, Layered):
+            features.append(each(images))
+            continue
+        if each.network not in found:
+            found[each.network] = each.layers(images, wanted[each.network])
+        features.append(found[each.network][each.layer])
+    return features
 
 
 @contextlib.contextmanager

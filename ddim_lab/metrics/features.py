@@ -56,6 +56,8 @@ class Features:
         kept: whether the features of samples are kept beside their images: not those that are the images again.
         known_as: what others call this very Fréchet distance, in words; None where nobody does.
         kernel: of a discrepancy in them that was published; None where there is none.
+        akin: published metrics beside which its Fréchet distance may stand, as `Value.akin`.
+        statistics: names of the mean and the covariance in the field's files of them.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Features:
     kept: bool = True
     known_as: str | None = None
     kernel: PublishedKernel | None = None
+    akin: tuple[str, ...] = ("FID", "FD")
+    statistics: tuple[str, str] = ("mu", "sigma")
 
     @property
     def is_fid(self) -> bool:

@@ -1,16 +1,23 @@
 """The Inception network of 2015, whose Fréchet distance alone is called FID: its weights found, checked and loaded.
 
+sFID is the same distance in an inner layer, which keeps where in the image something is (Nash et al. 2021, Generating
+Images with Sparse Representations): the first 7 channels of what guided-diffusion's evaluator calls mixed_6/conv:0,
+17 x 17 values each. In TensorFlow's graph that is the output, after its ReLU, of the 1x1 convolution of the block
+mixed_6, which torch-fidelity's table of weights calls Mixed_6d (mixed, mixed_1, ... are Mixed_5b, Mixed_5c, ...): not
+Mixed_6e, which some take for it by its name.
+
 The network is torchmetrics' (torch-fidelity's, that is), with TensorFlow 1's bilinear resizing to 299x299 that the
 published FIDs were taken with: no antialiasing, pixel corners aligned at the top left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -18,11 +25,29 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lab.errors import ConfigError, one_line
-from ddim_lab.metrics.extractor import Extractor, exact_float32, tf32_products
+from ddim_lab.metrics.extractor import Layered, exact_float32, tf32_products
 
-__all__ = ["INCEPTION_FEATURES", "PUBLISHED_SHA256", "Inception", "check_weights", "find_weights", "weights_digest"]
+__all__ = [
+    "PUBLISHED_SHA256",
+    "SIZES",
+    "Inception",
+    "check_weights",
+    "find_weights",
+    "weights_digest",
+]
 
-INCEPTION_FEATURES: Final = 2048
+POOLED: Final = "pooled"
+"""The layer of FID, KID and the Inception Score: the average over places of the last block."""
+
+SPATIAL: Final = "spatial"
+"""The layer of sFID."""
+
+CHANNELS: Final = 7
+"""Of the spatial layer's 192, those that are compared."""
+
+SIZES: Final = {POOLED: 2048, SPATIAL: 17 * 17 * CHANNELS}
+"""D of each layer."""
+
 PUBLISHED_SHA256: Final = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 WEIGHTS_NAME: Final = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL: Final = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
@@ -32,21 +57,24 @@ AT_ONCE: Final = 64
 
 
 @final
-class Inception(Extractor):
-    """Pooled features (D = 2048) of images of any size; a grey image is seen as three equal channels.
+class Inception(Layered):
+    """Features of images of any size at one layer; a grey image is seen as three equal channels.
 
-    `head` gives the logits without their bias, as Inception Scores are taken.
+    `head` gives the logits of pooled features without their bias, as Inception Scores are taken.
 
     Args:
         weights: the file.
+        layer: "pooled" (D = 2048), or "spatial" (D = 2023, in the evaluator's order: rows, columns, channels).
         tf32: let a GPU round what it multiplies to TF32, as torch's own setting lets convolutions; else exact float32.
 
     Raises:
         ConfigError: the file does not hold the network's weights.
     """
 
-    def __init__(self, weights: Path, tf32: bool = False) -> None:
+    def __init__(self, weights: Path, layer: str = POOLED, tf32: bool = False) -> None:
         super().__init__()
+        self.layer = layer
+        self.network = f"Inception, weights {weights_digest(weights)}{', TF32' if tf32 else ''}"
         self._precision: Final = tf32_products if tf32 else exact_float32
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -58,19 +86,34 @@ class Inception(Extractor):
         try:
             self.body = NoTrainInceptionV3(
                 name="inception-v3-compat",
-                features_list=[str(INCEPTION_FEATURES)],
+                features_list=[str(SIZES[POOLED])],
                 feature_extractor_weights_path=checked,  # type: ignore[arg-type]
                 antialias=False,
             )
         except RuntimeError:
             raise ConfigError(f"{weights} does not hold the weights of torch-fidelity's Inception network") from None
-        self.head = nn.Linear(INCEPTION_FEATURES, len(self.body.fc.weight), bias=False).requires_grad_(False)
-        self.head.weight = self.body.fc.weight
+        self.head = None
+        if layer == POOLED:
+            head = nn.Linear(SIZES[POOLED], len(self.body.fc.weight), bias=False).requires_grad_(False)
+            head.weight = self.body.fc.weight
+            self.head = head
 
-    def forward(self, images: Tensor) -> Tensor:
+    def layers(self, images: Tensor, names: Collection[str]) -> Mapping[str, Tensor]:
         colour = images.expand(-1, 3, -1, -1)
-        with self._precision():
-            return torch.cat([self.body(part) for part in torch.split(colour, AT_ONCE)])
+        pooled: list[Tensor] = []
+        spatial: list[Tensor] = []
+
+        def see(module: nn.Module, given: object, found: Tensor) -> None:
+            spatial.append(found[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1).clone())
+
+        with self._precision(), contextlib.ExitStack() as stack:
+            if SPATIAL in names:
+                hook = self.body.Mixed_6d.branch1x1.register_forward_hook(see)
+                stack.callback(hook.remove)
+            for part in torch.split(colour, AT_ONCE):
+                pooled.append(self.body(part))
+        found = {POOLED: pooled, SPATIAL: spatial}
+        return {name: torch.cat(found[name]) for name in names}
 
 
 def find_weights(asked: str | None) -> Path:

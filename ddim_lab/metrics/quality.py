@@ -70,8 +70,6 @@ class Quality:
         device: torch.device | None = None,
         data: ImageData | None = None,
     ) -> None:
-        chosen = [metric for metric in metrics.chosen if isinstance(metric, Metric)]
-        assert len(chosen) == len(metrics.chosen), "a metric that can't be measured was configured"
         self._teller = next((each for each in seen if each.features.tells_classes), None)
         with torch.inference_mode(), exact_float32():
             classes = None if self._teller is None else _classes(self._teller, device)
@@ -91,6 +89,8 @@ class Quality:
                 store,
                 device,
             )
+            chosen = [metric for metric in metrics.chosen_in(each.name) if isinstance(metric, Metric)]
+            assert len(chosen) == len(metrics.chosen_in(each.name)), "a metric that can't be measured was configured"
             self._running[each.name] = [
                 metric.start(comparison) for metric in chosen if images is not None or not metric.needs_images
             ]

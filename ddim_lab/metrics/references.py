@@ -18,7 +18,7 @@ from ddim_lab.config.metrics import MetricsConfig
 from ddim_lab.console import Progress
 from ddim_lab.data.images import ImageData, ImageSet, Split
 from ddim_lab.errors import ConfigError, one_line
-from ddim_lab.metrics.features import KEPT_AT_MOST, Features
+from ddim_lab.metrics.features import KEPT_AT_MOST, Features, feature_network
 from ddim_lab.metrics.statistics import VECTORS, FeatureSums, Moments, VectorFile, read_vectors
 from ddim_lab.store import Store, content_key
 
@@ -155,14 +155,19 @@ def obtain_held_out(
     return obtain_reference(features, data, "held_out", store, count=count, keep_features=True, device=device)
 
 
-def check_reference(metrics: MetricsConfig, num_features: int) -> None:
-    """Checks on the reference that need no computation: a file of statistics must fit.
+def check_reference(metrics: MetricsConfig, shape: tuple[int, int, int]) -> None:
+    """Checks on the reference that need no computation: a file of statistics must fit each network.
+
+    Args:
+        metrics: as configured.
+        shape: of the images (C, H, W).
 
     Raises:
         ConfigError: as `read_moments`.
     """
     if metrics.reference_statistics is not None:
-        _read(Path(metrics.reference_statistics), num_features)
+        for network in map(feature_network, metrics.networks):
+            _read(Path(metrics.reference_statistics), network.num_features(shape), network.statistics)
 
 
 OPTION: Final = "metrics.reference_statistics"
@@ -170,6 +175,8 @@ OPTION: Final = "metrics.reference_statistics"
 
 def read_moments(path: Path, features: Features, option: str = OPTION) -> Reference:
     """The statistics in a .npz file with arrays mu [D] and sigma [D, D], as the field's evaluators write them.
+
+    A network may have other names for the two (`Features.statistics`): those of sFID are mu_s and sigma_s.
 
     Of how many images they are is not known, and neither are the images: no kernel distance, precision or recall.
 
@@ -181,7 +188,7 @@ def read_moments(path: Path, features: Features, option: str = OPTION) -> Refere
     Raises:
         ConfigError: it is missing, damaged, or does not fit the extractor; one line.
     """
-    mu, sigma = _read(path, features.num_features, option)
+    mu, sigma = _read(path, features.num_features, features.statistics, option)
     digest = hashlib.sha256(mu.tobytes() + sigma.tobytes()).hexdigest()
     key = content_key({"features": features.digest, "statistics": digest})
     moments = Moments(torch.from_numpy(mu), torch.from_numpy(sigma), None)
@@ -192,7 +199,8 @@ def fits(path: Path, features: Features) -> bool:
     """Whether the statistics in a file are of as many features as the extractor has; one that is damaged may be."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return bool(file["mu"].shape == (features.num_features,))
+            mean = features.statistics[0]
+            return mean in file.files and bool(file[mean].shape == (features.num_features,))
     except UNREADABLE:
         return True
 
@@ -204,43 +212,46 @@ LARGEST: Final = float(np.finfo(np.float32).max)
 """Of what statistics may hold: features are float32, and a distance of values up to here is finite in float64."""
 
 
-def _read(path: Path, size: int, option: str = OPTION) -> tuple[Float64, Float64]:
+def _read(path: Path, size: int, names: tuple[str, str], option: str = OPTION) -> tuple[Float64, Float64]:
     if not path.is_file():
         raise ConfigError(f"{option}={path}: there is no such file")
     state = path.stat()
-    return _read_whole(str(path), size, f"{option}={path}", state.st_size, state.st_mtime_ns)
+    return _read_whole(str(path), size, names, f"{option}={path}", state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2)
-def _read_whole(path: str, size: int, say: str, length: int, modified: int) -> tuple[Float64, Float64]:
+def _read_whole(
+    path: str, size: int, names: tuple[str, str], say: str, length: int, modified: int
+) -> tuple[Float64, Float64]:
     """Read and check the file once, as long as its size and time are the same: eigenvalues take seconds at D = 2048."""
+    told = " and ".join(names)
     try:
         with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # it may hold images, too
-            given = {name: file[name] for name in ("mu", "sigma")}
+            given = {name: file[name] for name in names}
             if bad := [f"{name} of {array.dtype}" for name, array in given.items() if array.dtype.kind not in "fiu"]:
-                raise ConfigError(f"{say}: mu and sigma must be real numbers, it has {bad[0]}")
+                raise ConfigError(f"{say}: {told} must be real numbers, it has {bad[0]}")
             mu, sigma = (np.asarray(array, dtype=np.float64) for array in given.values())
     except ConfigError:
         raise
     except KeyError:
-        raise ConfigError(f"{say}: the arrays mu and sigma are needed, it has {', '.join(file.files)}") from None
+        raise ConfigError(f"{say}: the arrays {told} are needed, it has {', '.join(file.files)}") from None
     except UNREADABLE as error:
         raise ConfigError(f"{say} is not a whole .npz file of numbers ({one_line(error)[:100]})") from None
     if mu.shape != (size,) or sigma.shape != (size, size):
         raise ConfigError(
-            f"{say}: these features need mu of shape ({size},) and sigma of ({size}, {size}), it has {mu.shape} and"
-            f" {sigma.shape}"
+            f"{say}: these features need {names[0]} of shape ({size},) and {names[1]} of ({size}, {size}), it has"
+            f" {mu.shape} and {sigma.shape}"
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ConfigError(f"{say} holds NaN or infinite values")
     if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max() or sigma.diagonal().min() < 0:
-        raise ConfigError(f"{say}: sigma is no covariance: it must be symmetric, with no negative variance")
+        raise ConfigError(f"{say}: {names[1]} is no covariance: it must be symmetric, with no negative variance")
     if (most := max(np.abs(mu).max(), np.abs(sigma).max())) > LARGEST:
         raise ConfigError(f"{say}: it holds values up to {most:.2g}, which no features (float32) have")
     values = np.linalg.eigvalsh(sigma)
     if values[0] < -1e-6 * values[-1]:
         raise ConfigError(
-            f"{say}: sigma is no covariance: its least eigenvalue is {values[0]:.2g} beside a largest of"
+            f"{say}: {names[1]} is no covariance: its least eigenvalue is {values[0]:.2g} beside a largest of"
             f" {values[-1]:.2g}, and none may be negative"
         )
     return mu, sigma

@@ -180,35 +180,44 @@ class SampleChunks:
         file = File(path, start, stop, chunk.digest, digest)
         self._features.setdefault((network, chunk.digest), []).append(file)
 
-    def unseen(self, network: str) -> int:
-        """Of how many of the images the features by a network are not kept."""
-        return sum(len(self._batch(start)) for chunk in self._chunks for start in self._unseen(network, chunk))
+    def unseen(self, networks: Sequence[str]) -> int:
+        """Of how many of the images the features by some of these networks are not kept."""
+        starts = {
+            (chunk, start) for chunk in self._chunks for network in networks for start in self._unseen(network, chunk)
+        }
+        return sum(len(self._batch(start)) for _, start in starts)
 
     def _unseen(self, network: str, chunk: File) -> list[int]:
         files = self._features.get((network, chunk.digest), ())
         return [start for start in self._starts(chunk) if not any(start in range(f.start, f.stop) for f in files)]
 
-    def see(self, network: str, extract: Callable[[Tensor], Tensor]) -> None:
-        """Keep the features of every batch by a network, extracted from its images where they are not there.
+    def see(self, networks: Sequence[str], extract: Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]) -> None:
+        """Keep the features of every batch by some networks, extracted from its images where they are not there.
 
         Args:
-            network: its digest.
-            extract: uint8 images [B, C, H, W] -> features [B, D], both on the CPU.
+            networks: their digests.
+            extract: of uint8 images [B, C, H, W] the features [B, D] by those of them that are named; on the CPU.
         """
         for chunk in self._chunks:
-            if not (unseen := set(self._unseen(network, chunk))):
+            unseen = {network: starts for network in networks if (starts := set(self._unseen(network, chunk)))}
+            if not unseen:
                 continue
-            found: dict[int, Tensor] = {}
+            found: dict[str, dict[int, Tensor]] = {network: {} for network in unseen}
             stop = 0
             for batch in _read(chunk):
-                full = sum(features.nbytes for features in found.values()) >= CHUNK_BYTES
-                if found and (full or batch.start not in unseen):
-                    self._keep(network, chunk, found, stop)
-                    found = {}
-                if batch.start in unseen:
-                    found[batch.start], stop = extract(batch.images), batch.stop
-            if found:
-                self._keep(network, chunk, found, stop)
+                wanted = [network for network, starts in unseen.items() if batch.start in starts]
+                for network, features in found.items():
+                    full = sum(each.nbytes for each in features.values()) >= CHUNK_BYTES
+                    if features and (full or network not in wanted):
+                        self._keep(network, chunk, features, stop)
+                        found[network] = {}
+                if wanted:
+                    for network, features_of_batch in extract(batch.images, wanted).items():
+                        found[network][batch.start] = features_of_batch
+                stop = batch.stop
+            for network, features in found.items():
+                if features:
+                    self._keep(network, chunk, features, stop)
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches in the order of their indices, with the features that are kept; one chunk in memory at a time.

@@ -92,15 +92,16 @@ def measure_samples(job: Job, folder: Path, work: Path, sampler: Sampler | None 
 
 def _references(job: Job) -> list[tuple[Reference, Reference | None]]:
     """The real images that the samples are compared with, and the held-out ones, as each network sees them."""
-    return [_reference(job, features) for features in job.features]
+    pairs = zip(job.config.metrics.networks, job.features, strict=True)
+    return [_reference(job, network.name, features) for network, features in pairs]
 
 
-def _reference(job: Job, features: Features) -> tuple[Reference, Reference | None]:
+def _reference(job: Job, network: str, features: Features) -> tuple[Reference, Reference | None]:
     """The real images that the samples are compared with, and the held-out ones beside training images."""
     config, data, device = job.config, job.data, job.runtime.torch_device
     metrics = config.metrics
     if metrics.reference_statistics is None:
-        keep = metrics.needs_vectors
+        keep = metrics.needs_vectors(network)
         reference = obtain_reference(features, data, metrics.reference, job.store, keep_features=keep, device=device)
     else:
         reference = read_moments(Path(metrics.reference_statistics), features)

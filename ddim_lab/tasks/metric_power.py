@@ -30,6 +30,7 @@ from ddim_lab.console import Progress
 from ddim_lab.data.images import from_uint8
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.estimates import paired_se
+from ddim_lab.metrics.extractor import features_by
 from ddim_lab.metrics.quality import Quality, Seen
 from ddim_lab.metrics.references import Reference
 from ddim_lab.metrics.statistics import FeatureSums
@@ -258,7 +259,7 @@ def _scored(
                 quality = Quality(metrics, seen, len(images), Path(folder), store, device)
                 for part in torch.split(images, BATCH):
                     on_device = part.to(device)
-                    quality.update([one.network(on_device) for one in seen])
+                    quality.update(features_by([one.network for one in seen], on_device))
                 by_network = quality.values()
                 found[name] = {
                     _label(value, one.features.sees): value

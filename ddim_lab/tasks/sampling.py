@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -19,7 +19,7 @@ from ddim_lab.data.images import to_uint8
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.ranks import devices_of_ranks, on_ranks
 from ddim_lab.device.runtime import Runtime
-from ddim_lab.metrics.extractor import Extractor
+from ddim_lab.metrics.extractor import features_by
 from ddim_lab.metrics.speed import Contention, PeakMemory, StepClock, larger, timed
 from ddim_lab.models.obtain import obtain_model
 from ddim_lab.noise import NamedNoise
@@ -98,8 +98,7 @@ class Maker:
         def extract() -> tuple[Tensor, dict[str, Tensor]]:
             check_finite(x_0, walk, self.network, self.sampler)
             images = to_uint8(x_0).contiguous()  # as they are read back: kernels for other strides may round otherwise
-            pairs = zip(self.job.features, self.networks, strict=True)
-            return images, {of.digest: network(images) for of, network in pairs if of.kept}
+            return images, self._extracted(images, {of.digest for of in self.job.features if of.kept})
 
         (images, features), extracting = timed(extract, self.device)
         by_network = {digest: found.cpu() for digest, found in features.items()}
@@ -114,24 +113,25 @@ class Maker:
 
     def see(self) -> None:
         """Have the features of all images by the job's networks, where they are kept; nothing is sampled."""
-        networks = zip(self.job.features, self.networks, strict=True)
-        unseen = [
-            (of, network, count) for of, network in networks if of.kept and (count := self._chunks.unseen(of.digest))
-        ]
-        if not unseen:
+        digests = [of.digest for of in self.job.features if of.kept]
+        if not (total := self._chunks.unseen(digests)):
             return
         clock = time.perf_counter()
-        total = sum(count for _, _, count in unseen)
         with torch.inference_mode(), Progress(f"{self.job.progress} features", total, "image") as progress:
-            for of, network, _ in unseen:
 
-                def extract(images: Tensor, network: Extractor = network) -> Tensor:
-                    found: Tensor = network(images.to(self.device)).cpu()
-                    progress.update(len(images))
-                    return found
+            def extract(images: Tensor, digests: Collection[str]) -> dict[str, Tensor]:
+                found = self._extracted(images.to(self.device), digests)
+                progress.update(len(images))
+                return {digest: features.cpu() for digest, features in found.items()}
 
-                self._chunks.see(of.digest, extract)
+            self._chunks.see(digests, extract)
         self.phases["features"] += time.perf_counter() - clock
+
+    def _extracted(self, images: Tensor, digests: Collection[str]) -> dict[str, Tensor]:
+        """The features of images on the device by some of the networks, which go by their digests."""
+        pairs = zip(self.job.features, self.networks, strict=True)
+        asked = {of.digest: network for of, network in pairs if of.digest in digests}
+        return dict(zip(asked, features_by(list(asked.values()), images), strict=True))
 
     @torch.inference_mode()
     def features_of(self, batch: Batch) -> list[Tensor]:

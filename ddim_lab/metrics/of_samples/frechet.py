@@ -84,7 +84,7 @@ class _Distance(Running):
             level_says=f"{name} of held-out real images against the same reference",
             **_paired(found),
             comparable=comparison.comparable(),
-            akin=("FID", "FD"),
+            akin=comparison.features.akin,
         )
         values = [whole, *beside]
         if options.frechet_post_stratified and comparison.classes is not None:

@@ -13,17 +13,14 @@ reference anew for every cell.
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from pydantic import StrictBool
 
 from ddim_lab.config.options import PositiveInt
 from ddim_lab.metrics.base import BESIDE, NO_IMAGES, Comparison, Metric, Running
-from ddim_lab.metrics.distances import squared_distances
+from ddim_lab.metrics.distances import squared_distances, squared_radii
 from ddim_lab.metrics.features import KEPT_AT_MOST
-from ddim_lab.store import content_key
 from ddim_lab.store.records import Value
 
 if TYPE_CHECKING:
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
     from ddim_lab.metrics.base import Vectors
 
-__all__ = ["PrecisionRecall", "precision_recall", "squared_radii"]
+__all__ = ["PrecisionRecall", "precision_recall"]
 
 
 DRIFT: Final = "Precision and recall drift with the number of images: compare them at equal N alone."
@@ -72,7 +69,7 @@ class _Shares(Running):
             return self._values(None, why_not=NO_IMAGES)
         if min(len(vectors), len(reference)) <= k:
             return self._values(None, why_not=f"{k} neighbours need more than {k} images")
-        found = precision_recall(vectors, reference, k, self._radii(reference), self._comparison.device)
+        found = precision_recall(vectors, reference, k, self._comparison.radii(k), self._comparison.device)
         return self._values(found, count=len(vectors))
 
     def _values(
@@ -98,20 +95,6 @@ class _Shares(Running):
             )
             for (name, column, facts), value in zip(says, found or (None, None), strict=True)
         ]
-
-    def _radii(self, reference: Vectors) -> Vectors:
-        """The reference's radii, which are the same for every cell: from the store, or computed."""
-        import numpy as np
-
-        comparison, k = self._comparison, self._neighbours
-
-        def build(folder: Path) -> None:
-            np.save(folder / "radii.npy", squared_radii(reference, k, comparison.device))
-
-        key = content_key({"reference": comparison.reference.key, "kept": len(reference), "neighbours": k})
-        folder, _ = comparison.store.obtain("references", key, build)
-        radii: Vectors = np.load(io.BytesIO((folder / "radii.npy").read_bytes()), allow_pickle=False)
-        return radii
 
 
 # -- the arithmetic -----------------------------------------------------------------------------------
@@ -139,26 +122,6 @@ def precision_recall(
     radii = squared_radii(reference, neighbours, device) if reference_radii is None else reference_radii
     precision = _share_inside(samples, reference, radii, device)
     return precision, _share_inside(reference, samples, squared_radii(samples, neighbours, device), device)
-
-
-def squared_radii(
-    features: np.ndarray[Any, Any], neighbours: int, device: torch.device | None = None
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Squared distance of each point [N, D] to its k-th nearest other point: float32 [N].
-
-    Raises:
-        ValueError: there are no k others.
-    """
-    if len(features) <= neighbours:
-        raise ValueError(f"{neighbours} neighbours need at least {neighbours + 1} points, got {len(features)}")
-    import numpy as np
-
-    # The point itself, at distance 0, is the first of k + 1.
-    parts = [
-        distances.topk(neighbours + 1, dim=1, largest=False).values[:, -1].cpu().numpy()
-        for distances in squared_distances(features, features, device)
-    ]
-    return np.concatenate(parts)
 
 
 def _share_inside(
