@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -323,7 +323,8 @@ class Recording:
 
     made: list[torch.dtype] = []  # noqa: RUF012
 
-    def __init__(self, network: nn.Module, x: Tensor, t: Tensor) -> None:
+    def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
+        x, t = inputs
         self.made.append(t.dtype)
         self._network, self._x, self._t = network, torch.empty_like(x), torch.empty_like(t)
 

@@ -259,7 +259,7 @@ def test_a_rows_own_columns_are_those_that_no_value_may_take(tmp_path: Path) -> 
     sweep = outputs.done()
     build(sweep)
     about = {*CONTRACT, *read_csv(sweep)[0]} & set(ROW)
-    assert about >= set(ROW) - {"device_name", "compile", "error", "sweep", "nfe_asked"}
+    assert about >= set(ROW) - {"device_name", "compile", "error", "sweep", "nfe_asked", "guidance"}
 
 
 def test_two_values_of_one_name_are_refused() -> None:
