@@ -24,12 +24,12 @@ from torch import Tensor
 from ddim_lab.config.model import CheckpointOptions
 from ddim_lab.convert import main
 from ddim_lab.errors import ConfigError
-from ddim_lab.models import pretrained
-from ddim_lab.models.foreign import ddim
+from ddim_lab.models.foreign import checkpoints, ddim
 from ddim_lab.models.foreign.adm import PUBLISHED, convert_adm
 from ddim_lab.models.foreign.converted import Converted, build
 from ddim_lab.models.foreign.ddim import convert_ddim
-from ddim_lab.models.pretrained import Pretrained, inspect_pretrained
+from ddim_lab.models.inspection import inspect_pretrained
+from ddim_lab.models.pretrained import Pretrained
 
 LACKING = "looks like|has tensors as|is a checkpoint|beside what its network needs|the other tensors ask for"
 
@@ -382,7 +382,7 @@ def test_a_published_file_is_known_by_its_md5(tmp_path: Path, monkeypatch: pytes
     known = hashlib.md5(file.read_bytes()).hexdigest()
     assert checked(file).note is not None
     monkeypatch.setitem(ddim.PUBLISHED, known, ddim.PublishedFile("ema_digits", "ema", 8))
-    pretrained._read_file.cache_clear()
+    checkpoints._read_file.cache_clear()
     found = checked(file)
     assert (found.weights, found.weights_by, found.note) == ("ema", "file", None)
     assert found.source == f"ermongroup/ddim, ema_digits (MD5 {known})"
@@ -391,10 +391,10 @@ def test_a_published_file_is_known_by_its_md5(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match=r"was trained with schedule=linear \(cosine is set\)"):
         checked(file, "schedule=cosine")
     monkeypatch.setitem(ddim.PUBLISHED, known, ddim.PublishedFile("ema_digits", "ema", 32))
-    pretrained._read_file.cache_clear()
+    checkpoints._read_file.cache_clear()
     with pytest.raises(ConfigError, match="is for images of 1x32x32, data=digits has 1x8x8"):
         checked(file)
-    pretrained._read_file.cache_clear()
+    checkpoints._read_file.cache_clear()
 
 
 def test_as_many_weights_with_other_heads_are_another_model(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.obtain import Model, _say_once, check_model, obtain_model
 from ddim_lab.models.scheduler import read_process
-from ddim_lab.models.unet import load_unet, weights_digest
+from ddim_lab.models.unet import load_unet, unet_digest, weights_digest
 from ddim_lab.noise import NamedNoise
 from ddim_lab.schedulers.classes import OTHERS, VARIANCE_PRESERVING
 
@@ -91,7 +91,7 @@ def test_it_is_identified_by_its_weights_wherever_it_lies(folder: Path, tmp_path
     DDIMPipeline(network(), DDIMScheduler()).save_pretrained(pipeline)
     first, second = model_of(pretrained(folder)), model_of(pretrained(pipeline))
     assert first.recipe() == second.recipe()
-    assert first.digest == weights_digest(network())
+    assert first.digest == unet_digest(network())
     assert first.parameters == sum(parameter.numel() for parameter in network().parameters())
     assert torch.equal(output(first.load()), output(network().requires_grad_(False)))
     state = load_file(folder / WEIGHTS)
@@ -116,6 +116,21 @@ def test_whether_weights_are_averaged_is_the_users_word_or_the_cards(
     model = model_of(pretrained(folder, *words))
     assert (model.weights, model.weights_by) == (weights, by)
     assert model.recipe() == model_of(pretrained(folder)).recipe()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"norm_num_groups": 2}, {"norm_eps": 1e-3}, {"flip_sin_to_cos": False}, {"freq_shift": 1}, {"act_fn": "relu"}],
+    ids=str,
+)
+def test_what_no_weight_shows_is_part_of_it(setting: dict[str, Any], folder: Path) -> None:
+    """The same weights computed with otherwise are another network, by its outputs and its digest."""
+    before = model_of(pretrained(folder))
+    images = output(before.load())
+    edit(folder / "config.json", **setting)
+    after = model_of(pretrained(folder))
+    assert after.digest != before.digest
+    assert not torch.equal(output(after.load()), images)
 
 
 def test_half_precision_files_are_computed_with_in_fp32(folder: Path) -> None:
@@ -575,7 +590,7 @@ def test_presets_find_their_checkpoint_on_the_hub(preset: str, tmp_path: Path, m
     model = model_of(configure(f"model={preset}", f"data={data}"))
     assert set(asked) == {(repository, True), (repository, False)}
     assert asked[-1] == (repository, False)
-    assert model.digest == weights_digest(network(sides, 3))
+    assert model.digest == unet_digest(network(sides, 3))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,7 +655,7 @@ def test_our_own_folder_is_a_checkpoint_like_any_other(trained: Path, tmp_path: 
     """The same weights under another name: the same digest, bitwise the same images."""
     folder = model_folder(trained)
     model = model_of(pretrained(folder))
-    assert model.digest == json.loads((folder / "model.json").read_text())["digests"]["ema"]
+    assert weights_digest(model.load()) == json.loads((folder / "model.json").read_text())["digests"]["ema"]
     assert (model.weights, model.weights_by) == ("ema", "file")
     raw = model_of(pretrained(folder / "raw"))
     assert (raw.weights, raw.weights_by) == ("raw", "file")

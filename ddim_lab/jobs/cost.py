@@ -132,7 +132,7 @@ def _network(config: Config) -> nn.Module | None:
             fresh: nn.Module = build_unet(config.model, config.data.shape, classes)
         return fresh.eval()
     if isinstance(config.model, CheckpointOptions):
-        from ddim_lab.models.pretrained import inspect_pretrained
+        from ddim_lab.models.inspection import inspect_pretrained
 
         return inspect_pretrained(config.model, config.schedule, config.data.name, config.data.shape).load()
     return None

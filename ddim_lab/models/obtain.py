@@ -244,7 +244,7 @@ def _check_fits(config: Config, model: CheckpointOptions, found: Pretrained) -> 
 
 
 def _pretrained(config: Config, model: CheckpointOptions) -> Pretrained:
-    from ddim_lab.models.pretrained import inspect_pretrained
+    from ddim_lab.models.inspection import inspect_pretrained
 
     return inspect_pretrained(model, config.schedule, config.data.name, config.data.shape)
 

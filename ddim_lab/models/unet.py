@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from ddim_lab.config.model import UNetConfig
 from ddim_lab.schedule import NoiseSchedule
 from ddim_lab.schedulers.folder import WEIGHT_FILES
+from ddim_lab.store import content_key
 
 __all__ = [
     "build_unet",
     "load_unet",
     "scheduler_config",
+    "unet_digest",
     "weights_digest",
     "write_pipeline",
 ]
@@ -169,6 +171,35 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+UNTOLD: Final[dict[str, Any]] = {
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "center_input_sample": False,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5,
+}
+"""What a U-Net of diffusers computes by, and no weight of it shows; as `build_unet` has it."""
+
+
+def unet_digest(network: nn.Module, heads: int | None = None) -> str:
+    """`weights_digest`; together with what no weight shows, where a U-Net of diffusers has that otherwise than ours.
+
+    Args:
+        network: the U-Net.
+        heads: of each attention, where that is no setting of diffusers.
+    """
+    given = dict(network.config)  # type: ignore[arg-type]
+    told = {name: given[name] for name, ours in UNTOLD.items() if name in given and given[name] != ours}
+    groups = [given.get("norm_num_groups"), given.get("attn_norm_num_groups")]
+    told |= {} if groups == [32, None] else {"norm_groups": groups}
+    told |= {} if heads is None else {"heads": heads}
+    weights = weights_digest(network)
+    return content_key({"weights": weights, **told}) if told else weights
 
 
 # -- a folder that diffusers' pipelines load -----------------------------------------------------------

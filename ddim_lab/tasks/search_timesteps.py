@@ -387,6 +387,7 @@ spacing: {sampler.spacing}    # not used: the list is
 clip: {sampler.clip}
 timesteps: {list(timesteps)}
 timesteps_as: given
+guidance: null
 """,
     )
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, final
 
 from torch import nn
 
-from ddim_lab.config.model import AdmConfig, OfficialConfig
+from ddim_lab.config.model import AdmConfig, OfficialConfig, Weights
+from ddim_lab.config.schedule import ScheduleConfig
+from ddim_lab.errors import ConfigError
 from ddim_lab.models.foreign.adm import convert_adm
-from ddim_lab.models.foreign.converted import Converted
+from ddim_lab.models.foreign.converted import Converted, build
 from ddim_lab.models.foreign.ddim import PUBLISHED, convert_ddim
 from ddim_lab.models.foreign.files import read_content
-from ddim_lab.models.unet import weights_digest
-from ddim_lab.store import content_key
+from ddim_lab.models.pretrained import Pretrained, check_schedule, check_shape, null_class, said_weights
+from ddim_lab.models.unet import unet_digest
 
-__all__ = ["ForeignConfig", "convert_file", "network_digest"]
+__all__ = ["ForeignConfig", "convert_file", "read_file"]
 
 ForeignConfig = OfficialConfig | AdmConfig
 
@@ -77,8 +81,67 @@ def _named(converted: Converted, options: OfficialConfig) -> Converted:
     )
 
 
-def network_digest(converted: Converted, network: nn.Module) -> str:
-    """`weights_digest`, and, where there are several, how many heads share the weights of an attention."""
-    weights = weights_digest(network)
-    heads = {"channels": converted.config["attention_head_dim"], "number": converted.heads}
-    return weights if set(heads.values()) == {None} else content_key({"weights": weights, "heads": heads})
+def read_file(options: ForeignConfig, schedule: ScheduleConfig, data: str, shape: tuple[int, int, int]) -> Pretrained:
+    """As `ddim_lab.models.inspection.inspect_pretrained`."""
+    path, file, steps = options.path, Path(options.path), schedule.build().num_timesteps
+    state = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
+    found = _read_file(options, shape[1:], steps, state)
+    check_shape(path, found.config, data, shape)
+    if found.process is not None:
+        check_schedule(path, found.process, schedule)
+        note = None
+    else:
+        taken = f"schedule={schedule.name} with T = {steps}, eps-prediction, are taken"
+        note = f"model.path={path} is of {found.source}; no such file says its schedule: {taken}"
+        note += "" if found.note is None else f"; {found.note}"
+    weights, weights_by = said_weights(options, found.weights)
+    return Pretrained(
+        load=functools.partial(_load_file, options, shape[1:], steps),
+        digest=found.digest,
+        parameters=found.parameters,
+        channels=found.config["block_out_channels"][0],
+        prediction="eps",
+        whole=found.config.get("time_embedding_type") == "learned",
+        note=note,
+        weights=weights,
+        weights_by=weights_by,
+        classes=(entries := found.config.get("num_class_embeds")),
+        null_class=null_class(options, entries),
+        learned_variance=found.config["out_channels"] == 2 * shape[0],
+        source=found.source,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class _File:
+    """A converted file without its tensors."""
+
+    config: dict[str, Any]
+    source: str
+    weights: Weights | None
+    note: str | None
+    process: dict[str, Any] | None
+    digest: str
+    parameters: int
+
+
+@functools.lru_cache(maxsize=8)
+def _read_file(options: ForeignConfig, size: tuple[int, int], steps: int, state: tuple[int, int]) -> _File:
+    """Read whole once, as long as the file's size and time (`state`) are the same."""
+    try:
+        found = convert_file(options, size, steps)
+    except ValueError as error:
+        raise ConfigError(f"model.path: {error}") from None
+    try:
+        network = build(found)
+    except ValueError as error:
+        raise ConfigError(f"model.path: {options.path}: {error}") from None
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    digest = unet_digest(network, found.heads)
+    return _File(found.config, found.source, found.weights, found.note, found.process, digest, parameters)
+
+
+def _load_file(options: ForeignConfig, size: tuple[int, int], steps: int) -> nn.Module:
+    network: nn.Module = build(convert_file(options, size, steps))
+    return network
