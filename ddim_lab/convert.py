@@ -1,7 +1,8 @@
-"""`python -m ddim_lab.convert FILE OUT`: a checkpoint of another code base as a folder that diffusers' pipelines load.
+"""`python -m ddim_lab.convert FILE OUT`: a checkpoint of another code base as a folder in diffusers' format.
 
 FILE is of the DDIM authors' code or of OpenAI's improved-diffusion or guided-diffusion; OUT is made, and read by
-model=pretrained model.path=OUT, which gives the same images as FILE itself by model=official or model=adm.
+model=pretrained model.path=OUT, which gives the same images as FILE itself by model=official or model=adm. Diffusers'
+own pipelines load it, too, but sample only from networks without classes that give eps alone.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def write_folder(
             can't say what it is.
     """
     from ddim_lab.models.foreign.converted import build
-    from ddim_lab.models.pretrained import check_schedule
+    from ddim_lab.models.pretrained import check_schedule, said_weights
     from ddim_lab.models.unet import weights_digest, write_pipeline
 
     if out.exists() or out.is_symlink():
@@ -66,7 +67,7 @@ def write_folder(
         network = build(found)
     except ValueError as error:
         raise ConfigError(f"{options.path}: {error}") from None
-    weights = found.weights or options.weights or "unknown"
+    weights, _ = said_weights(options, found.weights)
     record = {
         "source": found.source,
         "digests": {} if weights == "unknown" else {weights: weights_digest(network)},

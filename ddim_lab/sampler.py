@@ -380,6 +380,8 @@ class Sampler:
         if formula is not None and clip != "none":
             raise ValueError(f"clip={clip} is for the default formula: {formula} says itself whether it clips")
         learned = variance == "learned"
+        if learned and formula is not None:
+            raise ValueError(f"variance=learned is for the default formula: {formula} does not ask for it")
         self.formula: Final = Ddim(clip, learned) if formula is None else formula.bind(schedule, steps, timesteps)
         if (visits := self.formula.visits) is None:
             walk = transitions(schedule, steps, eta, variance, spacing, timesteps, timesteps_as, gamma)

@@ -263,7 +263,9 @@ def test_its_own_folder_is_a_conditional_checkpoint(guided: Path, tmp_path: Path
     assert again["sha256"] == three["sha256"]
 
 
-PLAIN, TOLD = (("model=pretrained", f"model.path={{{name}}}") for name in ("plain", "told"))
+PLAIN, TOLD, LEARNED, VARIED, ALONE = (
+    ("model=pretrained", f"model.path={{{name}}}") for name in ("plain", "told", "learned", "varied", "alone")
+)
 REFUSED = {
     ("sampler.guidance=2",): r"sampler.guidance=2 needs a class-conditional network: set model.conditional=true",
     ("model=gaussian", "sampler.guidance=2"): r"sampler.guidance=2 needs a class-conditional network",
@@ -272,8 +274,20 @@ REFUSED = {
     (
         "model.conditional=true",
         "model.labels=12",
-    ): r"model.labels=12 is no class of the network, whose are 0 to 9",
-    ("model.conditional=true", "model.labels=10"): r"model.labels=10 is no class of the network",  # the null class
+    ): r"model.labels=12 is no class of data=digits, whose are 0 to 9",
+    ("model.conditional=true", "model.labels=10"): r"model.labels=10 is no class of data=digits",  # the null class
+    ("model.labels=3",): r"model.labels is for class-conditional networks: set model.conditional=true, or drop it",
+    ("sampler=heun", "sampler.variance=learned"): r"sampler.variance=learned is of the DDIM family",
+    ("task=order", "sampler=ddpm", "sampler.variance=learned"): r".*task=order brings models of its own, which did not",
+    (*PLAIN, "model.labels=7"): r"model.labels is for class-conditional networks, and .* is none",
+    (*LEARNED, "task=speed_peers"): r"task=speed_peers is for networks without classes",
+    (*VARIED, "task=speed_peers"): r".* learned its variance, and the code that task=speed_peers runs is not for that",
+    (
+        *PLAIN,
+        "sampler=diffusers",
+        "sampler.scheduler=DDPMScheduler variance_type:learned",
+    ): r".*set sampler=ddpm sampler.*",
+    (*ALONE, "model.null_class=0"): r"model.null_class=0: .* has that label alone, and so no classes",
     ("model.conditional=true", "model.labels=some"): r"model.labels.*",
     ("model.conditional=true", "training.label_dropout=1.5"): r"training.label_dropout=1.5: .*",
     ("sampler.variance=learned", "sampler.eta=1"): r"sampler.variance=learned needs a network that learned it",
@@ -306,6 +320,8 @@ REFUSED = {
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A U-Net without classes, one with, and one that learned its variance."""
     kinds: dict[str, dict[str, Any]] = {"plain": {"num_class_embeds": None}, "told": {}, "learned": {"out_channels": 2}}
+    kinds |= {"varied": {"out_channels": 2, "num_class_embeds": None}, "alone": {"num_class_embeds": 1}}
+    kinds["alone"] = {"num_class_embeds": 1}
     folders = {}
     for name, changes in kinds.items():
         folders[name] = tmp_path_factory.mktemp(name)

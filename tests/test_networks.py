@@ -529,10 +529,11 @@ def test_the_command_line_says_it_before_any_work(
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     networks = (DINOv2Features(dinov2_weights="w", **DINO), CLIPFeatures(clip_weights="w", clip_tf32=False))
+    data = digits()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for network in networks:
         with pytest.raises(ConfigError, match=rf"needs transformers: pip install 'ddim-lab\[{network.name}\]'"):
-            network.check_data(digits(), [])
+            network.check_data(data, [])
 
 
 # -- CMMD -----------------------------------------------------------------------------------------------

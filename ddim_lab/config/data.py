@@ -20,6 +20,7 @@ class DataOptions(Options, ABC):
 
     Attributes:
         has_labels: whether the images come with labels.
+        known_classes: how many classes they are of, where that is known before they are read.
         name: as in conf/data.
         root: where it lies; None for the download folder.
         num_samples: how many images are generated to be compared with it, where `num_samples` is not given.
@@ -27,6 +28,7 @@ class DataOptions(Options, ABC):
     """
 
     has_labels: ClassVar[bool] = True
+    known_classes: ClassVar[int | None] = None
 
     name: Words
     root: PathOption | None

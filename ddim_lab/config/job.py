@@ -156,10 +156,15 @@ class Config(Options):
 
     def check(self) -> None:
         """What no single value shows: combinations. Raises ConfigError."""
-        if self.sampler.variance == "analytic" and self.sampler.formula is not None:
+        if (variance := self.sampler.variance) in ("analytic", "learned") and self.sampler.formula is not None:
             raise ConfigError(
-                "sampler.variance=analytic is of the DDIM family, around whose mean it is optimal:"
+                f"sampler.variance={variance} is of the DDIM family, around whose mean it is taken:"
                 f" sampler={self.sampler.name} has a formula of its own"
+            )
+        if variance == "learned" and not self.task.samples_model:
+            raise ConfigError(
+                f"sampler.variance=learned needs a network that learned it, and task={self.task.name} brings models of"
+                " its own, which did not: choose another"
             )
         self.sampler.check(self.model.path if isinstance(self.model, PretrainedConfig) else None)
         try:
@@ -241,8 +246,23 @@ class Config(Options):
             )
         if conditional and task.samples_model:
             self.check_takes_labels()
+        if not isinstance(model, UNetConfig):
+            return
         if conditional and not self.data.has_labels:
             raise ConfigError(f"model.conditional=true needs labels, and data={self.data.name} has none")
+        if not conditional and model.labels != "uniform":
+            raise ConfigError("model.labels is for class-conditional networks: set model.conditional=true, or drop it")
+        count = self.data.known_classes
+        if conditional and count is not None and isinstance(model.labels, int) and model.labels >= count:
+            raise ConfigError(
+                f"model.labels={model.labels} is no class of data={self.data.name}, whose are 0 to {count - 1}"
+            )
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether the model is told the classes of the training images, or samples by their shares."""
+        conditional = isinstance(self.model, UNetConfig) and self.model.conditional
+        return conditional or getattr(self.model, "labels", None) == "data"
 
     def check_takes_labels(self) -> None:
         """Raise ConfigError where the model is class-conditional and task or sampler are not for that."""
@@ -374,10 +394,12 @@ class Config(Options):
     def _model_name(self) -> str:
         if not self.task.samples_model:
             return EXACT
+        labels = getattr(self.model, "labels", "uniform")
+        asked = "" if labels == "uniform" else f", labels {labels}"
         if isinstance(self.model, CheckpointOptions):
-            return self.model.path
+            return f"{self.model.path}{asked}"
         conditional = isinstance(self.model, UNetConfig) and self.model.conditional
-        return f"{self.model.kind}, class-conditional" if conditional else self.model.kind
+        return f"{self.model.kind}, class-conditional{asked}" if conditional else self.model.kind
 
     @property
     def _spacing(self) -> str:

@@ -34,6 +34,7 @@ class TaskOptions(Options, ABC):
         common_start: whether sample i starts from the same x_T in every cell.
         any_formula: whether it takes samplers whose formula a package brings, not the DDIM family alone.
         takes_labels: whether it takes class-conditional models.
+        eps_alone: whether it takes only networks that give eps and nothing else, at every t: others' code runs them.
         extra: the extra of this package that it needs, with the module that shows whether it is installed; or None.
     """
 
@@ -44,6 +45,7 @@ class TaskOptions(Options, ABC):
     on_several_devices: ClassVar[bool] = False
     any_formula: ClassVar[bool] = True
     takes_labels: ClassVar[bool] = False
+    eps_alone: ClassVar[bool] = False
     common_start: ClassVar[bool] = True
     extra: ClassVar[tuple[str, str] | None] = None
 

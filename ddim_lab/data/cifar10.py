@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from ddim_lab.data.base import DataSet
 from ddim_lab.data.disk import check_md5, download, root_of
@@ -19,6 +19,8 @@ __all__ = ["Cifar10"]
 @final
 class Cifar10(DataSet):
     """conf/data/cifar10: colour, 32x32, ten classes."""
+
+    known_classes: ClassVar[int | None] = 10
 
     name: Literal["cifar10"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ HELD_OUT: Final = 360
 @final
 class Digits(DataSet):
     """conf/data/digits: grey, 8x8, ten classes."""
+
+    known_classes: ClassVar[int | None] = 10
 
     name: Literal["digits"]
 

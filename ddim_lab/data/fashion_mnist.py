@@ -8,7 +8,7 @@ import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, final
 
 from ddim_lab.data.base import DataSet
 from ddim_lab.data.disk import download, no_download, root_of, signature
@@ -40,6 +40,8 @@ FILES: Final = tuple(CONTENT)
 @final
 class FashionMnist(DataSet):
     """conf/data/fashion_mnist: grey, ten classes."""
+
+    known_classes: ClassVar[int | None] = 10
 
     name: Literal["fashion_mnist"]
 

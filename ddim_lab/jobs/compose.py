@@ -140,8 +140,10 @@ def compose(overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
         OmegaConf.set_struct(config, True)  # or an unknown option would be added
         ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in chosen], config)
     except AssertionError as error:  # OmegaConf's, where an override goes below an option that is null
-        parents = ((text, text.split("=")[0].rpartition(".")[0]) for text in overrides)
-        below = next(text for text, parent in parents if OmegaConf.select(read, parent) is None)
+        parents = ((text, text.lstrip("+~").split("=")[0].rpartition(".")[0]) for text in overrides)
+        below = next((text for text, parent in parents if parent and OmegaConf.select(read, parent) is None), None)
+        if below is None:
+            raise
         raise ConfigError(f"{below} sets a part of an option that is null: give it whole") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error

@@ -172,6 +172,8 @@ def _check_further(config: Config) -> None:
         return
     data = data_set(config.data)
     files = data.find()
+    if config.learns_labels and (fault := data.labels_fault(files)) is not None:
+        raise ConfigError(f"model.conditional=true and model.labels=data need labels, and {fault}")
     check_model(config, data.count(files))
     for network in networks:
         network.check_data(data, files)

@@ -317,10 +317,11 @@ def _architecture(
     projection: str | None = None,
 ) -> Architecture:
     """By the shapes of the tensors of these names; `layers` is a pattern that takes a layer's number."""
-    for name, dimensions in ((patches, 4), (positions, None), *([] if projection is None else [(projection, 2)])):
+    positional = 3 if positions == DINOV2_POSITIONS else 2
+    for name, dimensions in ((patches, 4), (positions, positional), *([] if projection is None else [(projection, 2)])):
         if name not in state:
             raise ConfigError(f"{path} has no {name}: {needed}")
-        if dimensions is not None and state[name].ndim != dimensions:
+        if state[name].ndim != dimensions:
             raise ConfigError(f"{path}: {name} has the shape {list(state[name].shape)}: {needed}")
     width, channels, patch, other = state[patches].shape
     count = state[positions].numel() // width - 1

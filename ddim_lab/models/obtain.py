@@ -229,6 +229,11 @@ def _check_fits(config: Config, model: CheckpointOptions, found: Pretrained) -> 
     elif guidance is not None or model.null_class is not None:
         option = "sampler.guidance" if guidance is not None else "model.null_class"
         raise ConfigError(f"{option} is for class-conditional networks, and {told} is none: drop it")
+    if config.task.eps_alone and (found.learned_variance or found.whole):
+        what = "learned its variance" if found.learned_variance else "has a learned time embedding"
+        raise ConfigError(f"{told} {what}, and the code that task={config.task.name} runs is not for that")
+    if found.classes is None and model.labels != "uniform":
+        raise ConfigError(f"model.labels is for class-conditional networks, and {told} is none: drop it")
     if config.sampler.variance == "learned" and not found.learned_variance:
         raise ConfigError(NO_VARIANCE.format(told))
     if found.whole:
@@ -286,6 +291,9 @@ def _unet(
         return _untrained(config, unet, data)
     if unet.conditional:
         label_shares(unet.labels, data.num_classes + 1, data.num_classes, data)  # before anything is trained
+        empty = (torch.bincount(data.train.labels.cpu(), minlength=data.num_classes) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ConfigError(f"model.conditional=true: class {empty[0]} of data={data.name} has no training image")
     recipe = training_recipe(config, data, runtime)
     fingerprint = content_key(recipe)
 

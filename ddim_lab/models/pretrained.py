@@ -80,6 +80,8 @@ def said_weights(
 def null_class(options: CheckpointOptions, entries: int | None) -> int | None:
     """The label by which a network of so many is told no class; ConfigError if it has no such label."""
     null = options.null_class
+    if entries == 1 and null is not None:
+        raise ConfigError(f"model.null_class={null}: model.path={options.path} has that label alone, and so no classes")
     if entries is not None and null is not None and null >= entries:
         raise ConfigError(
             f"model.null_class={null}: model.path={options.path} has {entries} labels, 0 to {entries - 1}"

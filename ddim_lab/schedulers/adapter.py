@@ -70,6 +70,11 @@ class DiffusersScheduler(Formula):
         self.eta: Final = eta
         kind = _class_of(scheduler)
         _check_options(scheduler, kind, self.options)
+        if str(kind_of := self.options.get("variance_type")).startswith("learned"):
+            raise ValueError(
+                f"{scheduler}: variance_type={kind_of} wants what a network learned beside eps, and is given eps alone:"
+                " set sampler=ddpm sampler.variance=learned, or another variance_type"
+            )
         if eta and "eta" not in _arguments(kind.step):
             raise ValueError(f"sampler.eta={eta:g}: the step of diffusers' {scheduler} takes none; drop it")
         self._bound: Walk | None = None

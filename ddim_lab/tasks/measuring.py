@@ -154,6 +154,7 @@ class _Samples:
             if count < PREVIEW:
                 images.append(batch.images[: PREVIEW - count])
             if len(batch) == self.size and (taken := batch.tensors.get("steps")) is not None:
+                taken = _by_step(taken, maker)
                 steps.append(taken if batch.warm else taken[min(COLD, max(1, len(taken) - 1)) :])
                 if batch.warm:
                     self.walks.append(batch.seconds["sampling"])
@@ -163,6 +164,11 @@ class _Samples:
         self.steps = torch.cat(steps) if steps else torch.empty(0, 2)
         self.sha256 = sha256.hexdigest()
         self.images = torch.cat(images)
+
+
+def _by_step(forwards: Tensor, maker: Maker) -> Tensor:
+    """`StepClock.steps` of a walk's forwards [F, 2], a row a step: with guidance two forwards together."""
+    return forwards.reshape(-1, 2, 2).sum(1) if maker.sampler.guided else forwards
 
 
 def _speed(config: Config, maker: Maker, samples: _Samples) -> dict[str, Any]:
@@ -187,8 +193,9 @@ def _speed(config: Config, maker: Maker, samples: _Samples) -> dict[str, Any]:
                 maker.time_walk(walk)
             maker.contention.begin()
             _, _, steps = maker.time_walk(walk)
+            steps = _by_step(steps, maker)
             contended |= maker.contention.look()
-        seconds = (nfe * steps[:, 0]).tolist()
+        seconds = ((nfe // 2 if maker.sampler.guided else nfe) * steps[:, 0]).tolist()
         shares = [float(steps[:, 1].sum() / steps[:, 0].sum())]
     first, median, third = (float(np.quantile(seconds, q)) for q in (0.25, 0.5, 0.75))
     return {

@@ -38,6 +38,7 @@ class SpeedPeers(Task):
     """conf/task/speed_peers: other people's loops around the same network, in turns with ours."""
 
     any_formula: ClassVar[bool] = False
+    eps_alone: ClassVar[bool] = True
     reads_images: ClassVar[bool] = False
 
     name: Literal["speed_peers"]

@@ -185,7 +185,8 @@ def check_finite(x: Tensor, walk: Callable[[EpsModel], object], network: nn.Modu
     def watched(x: Tensor, t: Tensor, *labels: Tensor) -> Any:
         if not bool(torch.isfinite(x).all()):
             raise _Began(f"after step {len(steps)} (t = {steps[-1]:g})" if steps else "in x_T")
-        steps.append(float(t[0]))
+        if not (labels and steps[-1:] == [float(t[0])]):  # guidance asks twice at a step
+            steps.append(float(t[0]))
         output = network(x, t, *labels)
         if not bool(torch.isfinite(output if isinstance(output, Tensor) else output.sample).all()):
             raise _Began(f"in the network's output at step {len(steps)} (t = {steps[-1]:g})")

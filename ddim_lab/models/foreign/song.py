@@ -105,7 +105,13 @@ def _described_song(path: str, process: str | None, weights: Weights | None, sta
     read = _read_song(path, process, weights)
     network = read.build(NoiseSchedule.linear())
     return _Song(
-        digest=content_key({"weights": weights_digest(network), **read.preconditioning.recipe()}),
+        digest=content_key(
+            {
+                "weights": weights_digest(network),
+                "resampling": read.shape.resampling,  # its filters are no weights
+                **read.preconditioning.recipe(),
+            }
+        ),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         channels=read.shape.channels,
         stem=read.shape.stem,
