@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,8 @@ def find_weights(network: str, asked: str | None, published: Published) -> Path:
 
 def _fetched(network: str, option: str, published: Published) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()  # of every try it warns on its own, beside our line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of every try it warns on its own, beside our line
     reason = ""
     for local in (True, False):
         try:
