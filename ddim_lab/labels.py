@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Final, final
 
 import torch
@@ -45,7 +46,8 @@ class NamedLabels:
         zero = torch.zeros_like(indices)
         words = philox4x32((zero, zero + LABEL_WORD, indices, zero), (self.seed & (2**32 - 1), self.seed >> 32))
         u = (words[0].double() + 0.5) * 2.0**-32
-        upper = torch.tensor(self.shares, dtype=torch.float64, device=indices.device).cumsum(0)
+        # Summed on the host: on a GPU torch's sums of this kind were not deterministic in every version.
+        upper = torch.tensor(list(accumulate(self.shares)), dtype=torch.float64, device=indices.device)
         drawn = torch.searchsorted(upper, u, right=True)
         last = max(k for k, share in enumerate(self.shares) if share > 0.0)
         return drawn.clamp(max=last)  # where rounding leaves the sum just below 1
