@@ -46,10 +46,11 @@ LAYERS = (
     "store config",
     "device data",
     "models metrics",
+    "conventions",
     "tasks",
     "report",
     "jobs",
-    "score convert dashboard __main__",
+    "score audit convert dashboard __main__",
 )
 
 

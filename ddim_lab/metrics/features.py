@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, final
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, final
 
 from ddim_lab.config.metrics import NetworkOptions
 from ddim_lab.data.base import DataSet
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from ddim_lab.device.runtime import Runtime
     from ddim_lab.metrics.extractor import Extractor
 
-__all__ = ["KEPT_AT_MOST", "FeatureNetwork", "Features", "PublishedKernel", "feature_network", "obtain_features"]
+__all__ = [
+    "KEPT_AT_MOST",
+    "FeatureNetwork",
+    "Features",
+    "PublishedKernel",
+    "Variant",
+    "feature_network",
+    "obtain_features",
+]
 
 KEPT_AT_MOST: Final = 50_000
 """Feature vectors that are compared one by one, at most: kernel distances, precision and recall see no more."""
@@ -82,6 +90,32 @@ class Features:
         return "Inception" if self.is_fid else self.name.removeprefix("FD (").removesuffix(")")
 
 
+@final
+@dataclass(frozen=True)
+class Variant:
+    """Another way in which the same network is taken: what is measured in it has another name.
+
+    Attributes:
+        name: unique among the network's, of letters, digits and _, as "antialiased".
+        label: in a few words, as "antialiased resize".
+        says: what is done otherwise, one sentence.
+        who: who does it so, with version.
+        source: where that can be read.
+        common: how often the field does it: 1 rarely, 2 sometimes, 3 often.
+        effect: what was published of its size, in percent of FID; None where nothing was.
+        features: gives the extractor; raises ConfigError where weights are missing or damaged.
+    """
+
+    name: str
+    label: str
+    says: str
+    who: tuple[str, ...]
+    source: str
+    common: Literal[1, 2, 3]
+    effect: float | None
+    features: Callable[[], Features]
+
+
 class FeatureNetwork(NetworkOptions):
     """A network whose features are compared; abstract. The file networks/NAME.py has that of metrics.features=NAME.
 
@@ -123,6 +157,10 @@ class FeatureNetwork(NetworkOptions):
         Raises:
             ConfigError: weights are missing or damaged.
         """
+
+    def variants(self, data: ImageData, store: Store) -> Sequence[Variant]:
+        """Other ways in which this network is taken by others; none of a network that nobody else has."""
+        return ()
 
 
 def feature_network(options: NetworkOptions) -> FeatureNetwork:
