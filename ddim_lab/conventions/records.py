@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ddim_lab.store.records import Record, Written
 
 __all__ = ["Audited", "Claim", "Measured", "Tried", "Untried"]
@@ -120,4 +122,4 @@ class Audited(Written):
     explained: tuple[tuple[str, ...], ...] = ()
     forwards: int = 0
     seconds: float = 0.0
-    environment: dict[str, Any] = {}
+    environment: dict[str, Any] = Field(default_factory=dict)

@@ -78,7 +78,8 @@ class FileSource(Source):
         return 0
 
     def images(self, made: Made, *, levels: bool = False) -> ImageSet:
-        assert not made and not levels
+        assert not made
+        assert not levels
         return self._samples.images
 
     def forward_seconds(self) -> float:
