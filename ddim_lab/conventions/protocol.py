@@ -8,10 +8,13 @@ from typing import Any, Final, Literal, final
 
 from ddim_lab.data.images import Split
 
-__all__ = ["PLAIN", "Factor", "Levels", "Made", "Protocol", "compatible", "together"]
+__all__ = ["PLAIN", "Count", "Factor", "Levels", "Made", "Protocol", "compatible", "together"]
 
 Levels = Literal["rounded", "truncated", "raised", "round_trip", "float"]
 """How images became the 256 levels: see `ddim_lab.conventions.pixels`."""
+
+Count = int | Literal["half", "whole_batches"]
+"""How many samples, from the first: a number, half of them, or as many as whole batches of 64 hold."""
 
 Made = tuple[tuple[str, str], ...]
 """What is changed of how the samples are made: pairs of an aspect and a choice, sorted; none of a set as it is."""
@@ -38,12 +41,12 @@ class Protocol:
     """
 
     made: Made = ()
-    count: int | None = None
+    count: Count | None = None
     levels: Levels = "rounded"
     jpeg: int | None = None
     network: str = ""
     split: Split | None = None
-    reference_count: int | None = None
+    reference_count: Count | None = None
     reference_levels: Levels = "rounded"
     reference_jpeg: int | None = None
     reference_network: str | None = None

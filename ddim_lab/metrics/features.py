@@ -104,6 +104,7 @@ class Variant:
         common: how often the field does it: 1 rarely, 2 sometimes, 3 often.
         effect: what was published of its size, in percent of FID; None where nothing was.
         features: gives the extractor; raises ConfigError where weights are missing or damaged.
+        same_network: whether it differs in how images come to it alone, so that others may meet with it on one side.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Variant:
     common: Literal[1, 2, 3]
     effect: float | None
     features: Callable[[], Features]
+    same_network: bool = True
 
 
 class FeatureNetwork(NetworkOptions):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 import torch
 from torch import Tensor
@@ -90,10 +90,13 @@ class FrechetDistance:
     Args:
         reference: m and C.
         device: where it is computed, in float64; None for the CPU.
+        divisor: of the samples' sums of squares where all weigh 1: "n-1", by which S is unbiased, or "n".
     """
 
-    def __init__(self, reference: Moments, device: torch.device | None = None) -> None:
-        self._reference, self._device = reference, device
+    def __init__(
+        self, reference: Moments, device: torch.device | None = None, divisor: Literal["n-1", "n"] = "n-1"
+    ) -> None:
+        self._reference, self._device, self._less = reference, device, 1 if divisor == "n-1" else 0
 
     @cached_property
     def _root(self) -> Tensor:
@@ -178,7 +181,7 @@ class FrechetDistance:
         return frechet_distance(self._reference, Moments(samples.mean.cpu(), samples.covariance.cpu(), samples.count))
 
     def _moments(self, vectors: np.ndarray[Any, Any] | Tensor, weights: Tensor) -> Moments:
-        """Weighted mean and covariance, the latter unbiased where all weights are 1."""
+        """Weighted mean and covariance; with the divisor n - 1 the latter is unbiased where all weights are 1."""
         count, total, outer = len(vectors), None, None
         for start, block in _blocks(vectors, self._device):
             weighted = block * weights[start : start + len(block), None]
@@ -187,7 +190,7 @@ class FrechetDistance:
         assert total is not None
         assert outer is not None
         mean = total / count
-        return Moments(mean, (outer - count * torch.outer(mean, mean)) / (count - 1), count)
+        return Moments(mean, (outer - count * torch.outer(mean, mean)) / (count - self._less), count)
 
     def _expanded(
         self, vectors: np.ndarray[Any, Any] | Tensor, moments: Moments, weights: Tensor, classes: Tensor, groups: int

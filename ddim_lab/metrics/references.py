@@ -31,6 +31,7 @@ __all__ = [
     "obtain_statistics",
     "read_moments",
     "reference_of",
+    "stored_as",
 ]
 
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -76,6 +77,15 @@ def reference_of(metrics: MetricsConfig, features: Features, data: ImageData) ->
     if metrics.reference_statistics is not None:
         return read_moments(Path(metrics.reference_statistics), features).key
     return _key(features, data.digest, metrics.reference, len(data.split(metrics.reference)))
+
+
+def stored_as(features: Features, data: ImageData, split: Split, count: int, *, keep_features: bool) -> str:
+    """The store's name of what `obtain_reference` gives, before it is computed."""
+    return _stored(_key(features, data.digest, split, count), min(count, KEPT_AT_MOST) if keep_features else 0)
+
+
+def _stored(key: str, kept: int) -> str:
+    return content_key({"reference": key, "kept": kept}) if kept else key
 
 
 def obtain_reference(
@@ -136,8 +146,7 @@ def obtain_statistics(
         with torch.inference_mode():
             FeatureSums.of(extracted()).save(folder / "statistics.npz")
 
-    named = content_key({"reference": key, "kept": kept}) if kept else key
-    folder, _ = store.obtain("references", named, build)
+    folder, _ = store.obtain("references", _stored(key, kept), build)
     vectors = read_vectors(folder / VECTORS) if kept else None
     return Reference(name, key, FeatureSums.load(folder / "statistics.npz").moments(), vectors, folder)
 
