@@ -41,7 +41,7 @@ from ddim_lab.store import Store, content_key, write_json
 from ddim_lab.store.housekeeping import working
 from ddim_lab.store.records import Value
 
-__all__ = ["main", "score"]
+__all__ = ["main", "reference_in", "score"]
 
 BATCH: Final = 256
 """Images scored at once; it changes no value beyond rounding."""
@@ -249,7 +249,7 @@ def _main(arguments: Sequence[str]) -> int:
     config = checked_config([quoted(text) for text in asked.overrides])
     show_progress(config.progress)
     samples = read_samples(asked.path)
-    against, statistics = (None, None) if asked.reference is None else _reference_in(asked.reference)
+    against, statistics = (None, None) if asked.reference is None else reference_in(asked.reference)
     store, runtime = Store(Path(config.outputs_dir)), Runtime.resolve(config.runtime)
     check_outputs(store)
     data, metrics = load_data(config.data), config.metrics
@@ -277,7 +277,7 @@ def _main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _reference_in(path: Path) -> tuple[Samples | None, Path | None]:
+def reference_in(path: Path) -> tuple[Samples | None, Path | None]:
     """The images to compare with, and the file of their statistics: one of them, or both."""
     try:
         with zipfile.ZipFile(path) as archive:

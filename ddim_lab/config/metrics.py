@@ -159,6 +159,11 @@ class MetricsConfig(Options):
         return {**own(self), **{name: value for part in parts for name, value in part.items()}}
 
     @property
+    def known_networks(self) -> tuple[NetworkOptions, ...]:
+        """All that could be chosen, with their options."""
+        return self._networks
+
+    @property
     def networks(self) -> tuple[NetworkOptions, ...]:
         """The feature networks that `features` names, in its order."""
         return tuple(map(self.network_named, _names(self.features)))

@@ -168,6 +168,15 @@ class Passes:
             self._of[variant] = self._variants[variant].features()
         return self._of[variant]
 
+    @property
+    def takes_levels(self) -> bool:
+        """Whether the network looks at images before they were rounded, too."""
+        return bool(getattr(self._network(""), "takes_levels", True))
+
+    def forwards(self, source: Source, protocol: Protocol) -> int:
+        """Image-forwards that the samples of a protocol still need."""
+        return source.forwards(protocol.made, levels=_before_rounding(source, protocol))
+
     # -- distances ----------------------------------------------------------------------------------------
 
     @exact_float32()

@@ -182,7 +182,7 @@ class Trials:
     def _measured(self, protocol: Protocol) -> list[Estimate]:
         found = []
         for point in self._points:
-            cost = point.source.forwards(protocol.made, levels=False)
+            cost = self._passes.forwards(point.source, protocol)
             found.append(self._passes.estimate(point.source, protocol, point.count))
             self.forwards += cost
             if not math.isfinite(found[-1].value):
@@ -209,7 +209,7 @@ class Trials:
             return
         each = [self._plain, *(self._found[single.factors] for single in seeds)]
         least = [min(found, key=lambda one: one.value) for found in zip(*each, strict=True)]
-        label = f"minimum of {('', '', '', 'three', 'four')[len(each)] if len(each) < 5 else len(each)} seeds"
+        label = f"minimum of {'three' if len(each) == 3 else len(each)} seeds"
         self._found[SEEDS,] = least
         self.singles.append(
             Tried(

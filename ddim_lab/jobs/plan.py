@@ -34,7 +34,7 @@ from ddim_lab.store.records import Elsewhere, Plan, PlanCell, Published, StopRul
 if TYPE_CHECKING:
     from ddim_lab.store import Store
 
-__all__ = ["check_outputs", "checked_config", "plan_sweep"]
+__all__ = ["check_outputs", "checked_config", "composed_config", "plan_sweep"]
 
 
 def plan_sweep(asked: argparse.Namespace, arguments: Sequence[str]) -> tuple[Path, Plan, list[Config]]:
@@ -186,10 +186,15 @@ def checked_config(overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: with one line for the user.
     """
+    config = composed_config(overrides)
+    _check_further(config)
+    return config
+
+
+def composed_config(overrides: Sequence[str]) -> Config:
+    """The same as far as the options alone tell: files, networks and devices are not looked at."""
     with composer(argparse.Namespace(config_dir=None, overrides=list(overrides))):
-        config = _checked(overrides)
-        _check_further(config)
-        return config
+        return _checked(overrides)
 
 
 def _sweep_folder(base: DictConfig, overrides: Sequence[Override], outputs: Path, many: bool) -> Path:

@@ -1,0 +1,350 @@
+"""One audit from what was asked to its record: subject, claims, plan, trials, what follows."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import final
+
+from ddim_lab.config.job import Config
+from ddim_lab.config.study import PublishedConfig
+from ddim_lab.console import show_progress
+from ddim_lab.conventions.explanation import explain, read_claims
+from ddim_lab.conventions.factors import Subject, of_network, scoring
+from ddim_lab.conventions.passes import Cost, Passes, Real
+from ddim_lab.conventions.protocol import PLAIN, Factor
+from ddim_lab.conventions.records import Audited, Claim, Tried, Untried
+from ddim_lab.conventions.source import FileSource, Source
+from ddim_lab.conventions.trials import PAIRS_AT_LEAST, Point, Trials
+from ddim_lab.data.base import load_data
+from ddim_lab.data.images import ImageData
+from ddim_lab.data.samples import Samples, read_samples, shape_in_words
+from ddim_lab.device.runtime import Runtime
+from ddim_lab.errors import ConfigError
+from ddim_lab.jobs.compose import quoted
+from ddim_lab.jobs.plan import check_outputs, checked_config
+from ddim_lab.jobs.run import describe, environment
+from ddim_lab.metrics.features import Features, feature_network, obtain_features
+from ddim_lab.models.obtain import obtain_model, with_batch_size
+from ddim_lab.score import reference_in
+from ddim_lab.store import Store
+from ddim_lab.store.housekeeping import working
+from ddim_lab.tasks.base import Job
+
+__all__ = ["Asked", "carry_out", "duration"]
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What is asked: the arguments of `ddim_lab.audit.audit`, and whether the plan is all that is wanted."""
+
+    path: Path | None = None
+    options: tuple[str, ...] = ()
+    claimed: str | None = None
+    claimed_samples: int | None = None
+    paper: str | None = None
+    reference: Path | None = None
+    factors: tuple[str, ...] | None = None
+    budget: float | None = None
+    plan_only: bool = False
+    command: str = ""
+
+
+def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> Audited:
+    """The audit.
+
+    Args:
+        asked: what is asked.
+        say: is given what the user should read before and during the work, a line at a time.
+
+    Raises:
+        ConfigError: something of it can't be used; one line.
+    """
+    began = time.monotonic()
+    steps, options = _steps(asked)
+    configs = [checked_config([quoted(text) for text in [*options, *one]]) for one in steps]
+    config = configs[0]
+    show_progress(config.progress)
+    store, runtime = Store(Path(config.outputs_dir)), Runtime.resolve(config.runtime)
+    check_outputs(store)
+    data = load_data(config.data)
+    with working(store), ExitStack() as stack:
+        sources, subject = _sources(asked, configs, data, store, runtime)
+        claims = _claims(asked, configs, sources)
+        points = _points(sources, claims)
+        networks = [obtain_features(network, data, store) for network in config.metrics.networks]
+        real, features = _real(asked, config, data, networks[0]), networks[0]
+        teller = next((one for one in networks if one.tells_classes), None)
+        variants = feature_network(config.metrics.networks[0]).variants(data, store)
+        _check_shapes(sources[0], real, config, data)
+        stack.enter_context(runtime.applied())
+        passes = Passes(features, variants, teller, real, store, runtime.torch_device)
+        described = Subject(
+            count=sources[0].count,
+            channels=sources[0].shape[0],
+            keeps_levels=sources[0].keeps_levels and passes.takes_levels,
+            reference=real.kind,
+            reference_count=None if real.kind == "statistics" else len(real.images(PLAIN)[0]),
+            held_out=len(data.held_out),
+            tells_classes=teller is not None,
+        )
+        factors = [*scoring(described), *of_network(variants, real.kind), *sources[0].factors()]
+        trials = Trials(points, _chosen(factors, asked.factors), passes, features.name)
+        if not variants:
+            trials.untried.append(
+                Untried(
+                    factors=("resize",),
+                    label="another resize, or another network",
+                    why_not=f"{features.sees} looks at images as they are, and is nobody else's",
+                )
+            )
+        usable = trials.usable()
+        plan = trials.cost(usable)
+        say(_planned(plan, len(usable), asked.budget))
+        if asked.plan_only:
+            for line in _plan_table(trials, usable):
+                say(line)
+        else:
+            trials.measure_plain()
+            trials.try_singles(usable, None if asked.budget is None else asked.budget - (time.monotonic() - began))
+            if claims:
+                spent = time.monotonic() - began
+                left = max(PAIRS_AT_LEAST, plan.seconds) if asked.budget is None else asked.budget - spent
+                trials.try_pairs(claims, left)
+        reference = passes.reference(PLAIN).name
+        facts = f"features: {_short(features.digest)} · reference: {reference}"
+        return _record(asked, trials, claims, points, features, subject, facts, time.monotonic() - began)
+
+
+def _steps(asked: Asked) -> tuple[list[list[str]], list[str]]:
+    """The overrides of each number of steps that a model is to sample with, and the other options."""
+    options = list(asked.options)
+    if asked.paper is not None:
+        if asked.path is not None:
+            raise ConfigError("--paper is for samples of a model, whose steps and sampler are known: drop it, or PATH")
+        if asked.claimed is not None:
+            raise ConfigError("--paper says what was claimed: drop --claimed")
+        options = [f"+experiments={asked.paper}", *options]
+    if asked.path is not None:
+        return [[]], options
+    given = [text.removeprefix("steps=") for text in options if text.startswith("steps=")]
+    options = [text for text in options if not text.startswith("steps=")]
+    keyed = asked.claimed is not None and ":" in asked.claimed
+    if keyed and given:
+        raise ConfigError("--claimed says the numbers of steps: drop steps=")
+    if keyed:
+        assert asked.claimed is not None
+        return [[f"steps={part.partition(':')[0].strip()}"] for part in asked.claimed.split(",")], options
+    return [[f"steps={each}"] for each in given[-1].split(",")] if given else [[]], options
+
+
+def _sources(
+    asked: Asked, configs: Sequence[Config], data: ImageData, store: Store, runtime: Runtime
+) -> tuple[list[Source], str]:
+    """The samples of each number of steps, or those in the file; and what they are, in words."""
+    if asked.path is not None:
+        samples = read_samples(asked.path)
+        told = f"{samples.name}: {shape_in_words(samples.images.shape)}, SHA-256 {samples.digest[:12]}"
+        return [FileSource(samples)], told
+    from ddim_lab.tasks.remade import JobSource
+
+    configs = [with_batch_size(config, runtime) for config in configs]
+    model = obtain_model(configs[0], data, runtime, store, lambda: nullcontext(lambda values, step: None))
+    jobs = [Job(config, data, model, runtime, store, f"audit {describe(config)}") for config in configs]
+    weights = f"{model.weights} weights" if model.elsewhere or model.fingerprint else model.kind
+    named = ", ".join(describe(config) for config in configs)
+    return [JobSource(job) for job in jobs], f"{named} of the {configs[0].data.name} model ({weights})"
+
+
+def _claims(asked: Asked, configs: Sequence[Config], sources: Sequence[Source]) -> tuple[Claim, ...]:
+    count = asked.claimed_samples or sources[0].count
+    if asked.claimed is not None:
+        claims = read_claims(asked.claimed, count, "N" if asked.path is not None else "S")
+        if asked.path is not None and (many := [c for c in claims if c.at and c.num_samples > sources[0].count]):
+            raise ConfigError(
+                f"--claimed: {many[0].at} is more than the {sources[0].count:,} images of {sources[0].name}"
+            )
+        return claims
+    if asked.claimed_samples is not None:
+        raise ConfigError("--claimed-samples says of how many images the claimed number is: give --claimed, too")
+    if asked.paper is None:
+        return ()
+    published = configs[0].study.published
+    if published is None:
+        raise ConfigError(f"--paper={asked.paper}: the study has no published numbers")
+    claims = [_published(asked.paper, published, config, count) for config in configs]
+    return tuple(claims) if len(claims) > 1 else (claims[0].model_copy(update={"at": ""}),)
+
+
+def _published(paper: str, published: PublishedConfig, config: Config, count: int) -> Claim:
+    """The published number of a configuration."""
+    sampler = config.sampler
+    ours = sampler.eta, sampler.variance, sampler.clip
+    rows = [name for name, row in published.samplers.items() if (row.eta, row.variance, row.clip) == ours]
+    by_steps = {int(steps): value for name in rows for steps, value in published.rows[name].items()}
+    if not by_steps:
+        known = ", ".join(published.rows)
+        raise ConfigError(f"--paper={paper} has no row for sampler={sampler.name}: choose one of {known}")
+    if config.steps not in by_steps:
+        known = ", ".join(map(str, sorted(by_steps)))
+        raise ConfigError(f"--paper={paper} has no number at steps={config.steps}: choose of {known}")
+    digits = max(_digits(value) for row in published.rows.values() for value in row.values())
+    return Claim(
+        value=by_steps[config.steps],
+        at=f"S = {config.steps}",
+        num_samples=published.num_samples or count,
+        half_digit=0.5 * 10.0**-digits,
+        source=published.source,
+    )
+
+
+def _digits(value: float) -> int:
+    """Decimals that a number was written with."""
+    return len(repr(float(value)).partition(".")[2].rstrip("0"))
+
+
+def _points(sources: Sequence[Source], claims: Sequence[Claim]) -> list[Point]:
+    """What is compared: the source of each number of steps, or so many images of the one."""
+    if len(sources) == 1 and len(claims) > 1:
+        return [Point(claim.at, sources[0], claim.num_samples, claim) for claim in claims]
+    if claims:
+        return [
+            Point(
+                claim.at, source, min(source.count, claim.num_samples) if claim.at[:1] == "N" else source.count, claim
+            )
+            for source, claim in zip(sources, claims, strict=True)
+        ]
+    return [Point("" if len(sources) == 1 else source.name, source, source.count, None) for source in sources]
+
+
+def _real(asked: Asked, config: Config, data: ImageData, features: Features) -> Real:
+    metrics = config.metrics
+    samples: Samples | None = None
+    statistics, option = None, "--reference"
+    if asked.reference is not None:
+        samples, statistics = reference_in(asked.reference)
+        if statistics is not None:
+            samples = None
+    elif metrics.reference_statistics is not None:
+        statistics, option = Path(metrics.reference_statistics), "metrics.reference_statistics"
+    keep = metrics.needs_vectors(metrics.networks[0].name)
+    return Real(data, metrics.reference, samples, statistics, option, keep)
+
+
+def _check_shapes(source: Source, real: Real, config: Config, data: ImageData) -> None:
+    """Raise ConfigError where images do not fit what they are compared with, or the network."""
+    of_data = not feature_network(config.metrics.networks[0]).takes_any_images or real.kind == "split"
+    wanted = data.shape if of_data or real.samples is None else real.samples.images.shape
+    for name, shape in (
+        (source.name, source.shape),
+        *([] if real.samples is None else [(real.samples.name, real.samples.images.shape)]),
+    ):
+        if shape != wanted and real.kind != "statistics":
+            raise ConfigError(
+                f"{name} holds images of {shape_in_words(shape)}, data={data.name} of {shape_in_words(wanted)}: they"
+                " can't be compared"
+            )
+
+
+def _chosen(factors: Sequence[Factor], names: Sequence[str] | None) -> list[Factor]:
+    if names is None:
+        return list(factors)
+    known = {factor.name: factor for factor in factors}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"--factors: there is no convention {name}"
+                + (f"; did you mean {near[0]}?" if near else "; --list shows them")
+            )
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _record(
+    asked: Asked,
+    trials: Trials,
+    claims: Sequence[Claim],
+    points: Sequence[Point],
+    features: Features,
+    subject: str,
+    facts: str,
+    seconds: float,
+) -> Audited:
+    count = points[0].source.count
+    told = None
+    if claims and not asked.plan_only:
+        told = explain(
+            claims,
+            trials.plain,
+            trials.singles,
+            trials.pairs,
+            metric=features.name,
+            num_samples=count,
+            facts=facts,
+            untried=trials.untried,
+        )
+    fitting = set() if told is None else set(told.explained)
+    return Audited(
+        command=asked.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        subject=subject,
+        metric=features.name,
+        facts=facts,
+        num_samples=count,
+        points=tuple(point.at for point in points),
+        claims=tuple(claims),
+        plain=trials.plain,
+        tried=(*trials.singles, *(pair if pair.factors in fitting else _short_of(pair) for pair in trials.pairs)),
+        untried=tuple(trials.untried),
+        verdict="" if told is None else told.verdict,
+        paragraph="" if told is None else told.paragraph,
+        explained=() if told is None else told.explained,
+        forwards=trials.forwards,
+        seconds=round(seconds, 3),
+        environment=environment(),
+    )
+
+
+def _short_of(pair: Tried) -> Tried:
+    """A pair that explains nothing, without what its errors were taken from: there are hundreds."""
+    measured = tuple(one.model_copy(update={"replicates": (), "interactions": ()}) for one in pair.measured)
+    return pair.model_copy(update={"measured": measured})
+
+
+def _short(digest: str) -> str:
+    return digest[:12] if len(digest) >= 32 else digest
+
+
+# -- the plan ---------------------------------------------------------------------------------------------
+
+
+def _planned(plan: Cost, conventions: int, budget: float | None) -> str:
+    images = sum(one.images for one in plan.passes)
+    text = (
+        f"plan: the distance as the field takes it and with {conventions} conventions changed, one at a time:"
+        f" {len(plan.passes)} passes over {images:,} images, {plan.forwards:,} image-forwards and {plan.distances}"
+        f" distances, about {duration(plan.seconds)}; what is stored costs nothing"
+    )
+    return text if budget is None else f"{text}; the budget is {duration(budget)}"
+
+
+def _plan_table(trials: Trials, factors: Sequence[Factor]) -> list[str]:
+    rows = []
+    for factor in factors:
+        cost = trials.cost([factor], base=False)
+        images = sum(one.images for one in cost.passes)
+        rows.append(f"  {factor.label:<60} {cost.forwards:>14,} {images:>12,} {duration(cost.seconds):>8}")
+    return [f"  {'convention':<60} {'image-forwards':>14} {'images seen':>12} {'time':>8}", *rows]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
