@@ -12,10 +12,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ddim_lab.config.options import path_argument
 from ddim_lab.errors import ConfigError, exit_status
+
+if TYPE_CHECKING:
+    from ddim_lab.conventions.records import Audited
 
 __all__ = ["main"]
 
@@ -94,7 +97,34 @@ def _main(arguments: Sequence[str]) -> int:
     )
     if asked.plan:
         return 0
-    return _leave(found, asked.output, overrides, asked.paper)
+    named = [] if asked.paper is None else [f"+experiments={asked.paper}"]
+    return _leave(found, asked.output, [*named, *overrides])
+
+
+def _leave(found: Audited, output: Path | None, overrides: Sequence[str]) -> int:
+    """Write audit.json and report.html, mirror them, and print what was found."""
+    from ddim_lab.audit.page import page
+    from ddim_lab.audit.told import console, mirror
+    from ddim_lab.jobs.compose import quoted
+    from ddim_lab.jobs.plan import composed_config
+    from ddim_lab.jobs.tracking import TrackingConfig
+    from ddim_lab.store import write_record, write_text
+
+    config = composed_config([quoted(text) for text in overrides if not text.startswith("steps=")])
+    name = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    folder = Path(config.outputs_dir) / "audits" / name if output is None else output
+    print(console(found), flush=True)
+    try:
+        write_record(folder / "audit.json", found.content())
+        write_text(folder / "report.html", page(found))
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be written: {error.strerror or error}; give --output") from None
+    print(f"report: {folder / 'report.html'}")
+    logger = config.logger
+    tracking = TrackingConfig(logger.name, folder, logger.project, logger.entity, logger.mode)
+    if (hint := mirror(found, tracking, group=folder.name, page=folder / "report.html")) is not None:
+        print(f"W&B runs are offline; to upload them: {hint}")
+    return 0
 
 
 def _list(overrides: Sequence[str]) -> int:

@@ -178,8 +178,8 @@ def _claims(asked: Asked, configs: Sequence[Config], sources: Sequence[Source]) 
     published = configs[0].study.published
     if published is None:
         raise ConfigError(f"--paper={asked.paper}: the study has no published numbers")
-    claims = [_published(asked.paper, published, config, count) for config in configs]
-    return tuple(claims) if len(claims) > 1 else (claims[0].model_copy(update={"at": ""}),)
+    found = [_published(asked.paper, published, config, count) for config in configs]
+    return tuple(found) if len(found) > 1 else (found[0].model_copy(update={"at": ""}),)
 
 
 def _published(paper: str, published: PublishedConfig, config: Config, count: int) -> Claim:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ddim_lab.config.job import Config
 from ddim_lab.conventions.factors import SCORING, of_network
 from ddim_lab.conventions.protocol import Factor
+from ddim_lab.conventions.sampling import CONVENTIONS
 from ddim_lab.data.base import without_images
 from ddim_lab.metrics.features import feature_network
 from ddim_lab.store import Store
@@ -20,8 +21,6 @@ OFTEN = {3: "often", 2: "sometimes", 1: "rarely"}
 
 def known(config: Config, store: Store) -> Mapping[str, Sequence[Factor]]:
     """Every convention by what it is of; nothing is loaded, trained or downloaded."""
-    from ddim_lab.tasks.remade import CONVENTIONS
-
     found: dict[str, list[Factor]] = {}
     for factor in SCORING:
         found.setdefault(factor.part, []).append(factor)
@@ -29,7 +28,7 @@ def known(config: Config, store: Store) -> Mapping[str, Sequence[Factor]]:
     for network in map(feature_network, config.metrics.known_networks):
         if factors := of_network(network.variants(data, store), "split"):
             found[f"feature network: {network.name}"] = factors
-    found["sampling"] = list(CONVENTIONS)
+    found["sampling"] = [convention.factor() for convention in CONVENTIONS]
     return found
 
 
