@@ -195,6 +195,10 @@ class JobSource(Source):
             )
         if "eta" in asked and "variance" in asked:
             raise ValueError("sigma-hat is at eta 1: eta is not changed together with it")
+        if config.model.kind in ("gaussian", "empirical") and (
+            other := [aspect for aspect in ("weights", "arithmetic", "timesteps", "loop") if aspect in asked]
+        ):
+            raise ValueError(f"model={config.model.kind} is exact, and no network: there is no {other[0]} to change")
         if sampler.variance == "analytic" and (other := [aspect for aspect in WALKED_OTHERWISE if aspect in asked]):
             raise ValueError(
                 f"with {other[0]} changed Gamma(t) of sampler.variance=analytic would have to be estimated again"
@@ -206,10 +210,6 @@ class JobSource(Source):
                 )
             if ("spacing" in asked or "first" in asked) and not isinstance(sampler, SolverOptions):
                 raise ValueError(f"sampler={sampler.name} chooses its own timesteps")
-        if config.model.kind in ("gaussian", "empirical") and (
-            other := [aspect for aspect in ("weights", "arithmetic", "timesteps", "loop") if aspect in asked]
-        ):
-            raise ValueError(f"model={config.model.kind} is exact, and no network: there is no {other[0]} to change")
         if asked.get("arithmetic") == "fp16" and self._job.runtime.torch_device.type != "cuda":
             raise ValueError("fp16 is for GPUs, and this device is a CPU")
 
@@ -282,6 +282,8 @@ class JobSource(Source):
             return job.sampler
         config, moments = job.config, job.second_moments()
         options = config.sampler
+        if options.variance == "learned":
+            raise ValueError("the network's variance was learned for a last step that ends at the clean image")
         schedule = config.build_schedule()
         ends = _EndsAtZero(Ddim(options.family_clip), schedule.alpha_bar(0), options.eta, options.variance)
         unclipped = config.model_copy(
@@ -318,7 +320,9 @@ class JobSource(Source):
             raise ValueError(f"DDIMPipeline adds the posterior's noise, and sampler.variance={variance} is another")
         config: Any = self._network.config
         size = config.sample_size if isinstance(config.sample_size, Sequence) else [config.sample_size] * 2
-        if list(size) != list(self.shape[1:]) or config.out_channels != self.shape[0]:
+        if config.out_channels != self.shape[0]:
+            raise ValueError("DDIMPipeline takes no network that gives its variance, too")
+        if list(size) != list(self.shape[1:]):
             raise ValueError(f"DDIMPipeline makes images of {size}, as the network's config.json says, in no other way")
         if job.runtime.precision == "bf16":
             raise ValueError("DDIMPipeline hands its images to numpy, which has no bfloat16")
