@@ -6,8 +6,8 @@ An image-forward is the network evaluated once on one image: the unit that every
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, final
+from dataclasses import replace
+from typing import Final
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from ddim_lab.config.job import Config
 from ddim_lab.config.model import CheckpointOptions, UNetConfig
 from ddim_lab.device.runtime import Runtime
-from ddim_lab.metrics.speed import timed
+from ddim_lab.metrics.speed import ForwardTime, time_forwards
 from ddim_lab.models.obtain import with_batch_size
 from ddim_lab.models.second_moment import FORWARDS_AN_IMAGE
 from ddim_lab.transitions import gamma_needed_at
@@ -31,9 +31,6 @@ __all__ = [
 
 WORTH_MEASURING: Final = 1_000_000
 """Image-forwards from which the hours are said: below, the measurement would cost more than it tells."""
-
-LONG_ENOUGH: Final = 1.0
-"""Seconds that a timed batch must take, unless it is a whole one: few images at once take longer each."""
 
 TRAINING_FORWARDS: Final = 3
 """Cost of one image in one training step, in forwards: the backward pass is about two."""
@@ -88,21 +85,11 @@ def variance_forwards_by_cell(cells: Sequence[Config]) -> list[int]:
     return costs
 
 
-@final
-@dataclass(frozen=True)
-class ForwardTime:
-    """Seconds that one image takes in a forward of `images` images."""
-
-    seconds: float
-    images: int
-
-
 def forward_time(config: Config, runtime: Runtime) -> ForwardTime | None:
     """Time one batch of the cell's network on its device; None for an exact model, which has no network.
 
-    Batches double from one image until one takes LONG_ENOUGH or is as large as the cell's, so that this costs a few
-    seconds on any device. A network that is still to be trained is timed as it is initialised, and none is compiled for
-    this: that would take longer than it tells.
+    In batches as `time_forwards` has them, so that this costs a few seconds on any device. A network that is still to
+    be trained is timed as it is initialised, and none is compiled for this: that would take longer than it tells.
     """
     if (network := _network(config)) is None:
         return None
@@ -110,16 +97,8 @@ def forward_time(config: Config, runtime: Runtime) -> ForwardTime | None:
     device, runtime = runtime.torch_device, replace(runtime, compile=False, cuda_graphs=False)
     at_once = config.first_batch
     with runtime.applied(), torch.inference_mode():
-        network = runtime.wrap(network.to(device), at_once)
-        images = 1
-        while True:
-            x = torch.zeros(images, *config.data.shape, device=device)
-            told = [torch.zeros(images, dtype=torch.int64, device=device)] * (2 if takes_labels else 1)  # t, labels
-            network(x, *told)  # chooses the kernels of this size
-            _, seconds = timed(lambda x=x, told=told: network(x, *told), device)  # type: ignore[misc]
-            if seconds >= LONG_ENOUGH or 2 * images > at_once:
-                return ForwardTime(seconds / images, images)
-            images *= 2
+        wrapped = runtime.wrap(network.to(device), at_once)
+        return time_forwards(wrapped, config.data.shape, at_once, takes_labels, device)
 
 
 def _network(config: Config) -> nn.Module | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, final
 
@@ -20,6 +21,7 @@ from ddim_lab.store.records import Value
 __all__ = [
     "OF_STEPS",
     "Contention",
+    "ForwardTime",
     "PeakMemory",
     "StepClock",
     "device_seconds",
@@ -27,6 +29,7 @@ __all__ = [
     "larger",
     "product_ceiling",
     "synchronize",
+    "time_forwards",
     "timed",
     "timed_libraries",
 ]
@@ -36,6 +39,19 @@ T = TypeVar("T")
 
 WAITED_AT_MOST: Final = 0.05
 """Share of its threads' time that a process may wait for a core: idle machines show 0.01, one rival thread 0.2."""
+
+
+LONG_ENOUGH: Final = 1.0
+"""Seconds that a batch which is timed must take, unless it is a whole one: few images at once take longer each."""
+
+
+@final
+@dataclass(frozen=True)
+class ForwardTime:
+    """Seconds that one image takes in a forward of `images` images."""
+
+    seconds: float
+    images: int
 
 
 @final
@@ -122,6 +138,29 @@ def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
     result = run()
     synchronize(device)
     return result, time.perf_counter() - start
+
+
+def time_forwards(
+    network: Callable[..., object], shape: tuple[int, int, int], at_most: int, takes_labels: bool, device: torch.device
+) -> ForwardTime:
+    """Time one forward of a network, in batches that double from one image until one takes LONG_ENOUGH or is `at_most`.
+
+    Args:
+        network: (x_t, t) or (x_t, t, labels) -> output, on the device.
+        shape: (C, H, W) of an image.
+        at_most: images of a forward.
+        takes_labels: whether it is class-conditional.
+        device: of its forwards.
+    """
+    images = 1
+    while True:
+        x = torch.zeros(images, *shape, device=device)
+        told = [torch.zeros(images, dtype=torch.int64, device=device)] * (2 if takes_labels else 1)  # t, labels
+        network(x, *told)  # chooses the kernels of this size
+        _, seconds = timed(lambda x=x, told=told: network(x, *told), device)  # type: ignore[misc]
+        if seconds >= LONG_ENOUGH or 2 * images > at_most:
+            return ForwardTime(seconds / images, images)
+        images *= 2
 
 
 def device_seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -48,9 +48,10 @@ class Maker:
         network: the cell's, on its device.
         chunks: take what is made.
         contention: of the device.
+        see: whether the images' features are taken, too.
 
     Attributes:
-        networks: the feature networks, in the order of the job's.
+        networks: the feature networks, in the order of the job's; none where nothing is to be seen.
         noise: of the cell's seed.
         warm: whether a batch has been made.
         peak_memory: bytes, the most that a walk took; None where it is not known.
@@ -58,14 +59,21 @@ class Maker:
     """
 
     def __init__(
-        self, job: Job, sampler: Sampler, network: Halving, chunks: SampleChunks, contention: Contention
+        self,
+        job: Job,
+        sampler: Sampler,
+        network: Halving,
+        chunks: SampleChunks,
+        contention: Contention,
+        see: bool = True,
     ) -> None:
         self.job: Final = job
         self.sampler: Final = sampler
         self.network: Final = network
         self.contention: Final = contention
         self.device: Final = job.runtime.torch_device
-        self.networks: Final = tuple(features.load().to(self.device) for features in job.features)
+        self._features: Final = job.features if see else ()
+        self.networks: Final = tuple(features.load().to(self.device) for features in self._features)
         self.noise: Final = job.runtime.noise(job.config.seed)
         self.warm = False
         self.peak_memory: int | None = None
@@ -98,7 +106,7 @@ class Maker:
         def extract() -> tuple[Tensor, dict[str, Tensor]]:
             check_finite(x_0, walk, self.network, self.sampler)
             images = to_uint8(x_0).contiguous()  # as they are read back: kernels for other strides may round otherwise
-            return images, self._extracted(images, {of.digest for of in self.job.features if of.kept})
+            return images, self._extracted(images, {of.digest for of in self._features if of.kept})
 
         (images, features), extracting = timed(extract, self.device)
         by_network = {digest: found.cpu() for digest, found in features.items()}
@@ -113,7 +121,7 @@ class Maker:
 
     def see(self) -> None:
         """Have the features of all images by the job's networks, where they are kept; nothing is sampled."""
-        digests = [of.digest for of in self.job.features if of.kept]
+        digests = [of.digest for of in self._features if of.kept]
         if not (total := self._chunks.unseen(digests)):
             return
         clock = time.perf_counter()
@@ -129,14 +137,14 @@ class Maker:
 
     def _extracted(self, images: Tensor, digests: Collection[str]) -> dict[str, Tensor]:
         """The features of images on the device by some of the networks, which go by their digests."""
-        pairs = zip(self.job.features, self.networks, strict=True)
+        pairs = zip(self._features, self.networks, strict=True)
         asked = {of.digest: network for of, network in pairs if of.digest in digests}
         return dict(zip(asked, features_by(list(asked.values()), images), strict=True))
 
     @torch.inference_mode()
     def features_of(self, batch: Batch) -> list[Tensor]:
         """A batch's features by each of the networks: those that are kept, or extracted."""
-        pairs = zip(self.job.features, self.networks, strict=True)
+        pairs = zip(self._features, self.networks, strict=True)
         kept = [(batch.features.get(of.digest), network) for of, network in pairs]
         return [network(batch.images.to(self.device)) if found is None else found for found, network in kept]
 
@@ -169,8 +177,13 @@ class Maker:
         self.peak_memory = larger(self.peak_memory, peak.nbytes)
 
 
-def samples_identity(job: Job, sampler: Sampler) -> dict[str, Any]:
-    """All that makes the images by this sampler, but not how many they are: their key is its digest."""
+def samples_identity(job: Job, sampler: Sampler, altered: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """All that makes the images by this sampler, but not how many they are: their key is its digest.
+
+    Args:
+        job, sampler: of the samples.
+        altered: what is made otherwise on purpose, in an audit, than any cell makes it: such samples are no cell's.
+    """
     config, own = job.config, sampler is job.sampler
     concerned = ("data", "sampler") if own else ("data", "sampler", "task")  # a task's sampler is of its code
     plugins = [plugin for plugin in config.plugins() if plugin["kind"] in concerned]
@@ -184,20 +197,22 @@ def samples_identity(job: Job, sampler: Sampler) -> dict[str, Any]:
         "runtime": job.runtime.recipe(),
         **({} if (moments := job.second_moments()) is None else {"second_moments": moments.key}),
         **({"plugins": plugins} if plugins else {}),
+        **({"audit": dict(altered)} if altered else {}),
     }
 
 
 @contextlib.contextmanager
-def samples_folder(job: Job, sampler: Sampler) -> Iterator[Path]:
+def samples_folder(job: Job, sampler: Sampler, altered: Mapping[str, str] | None = None) -> Iterator[Path]:
     """Context: the folder of the job's samples, whatever their number, held by this process alone.
 
-    With force=true it is emptied first.
+    With force=true it is emptied first. Arguments as `samples_identity`.
     """
-    config, identity = job.config, samples_identity(job, sampler)
+    config, identity = job.config, samples_identity(job, sampler, altered)
     key = content_key(identity)
     words = (
         f"{config.data.name} {job.model.kind}, {config.sampler.name} eta={config.sampler.eta:g} S={sampler.steps}, seed"
         f" {config.seed}, batches of {config.batch_size}"
+        + "".join(f", audited with {aspect}={choice}" for aspect, choice in (altered or {}).items())
     )
     with job.store.growing(key, waiting_for=f"the same samples ({words})") as folder:
         if config.force:
@@ -219,16 +234,18 @@ def chunks_of(job: Job, folder: Path) -> SampleChunks:
 
 
 @contextlib.contextmanager
-def maker_in_place(job: Job, sampler: Sampler, chunks: SampleChunks, *, lock: bool = True) -> Iterator[Maker]:
+def maker_in_place(
+    job: Job, sampler: Sampler, chunks: SampleChunks, *, lock: bool = True, see: bool = True
+) -> Iterator[Maker]:
     """What makes the job's samples, under its runtime's settings and alone on its device.
 
     Args:
-        job, sampler, chunks: as `Maker`.
+        job, sampler, chunks, see: as `Maker`.
         lock: as `Job.timed_alone`.
     """
     with job.runtime.applied(), job.timed_alone("images", lock=lock) as contention:
         network = Halving(job.network(min(job.config.batch_size, job.config.num_samples)))
-        yield Maker(job, sampler, network, chunks, contention)
+        yield Maker(job, sampler, network, chunks, contention, see)
 
 
 # -- a cell on several devices: each makes a share of the batches, and writes the chunks of its own -----
