@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 from ddim_lab.conventions.records import Claim, Tried, Untried
 from ddim_lab.errors import ConfigError
 
-__all__ = ["COMPATIBLE_P", "TIE", "Explanation", "Fit", "Verdict", "as_written", "explain", "fit", "read_claims"]
+__all__ = [
+    "COMPATIBLE_P",
+    "TIE",
+    "Explanation",
+    "Fit",
+    "Verdict",
+    "as_written",
+    "explain",
+    "fit",
+    "read_claims",
+    "with_error",
+]
 
 Verdict = Literal["", "agrees", "identified", "ambiguous", "unexplained"]
 Matrix = NDArray[np.float64]
@@ -319,6 +330,31 @@ def as_written(claim: Claim) -> str:
     return f"{claim.value:,.{min(places, 12)}f}"
 
 
+def with_error(value: float, se: float | None, *, sign: bool = False, most: int = 6) -> str:
+    """A value with so many decimals as show two digits of its error; four digits where there is no error.
+
+    Args:
+        value, se: the value, and its standard error.
+        sign: whether a + stands before it.
+        most: decimals, at most: what they would hide is given in powers of ten.
+    """
+    plus = "+" if sign else ""
+    if value == 0.0 and not se:
+        return "0"
+    if se is None or not se > 0.0:
+        return f"{value:{plus}.4g}".replace("-", "−")
+    places = min(most, max(0, 1 - math.floor(math.log10(se))))
+
+    def shown(number: float, plus: str = "") -> str:
+        text = f"{number:{plus},.{places}f}"
+        if number != 0.0 and abs(number) < 0.5 * 10.0**-places:
+            mantissa, _, exponent = f"{number:{plus}.0e}".partition("e")
+            text = f"{mantissa}e{int(exponent)}"
+        return text.replace("-", "−")
+
+    return f"{shown(value, plus)} ± {shown(se)}"
+
+
 def _paragraph(
     told: Explanation,
     claims: Sequence[Claim],
@@ -393,7 +429,7 @@ def _opening(fit: Fit | None, claims: Sequence[Claim], plain: Tried, metric: str
         error = "" if fit is None else f" ± {fit.claim_sds[index]:.2g}"
         claimed.append(f"{as_written(claim)}{error}{at}")
         measured = plain.measured[index] if index < len(plain.measured) else None
-        ours.append("nothing" if measured is None else _with_error(measured.value, measured.se))
+        ours.append("nothing" if measured is None else with_error(measured.value, measured.se))
     count = "" if claims[0].at.startswith("N = ") else f"N = {num_samples:,}"
     of = "; ".join(filter(None, [count, facts]))
     gives = f"{metric} is {_listed(ours)} here{f' ({of})' if of else ''}, {_listed(claimed)} claimed"
@@ -405,7 +441,7 @@ def _opening(fit: Fit | None, claims: Sequence[Claim], plain: Tried, metric: str
 
 def _named(one: Fit, tried: Tried, metric: str) -> str:
     """The protocol with its number, where that is one, and how far that is."""
-    values = [_with_error(measured.value, measured.se) for measured in tried.measured[: len(one.differences)]]
+    values = [with_error(measured.value, measured.se) for measured in tried.measured[: len(one.differences)]]
     number = f"{metric} variant {values[0]}, " if len(values) == 1 else ""
     return f"{one.label} ({number}{_errors(one)} away)"
 
@@ -413,15 +449,17 @@ def _named(one: Fit, tried: Tried, metric: str) -> str:
 def _tied(told: Explanation, fitting: Sequence[Fit]) -> str:
     """Which of those that fit can't be told apart, and what would."""
     tied = len(told.ties)
-    apart = "More claimed numbers, at other S or N, or more samples would"
+    more = "more claimed numbers (at other S or N) or more samples, theirs and ours,"
     if tied == len(fitting):
-        which = "Both" if tied == 2 else f"All {tied}"
-        return f"{which} are within 2 errors of each other. {apart} tell them apart."
+        which = (
+            "The other can't be told from the first" if tied == 2 else "None of the others can be told from the first"
+        )
+        return f"{which} by what is claimed; {more} would."
     if tied == 1:
-        return f"The first fits better than the others by over 2 errors. {apart} settle it."
+        return f"The first fits better than the others by over 2 errors; {more} would settle it."
     labels = {one.factors: one.label for one in fitting}
     first = _listed([labels[factors] for factors in told.ties[:NAMED]])
-    return f"{first} can't be told apart (2 errors). {apart} tell."
+    return f"{first} can't be told apart by what is claimed; {more} would."
 
 
 def _not_tried(untried: Sequence[Untried]) -> list[str]:
@@ -436,14 +474,6 @@ def _errors(one: Fit) -> str:
     if one.errors >= 10.0:
         return f"{one.errors:,.0f} errors"
     return f"{one.errors:.1f} errors"
-
-
-def _with_error(value: float, se: float | None) -> str:
-    """A value with so many decimals as show two digits of its error."""
-    if se is None or not se > 0.0:
-        return f"{value:.4g}".replace("-", "−")
-    places = min(6, max(0, 1 - math.floor(math.log10(se))))
-    return f"{value:.{places}f} ± {se:.{places}f}".replace("-", "−")
 
 
 def _counted(count: int, noun: str) -> str:

@@ -1,0 +1,1 @@
+"""`python -m ddim_lab.audit`: a Fréchet distance again with one convention changed at a time, and what it explains."""
