@@ -296,13 +296,15 @@ def test_a_coarse_claim_identifies_nothing() -> None:
 def test_what_the_paragraph_says() -> None:
     untried = [
         Untried(factors=("x",), label="x", why_not="costs 3 h", left=True),
-        Untried(factors=("y",), label="y", why_not="no classes"),
+        Untried(factors=("y", "z"), label="y + z", why_not="no classes"),
     ]
     plain = one(4.67)
 
     def told(*protocols: Tried, pairs: Sequence[Tried] = (), at: Claim | None = None) -> tuple[str, str]:
         found = explained([at or claim(4.16)], [plain, *protocols], pairs, untried)
-        assert found.paragraph.endswith("Not tried: 1 that the budget left out and 1 that can't be tried here.")
+        assert found.paragraph.endswith(
+            "Not tried: 1 convention that the budget left out and 1 pair that can't be tried here."
+        )
         assert found.paragraph.startswith(
             "FID is 4.670 ± 0.050 here (N = 10,000; Inception, reference CIFAR-10 train), "
         )

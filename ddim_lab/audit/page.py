@@ -31,6 +31,9 @@ __all__ = ["chart", "page"]
 BAR: Final = 24
 """Pixels of a bar's row."""
 
+LABELS: Final = {"expr": "min(320, max(110, 0.4 * (containerSize()[0] || 800)))"}
+"""Pixels of a bar's label, at most; on a phone its end is left to the tooltip and the table."""
+
 SPREAD: Final = 20.0
 """Largest change over the median from which on the axis is logarithmic: the others would vanish beside it."""
 
@@ -39,6 +42,7 @@ STYLE: Final = """
 #what-each-is td, #what-each-is thead th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 #conventions td:last-child, #pairs td:last-child, #what-each-is td { min-width: 12rem; }
 #conventions tbody th, #pairs tbody th { max-width: 26rem; font-weight: 400; }
+@media (min-width: 60rem) { #conventions tbody th, #pairs tbody th { min-width: 16rem; } }
 #conventions tbody tr:first-child th, #conventions tbody tr:not(:has(data)) th { font-weight: 600; }
 """
 """Words to the left, numbers to the right; the rows without numbers are headings."""
@@ -117,7 +121,7 @@ def chart(audited: Audited) -> Chart | None:
         return field_of(field, "quantitative", scale=scale, axis=axis, title=title)
 
     labels = [bar["factor"] for bar in bars]
-    y = field_of("factor", sort=labels, axis={"grid": False, "labelLimit": 320, "domain": False}, title=None)
+    y = field_of("factor", sort=labels, axis={"grid": False, "labelLimit": LABELS, "domain": False}, title=None)
     tooltip = [
         *(tip("factor", "convention"), tip("value", f"{audited.metric} variant"), tip("shown", "change")),
         tip("who", "who does it so"),
@@ -167,7 +171,7 @@ def _scale(changes: Sequence[float], reach: float, claimed: bool) -> tuple[Spec,
 def _head(audited: Audited) -> tuple[str, ...]:
     head = ["convention"]
     for point in audited.points:
-        head += [f"{audited.metric}, or variant{f', {point}' if point else ''}", "change"]
+        head += [point or f"{audited.metric}, or variant", "change"]
     return (*head, *(["errors from the claim"] if audited.claims else []), "who does it so")
 
 

@@ -463,9 +463,14 @@ def _tied(told: Explanation, fitting: Sequence[Fit]) -> str:
 
 
 def _not_tried(untried: Sequence[Untried]) -> list[str]:
+    def counted(found: Sequence[Untried]) -> str:
+        pairs = sum(len(one.factors) > 1 for one in found)
+        kinds = ((len(found) - pairs, "convention"), (pairs, "pair"))
+        return _listed(_counted(count, noun) for count, noun in kinds if count)
+
     left, impossible = [one for one in untried if one.left], [one for one in untried if not one.left]
-    parts = [f"{len(left)} that the budget left out"] if left else []
-    parts += [f"{len(impossible)} that can't be tried here"] if impossible else []
+    parts = [f"{counted(left)} that the budget left out"] if left else []
+    parts += [f"{counted(impossible)} that can't be tried here"] if impossible else []
     return [f"Not tried: {_listed(parts)}."] if parts else []
 
 
