@@ -317,7 +317,21 @@ def test_what_the_paragraph_says() -> None:
         "Of 2 conventions changed one at a time, one alone fits: JPEG (FID variant 4.200 ± 0.050, 0.6 errors away)"
         in text
     )
-    assert ", as in clean-fid 0.1.35 and others." in text
+    assert ", as in clean-fid 0.1.35 and others. Not tried" in text
+
+    verdict, text = told(one(4.2, "JPEG"), one(6.0, "flips"), pairs=[one(6.0, "JPEG", "flips")])
+    assert verdict == "identified"
+    assert "None of 1 pair tried fits." in text
+
+    verdict, text = told(one(6.0, "a"), pairs=[one(4.1, "a", "b"), one(4.2, "b", "c")])
+    assert verdict == "ambiguous"
+    assert (
+        "This does not identify a cause: none of 1 single convention fits, and 2 of 2 pairs fit, best first: " in text
+    )
+
+    verdict, text = told()
+    assert verdict == "unexplained"
+    assert "It is not explained by anything tried (nothing)." in text
 
     verdict, text = told(one(6.0, "flips"), one(6.5, "JPEG"), pairs=[one(4.1, "flips", "JPEG", who=("a paper",))])
     assert verdict == "identified"
@@ -339,7 +353,7 @@ def test_what_the_paragraph_says() -> None:
     verdict, text = told(one(4.7, "flips"), at=claim(4.7, 5000))
     assert verdict == "agrees"
     assert "The claim is of 5,000 images, ours of 10,000: FID falls with N." in text
-    assert "They agree, 0.3 errors apart: nothing needs explaining. 1 of the 1 single conventions tried" in text
+    assert "They agree, 0.3 errors apart: nothing needs explaining. 1 of 1 single convention tried" in text
 
     found = explained([claim(4.16)], [one(4.67, se=None), one(4.16, "JPEG")])
     assert (found.verdict, found.explained) == ("", ())

@@ -140,7 +140,7 @@ def notes(audited: Audited) -> list[str]:
     found = [
         f"Value and change: ± one standard error, over the drawing of samples alone. A change is less the plain"
         f" {audited.metric} of the same images, and its error is that of pairs.",
-        f"Only the first line is {audited.metric} as the field takes it; a number with a convention changed is a variant.",
+        f"Only the first line is {audited.metric} as the field takes it; what has a convention changed is a variant.",
     ]
     if audited.claims:
         several = len(audited.claims) > 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final, Literal, final
 
@@ -310,9 +310,7 @@ def explain(
         tuple(one.factors for one in best if one.chi_square - best[0].chi_square < TIE),
     )
     paragraph = _paragraph(told, claims, plain, (*singles, *pairs), metric, num_samples, facts, untried)
-    return Explanation(
-        verdict, paragraph, told.plain, told.singles, told.pairs, explained=told.explained, ties=told.ties
-    )
+    return replace(told, paragraph=paragraph)
 
 
 def _weight(tried: Tried, weights: dict[tuple[str, ...], float]) -> float:
@@ -374,51 +372,65 @@ def _paragraph(
     if told.plain is None:
         return " ".join([*sentences, "Our number has no error, so nothing can be said of a difference."])
     by_factors = {one.factors: one for one in tried}
-    singles, pairs = len(told.singles), len(told.pairs)
-    of_singles = sum(one.compatible for one in told.singles)
-    of_pairs = sum(one.compatible for one in told.pairs)
 
-    def named(one: Fit) -> str:
-        return _named(one, by_factors[one.factors], metric)
+    def named(one: Fit, *, who: bool = False) -> str:
+        return _named(one, by_factors[one.factors], metric, who=who)
 
-    if told.verdict == "agrees":
-        sentences.append(f"They agree, {_errors(told.plain)} apart: nothing needs explaining.")
-        if singles:
-            sentences.append(f"{of_singles} of the {singles} single conventions tried would fit as well.")
-    elif told.verdict == "identified":
-        kind, count = (told.singles, singles) if of_singles else (told.pairs, pairs)
-        best = next(one for one in kind if one.compatible)
-        who = f", as in {_listed(by_factors[best.factors].who[:3])}" if by_factors[best.factors].who else ""
-        if of_singles:
-            sentences.append(
-                f"Of {_counted(count, 'convention')} changed one at a time, one alone fits: {named(best)}{who}."
-            )
-            if pairs:
-                as_well = f"{of_pairs} of {_counted(pairs, 'pair')} tried"
-                sentences.append(f"So do {as_well}, but one convention is the simpler answer.")
-        else:
-            sentences.append(f"None of {_counted(singles, 'single convention')} fits.")
-            sentences.append(f"Of {_counted(count, 'pair')} one alone does: {named(best)}{who}.")
-    elif told.verdict == "ambiguous":
-        kind, word = (told.singles, "single convention") if of_singles else (told.pairs, "pair")
-        fitting = [one for one in kind if one.compatible]
-        none = "" if of_singles else f"None of {_counted(singles, 'single convention')} fits, and "
-        more = f" and {len(fitting) - NAMED} more" if len(fitting) > NAMED else ""
-        these = f"{len(fitting)} of {_counted(len(kind), word)} fit, best first: "
-        these += "; ".join(named(one) for one in fitting[:NAMED]) + more
-        sentences.append(f"This does not identify a cause: {none}{these}.")
-        sentences.append(_tied(told, fitting))
-        if of_singles and of_pairs:
-            sentences.append(f"{of_pairs} of {_counted(pairs, 'pair')} fit, too.")
+    follows = {"identified": _identified, "ambiguous": _ambiguous, "unexplained": _unexplained}
+    if told.verdict in follows:
+        sentences += follows[told.verdict](told, named)
     else:
-        nearest = [
-            f"the nearest {word} is {named(min(kind, key=lambda one: one.chi_square))}"
-            for word, kind in (("convention", told.singles), ("pair", told.pairs))
-            if kind
+        sentences.append(f"They agree, {_errors(told.plain)} apart: nothing needs explaining.")
+        if told.singles:
+            sentences.append(f"{_share(told.singles, 'single convention')} tried would fit as well.")
+    return " ".join([*sentences, *_not_tried(untried)])
+
+
+def _identified(told: Explanation, named: Callable[..., str]) -> list[str]:
+    """One convention, or one pair."""
+    single = next((one for one in told.singles if one.compatible), None)
+    if single is None:
+        pair = next(one for one in told.pairs if one.compatible)
+        return [
+            f"None of {_counted(len(told.singles), 'single convention')} fits.",
+            f"Of {_counted(len(told.pairs), 'pair')} one alone does: {named(pair, who=True)}.",
         ]
-        what = _listed([_counted(singles, "convention"), *([_counted(pairs, "pair")] if pairs else [])])
-        sentences.append(f"It is not explained by anything tried ({what}){': ' if nearest else ''}{_listed(nearest)}.")
-    return " ".join([*filter(None, sentences), *_not_tried(untried)])
+    of = _counted(len(told.singles), "convention")
+    found = [f"Of {of} changed one at a time, one alone fits: {named(single, who=True)}."]
+    if any(one.compatible for one in told.pairs):
+        found.append(f"So do {_share(told.pairs, 'pair')} tried, but one convention is the simpler answer.")
+    elif told.pairs:
+        found.append(f"None of {_counted(len(told.pairs), 'pair')} tried fits.")
+    return found
+
+
+def _ambiguous(told: Explanation, named: Callable[..., str]) -> list[str]:
+    """Several conventions, or, where there is none, several pairs."""
+    singles = [one for one in told.singles if one.compatible]
+    fitting = singles or [one for one in told.pairs if one.compatible]
+    none = "" if singles else f"none of {_counted(len(told.singles), 'single convention')} fits, and "
+    share = _share(told.singles, "single convention") if singles else _share(told.pairs, "pair")
+    these = "; ".join(map(named, fitting[:NAMED]))
+    more = f" and {len(fitting) - NAMED} more" if len(fitting) > NAMED else ""
+    found = [f"This does not identify a cause: {none}{share} fit, best first: {these}{more}.", _tied(told, fitting)]
+    if singles and any(one.compatible for one in told.pairs):
+        found.append(f"{_share(told.pairs, 'pair')} fit, too.")
+    return found
+
+
+def _unexplained(told: Explanation, named: Callable[..., str]) -> list[str]:
+    """How far the nearest ones are."""
+    kinds = [(word, kind) for word, kind in (("convention", told.singles), ("pair", told.pairs)) if kind]
+    tried = _listed(_counted(len(kind), word) for word, kind in kinds) or "nothing"
+    nearest = _listed(
+        f"the nearest {word} is {named(min(kind, key=lambda one: one.chi_square))}" for word, kind in kinds
+    )
+    return [f"It is not explained by anything tried ({tried}){': ' if nearest else ''}{nearest}."]
+
+
+def _share(fits: Sequence[Fit], noun: str) -> str:
+    """How many of them fit."""
+    return f"{sum(one.compatible for one in fits)} of {_counted(len(fits), noun)}"
 
 
 def _opening(fit: Fit | None, claims: Sequence[Claim], plain: Tried, metric: str, num_samples: int, facts: str) -> str:
@@ -439,11 +451,12 @@ def _opening(fit: Fit | None, claims: Sequence[Claim], plain: Tried, metric: str
     return f"{gives}: {one}{_errors(fit)}."
 
 
-def _named(one: Fit, tried: Tried, metric: str) -> str:
-    """The protocol with its number, where that is one, and how far that is."""
+def _named(one: Fit, tried: Tried, metric: str, *, who: bool) -> str:
+    """The protocol with its number, where that is one, how far that is, and who does it so."""
     values = [with_error(measured.value, measured.se) for measured in tried.measured[: len(one.differences)]]
     number = f"{metric} variant {values[0]}, " if len(values) == 1 else ""
-    return f"{one.label} ({number}{_errors(one)} away)"
+    does_so = f", as in {_listed(tried.who[:3])}" if who and tried.who else ""
+    return f"{one.label} ({number}{_errors(one)} away){does_so}"
 
 
 def _tied(told: Explanation, fitting: Sequence[Fit]) -> str:
