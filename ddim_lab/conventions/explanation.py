@@ -165,9 +165,10 @@ def fit(claims: Sequence[Claim], tried: Tried, num_samples: int, *, weight: floa
         claims ~ Normal(numbers, C),  C = C_ours + C_claims + diag(h^2 / 3)
 
     C_ours has our standard errors, and between points the correlation of the jackknife's replicates, for they are over
-    the same groups of samples. The claims were taken on other samples of N_claim images by the same protocol: C_claims
-    is C_ours times sqrt(N / N_claim) on each side. h is half a unit of a claim's last digit: rounding errs evenly
-    within it.
+    the same groups of samples. The claims were taken on other samples of N_claim images by the same protocol: their
+    errors are ours times sqrt(N / N_claim). Whether all claims are of the same x_T is not said: they err together as
+    ours do, or each by itself, and the better fit of the two counts. h is half a unit of a claim's last digit:
+    rounding errs evenly within it.
 
     Args:
         claims: one a point.
@@ -188,13 +189,17 @@ def fit(claims: Sequence[Claim], tried: Tried, num_samples: int, *, weight: floa
     scale = np.asarray([math.sqrt(_count(claim, num_samples) / claim.num_samples) for claim in claims])
     rounding = np.asarray([claim.half_digit**2 / 3.0 for claim in claims])
     floor = np.asarray([(1e-9 * max(1.0, abs(claim.value))) ** 2 for claim in claims])  # no error is exactly 0
-    correlation = _correlation([one.replicates for one in measured])
-    covariance = correlation * (np.outer(ours, ours) + np.outer(ours * scale, ours * scale)) + np.diag(rounding + floor)
     d = np.asarray([claim.value for claim in claims]) - np.asarray(values)
-    sds = np.sqrt(np.diag(covariance))
-    # In units of the errors, as points may differ by powers of ten; `_correlation` keeps it away from singular.
-    chi_square = float(d / sds @ np.linalg.solve(covariance / np.outer(sds, sds), d / sds))
-    log_det = float(np.linalg.slogdet(covariance / np.outer(sds, sds))[1] + 2.0 * np.log(sds).sum())
+    sds = np.sqrt(ours**2 + (ours * scale) ** 2 + rounding + floor)
+    together = _correlation([one.replicates for one in measured])
+    found = []
+    for of_claims in (together, np.eye(len(claims))):
+        covariance = together * np.outer(ours, ours) + of_claims * np.outer(ours * scale, ours * scale)
+        # In units of the errors, as points may differ by powers of ten; `_correlation` keeps it away from singular.
+        scaled = (covariance + np.diag(rounding + floor)) / np.outer(sds, sds)
+        chi_square = float(d / sds @ np.linalg.solve(scaled, d / sds))
+        found.append((chi_square, float(np.linalg.slogdet(scaled)[1] + 2.0 * np.log(sds).sum())))
+    chi_square, log_det = min(found)
     return Fit(
         factors=tried.factors,
         label=tried.label,
