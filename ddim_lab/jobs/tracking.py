@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from ddim_lab.errors import ConfigError
 
-JobType = Literal["train", "cell", "report"]
+JobType = Literal["train", "cell", "report", "audit"]
 Mode = Literal["online", "offline", "off"]
 Role = Literal["output", "input"]
 
@@ -41,7 +41,7 @@ MODES: Final = ("online", "offline", "disabled", "dryrun", "run", "shared")
 """What WANDB_MODE may be."""
 
 # What a job's curves are drawn over. Lightning names the first; the second is the number of sampling steps.
-_AXES: Mapping[JobType, str] = {"train": "trainer/global_step", "cell": "steps", "report": "steps"}
+_AXES: Mapping[JobType, str] = {"train": "trainer/global_step", "cell": "steps", "report": "steps", "audit": "steps"}
 
 _log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def track(
 
     Args:
         config: where and how.
-        job_type: "train", "cell" or "report"; it fixes the x axis of `Run.log`.
+        job_type: "train", "cell", "report" or "audit"; it fixes the x axis of `Run.log`.
         name: what the run is called among its group.
         group: the sweep it belongs to.
         run_config: the job's resolved configuration, plain nested values.

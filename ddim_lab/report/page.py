@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import jinja2
 from markupsafe import Markup
 
 from ddim_lab.errors import one_line
-from ddim_lab.report.charts import sweep_charts
+from ddim_lab.report.blocks import Section
+from ddim_lab.report.charts import Chart, sweep_charts
 from ddim_lab.report.drawing import chart_library, page_spec
 from ddim_lab.report.read import Sweep
 from ddim_lab.report.sections import sections
@@ -27,15 +28,48 @@ HERE = Path(__file__).parent
 def page(sweep: Sweep) -> str:
     """The whole report as HTML."""
     charts = sweep_charts(sweep)
-    return _template().render(
+    return render(
         title=sweep.title,
-        command=one_line(sweep.plan.command),
-        created=sweep.plan.created,
         summary=summary(sweep),
-        failures=[(sweep.names[c.number], c.status, c.error) for c in sweep.cells if c.error is not None],
-        plan_notes=sweep.plan.notes,
         sections=sections(sweep, charts),
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        charts=charts,
+        command=sweep.plan.command,
+        created=sweep.plan.created,
+        notes=sweep.plan.notes or "",
+        failures=[(sweep.names[c.number], c.status, c.error) for c in sweep.cells if c.error is not None],
+    )
+
+
+def render(
+    *,
+    title: str,
+    summary: str,
+    sections: Sequence[Section],
+    charts: Sequence[Chart],
+    command: str = "",
+    created: str = "",
+    notes: str = "",
+    failures: Sequence[tuple[str, str, str]] = (),
+    style: str = "",
+) -> str:
+    """A page of these parts as HTML, which needs nothing beside itself.
+
+    Args:
+        title, summary, command, created, notes: what stands above the sections; "" for nothing.
+        sections: of blocks; each `Figure` draws one of `charts`.
+        charts: drawn by the page's script.
+        failures: (name, status, error) of what has no result.
+        style: CSS of this page alone.
+    """
+    return _template().render(
+        title=title,
+        command=one_line(command),
+        created=created,
+        summary=summary,
+        failures=failures,
+        plan_notes=notes,
+        sections=sections,
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8") + style),
         specs=script_json({chart.name: page_spec(chart) for chart in charts}),
         library=chart_library() if charts else "",
         code=Markup((HERE / "page.js").read_text(encoding="utf-8")),
