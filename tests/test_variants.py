@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,16 +29,15 @@ from ddim_lab.metrics import inception, torchvision_inception
 from ddim_lab.metrics.classifier import make_classifier, recipe_for
 from ddim_lab.metrics.extractor import Extractor, Pixels
 from ddim_lab.metrics.features import FeatureNetwork, Variant
-from ddim_lab.metrics.inception import TF1, Inception
+from ddim_lab.metrics.inception import Inception
 from ddim_lab.metrics.networks.dinov2 import DINOv2Features
 from ddim_lab.metrics.torchvision_inception import check_torchvisions, find_torchvisions
 from ddim_lab.store import Store
 
 IMAGES = random_images(5, 2, 256)
+ONE = IMAGES[:1]
 SHRUNK = torch.randint(0, 256, (1, 3, 310, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
 """Larger than what the network sees, and no square: antialiasing shows, and which side is which."""
-
-BOTH = [pytest.param(IMAGES, id="enlarged"), pytest.param(SHRUNK, id="shrunk")]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,22 @@ def variants(weights: Path, torchvisions: Path, tmp_path_factory: pytest.TempPat
     return variants_of(features_of(weights, torchvisions=torchvisions), tmp_path_factory.mktemp("store"))
 
 
+@pytest.fixture(scope="module")
+def load(variants: Mapping[str, Variant]) -> Callable[[str], Any]:
+    """A variant's extractor, loaded once for all tests."""
+    return functools.cache(lambda name: variants[name].features().load())
+
+
+@pytest.fixture(scope="module")
+def published(weights: Path) -> Inception:
+    return Inception(weights)
+
+
+@pytest.fixture(scope="module")
+def torch_fidelitys(weights: Path) -> nn.Module:
+    return FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=str(weights))
+
+
 def same(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
     """To a share of the largest feature."""
     assert found.shape == expected.shape
@@ -79,20 +95,21 @@ def same(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
 
 
 @torch.inference_mode()
-def test_the_published_way_is_torch_fidelitys_and_its_own_layers_give_the_same_bits(weights: Path) -> None:
-    theirs = FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=str(weights))
-    (expected,) = theirs(IMAGES)
-    same(Inception(weights)(IMAGES), expected)
-    assert torch.equal(Inception(weights, resize=TF1)(IMAGES), Inception(weights)(IMAGES))
+def test_the_published_way_is_torch_fidelitys_and_floats_go_through_the_same_layers(
+    published: Inception, torch_fidelitys: nn.Module
+) -> None:
+    """Floats don't go through the library's own forward: the same bits say that nothing of it is left out."""
+    for images in (IMAGES, SHRUNK):
+        found = published(images)
+        same(found, torch_fidelitys(images)[0])
+        assert torch.equal(published(images.float()), found)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("images", BOTH)
-def test_antialiased_is_what_torchmetrics_does_by_default(
-    images: Tensor, weights: Path, variants: Mapping[str, Variant]
-) -> None:
+def test_antialiased_is_what_torchmetrics_does_by_default(weights: Path, load: Callable[[str], Any]) -> None:
     theirs = FrechetInceptionDistance(feature_extractor_weights_path=str(weights)).inception
-    same(variants["antialiased"].features().load()(images), theirs(images))
+    for images in (IMAGES, SHRUNK):
+        same(load("antialiased")(images), theirs(images))
 
 
 def pytorch_fids(images: Tensor) -> Tensor:
@@ -119,7 +136,6 @@ def torchvisions_resize(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("images", BOTH)
 @pytest.mark.parametrize(
     ("name", "prepared", "tolerance"),
     [
@@ -133,35 +149,29 @@ def test_others_resizes_are_theirs(
     name: str,
     prepared: Callable[[Tensor], Tensor],
     tolerance: float,
-    images: Tensor,
-    weights: Path,
-    variants: Mapping[str, Variant],
+    torch_fidelitys: nn.Module,
+    load: Callable[[str], Any],
 ) -> None:
-    theirs = FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=str(weights))
-    blocks = [block for kind, block in theirs.named_children() if kind != "fc"]
-    expected = nn.Sequential(*blocks, nn.Flatten())(prepared(images))
-    same(variants[name].features().load()(images), expected, tolerance)
+    blocks = [block for kind, block in torch_fidelitys.named_children() if kind != "fc"]
+    for images in (IMAGES, SHRUNK):
+        same(load(name)(images), nn.Sequential(*blocks, nn.Flatten())(prepared(images)), tolerance)
 
 
 # -- torchvision's --------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(
-    ("name", "corners", "normalised"),
-    [("torchvision", False, True), ("torcheval", False, False), ("torchvision_corners", True, True)],
-)
-def test_torchvisions_network_is_its_own_forward(
-    name: str, corners: bool, normalised: bool, torchvisions: Path, variants: Mapping[str, Variant]
-) -> None:
+def test_torchvisions_network_is_its_own_forward(torchvisions: Path, load: Callable[[str], Any]) -> None:
     """As `inception_v3` with pretrained weights is built: it undoes the normalisation by itself."""
     theirs = torchvision.models.Inception3(init_weights=False, transform_input=True).eval()
     theirs.load_state_dict(torch.load(torchvisions, weights_only=True))
     theirs.fc = nn.Identity()
-    pixels = functional.interpolate(IMAGES / 255, size=(299, 299), mode="bilinear", align_corners=corners)
-    if normalised:
-        pixels = transforms.normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    same(variants[name].features().load()(IMAGES), theirs(pixels))
+    cases = (("torchvision", False, True), ("torcheval", False, False), ("torchvision_corners", True, True))
+    for name, corners, normalised in cases:
+        pixels = functional.interpolate(ONE / 255, size=(299, 299), mode="bilinear", align_corners=corners)
+        if normalised:
+            pixels = transforms.normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        same(load(name)(ONE), theirs(pixels))
 
 
 def test_torchvisions_weights_are_found_and_checked(
@@ -192,7 +202,7 @@ def test_torchvisions_weights_are_found_and_checked(
         find_torchvisions(None)
     with pytest.raises(ConfigError, match=r"metrics\.inception_torchvision_weights=/nowhere: there is no such file"):
         find_torchvisions("/nowhere")
-    with pytest.raises(ConfigError, match="is for metrics.features=inception, not pixels"):
+    with pytest.raises(ConfigError, match=r"is for metrics\.features=inception, not pixels"):
         tiny.configure("metrics.features=pixels", "metrics.inception_torchvision_weights=/nowhere")
 
 
@@ -200,7 +210,11 @@ def test_torchvisions_weights_are_found_and_checked(
 
 
 def test_no_variant_is_called_fid_and_each_has_a_name_and_key_of_its_own(
-    weights: Path, variants: Mapping[str, Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path,
+    variants: Mapping[str, Variant],
+    load: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(inception, "PUBLISHED_SHA256", inception.weights_digest(weights))
     data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
@@ -212,9 +226,9 @@ def test_no_variant_is_called_fid_and_each_has_a_name_and_key_of_its_own(
     for what in ("name", "digest"):
         assert len({getattr(each, what) for each in (plain, *found.values())}) == len(variants) + 1
     assert all(each.num_features == 2048 for each in found.values())
-    sums = {name: each.load().network for name, each in found.items() if name in ("antialiased", "bilinear")}
-    assert len(set(sums.values())) == 2  # so that no forward of one is taken for another's
-    assert [name for name, each in found.items() if not each.load().takes_levels] == ["pillow_bilinear"]
+    of_2015 = ("antialiased", "bilinear", "pillow_bicubic", "pillow_bilinear")
+    assert len({load(name).network for name in of_2015}) == 4  # no forward of one is taken for another's
+    assert [name for name in variants if not load(name).takes_levels] == ["pillow_bilinear"]
 
 
 def test_recipes_of_dinov2_are_variants_of_each_other(tmp_path: Path) -> None:
@@ -251,17 +265,11 @@ def test_each_variant_says_who_and_where(variants: Mapping[str, Variant]) -> Non
 # -- images that were never rounded ---------------------------------------------------------------------
 
 
-def networks(weights: Path, folder: Path, variants: Mapping[str, Variant]) -> dict[str, Extractor]:
-    shape = tuple(IMAGES.shape[1:])
-    recipe = recipe_for(shape)
+def other_networks(folder: Path) -> dict[str, Extractor]:
     found: dict[str, Extractor] = {
         "pixels": Pixels(),
-        "classifier": make_classifier(shape[0], 10, recipe).eval(),
-        "inception": Inception(weights),
-        "inception_spatial": Inception(weights, "spatial"),
+        "classifier": make_classifier(3, 10, recipe_for(IMAGES.shape[1:])).eval(),
     }
-    for name in ("antialiased", "bilinear", "pillow_bicubic", "torchvision"):
-        found[name] = variants[name].features().load()
     dino = DINOv2Features(dinov2_weights=str(make_dinov2(folder)), **DINO | {"dinov2_recipe": "edm2"})
     data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(folder)
     found["dinov2"] = dino.obtain(data, store).load()
@@ -270,13 +278,15 @@ def networks(weights: Path, folder: Path, variants: Mapping[str, Variant]) -> di
 
 
 @torch.inference_mode()
-def test_levels_that_are_whole_are_the_uint8_images_and_others_are_not(
-    weights: Path, variants: Mapping[str, Variant], tmp_path: Path
+def test_whole_levels_are_the_uint8_images_and_others_are_not(
+    published: Inception, load: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    """The same bits on a CPU; between two levels, features are between theirs or at least not either's."""
-    for name, network in networks(weights, tmp_path / "w", variants).items():
+    """The same bits on a CPU; three tenths of a level change features, and by little."""
+    names = ("antialiased", "pillow_bicubic", "torchvision")
+    inceptions = {"inception": published, **{name: load(name) for name in names}}
+    for name, network in {**inceptions, **other_networks(tmp_path / "w")}.items():
         assert network.takes_levels, name
-        rounded = network(IMAGES)
-        assert torch.equal(network(IMAGES.float()), rounded), name
-        between = network((IMAGES.float() + 0.3).clamp(max=255))
+        rounded = network(ONE)
+        assert torch.equal(network(ONE.float()), rounded), name
+        between = network((ONE.float() + 0.3).clamp(max=255))
         assert 0 < (between - rounded).abs().max() < 0.2 * rounded.abs().max(), name

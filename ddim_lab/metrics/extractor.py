@@ -33,8 +33,8 @@ class Extractor(nn.Module, ABC):
         """Features of images.
 
         Args:
-            images: uint8 [B, C, H, W]; where `takes_levels`, also float32 with values from 0 to 255, whole or not: whole
-                ones have the features of the same uint8 images.
+            images: uint8 [B, C, H, W]; where `takes_levels`, also float32 with values from 0 to 255, whole or not: the
+                whole have the features of the same uint8 images.
 
         Returns:
             float32 [B, D].
