@@ -45,9 +45,8 @@ class Blank(FeatureExtractorInceptionV3):
         return None
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random weights, scaled so that activations neither vanish nor explode."""
+def save_random(path: Path) -> Path:
+    """Write a file of random weights, scaled so that activations neither vanish nor explode."""
     torch.manual_seed(0)
     nothing = io.BytesIO()
     torch.save({}, nothing)
@@ -56,9 +55,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+def features_of(weights: Path, *, tf32: bool = False, torchvisions: Path | None = None) -> InceptionFeatures:
+    return InceptionFeatures(
+        inception_weights=str(weights),
+        inception_tf32=tf32,
+        inception_torchvision_weights=None if torchvisions is None else str(torchvisions),
+    )
 
 
 class Images(Dataset[Tensor]):
@@ -209,7 +220,7 @@ def test_statistics_of_the_fields_reference_batches_are_told_apart_by_their_name
 
 def test_tf32_is_a_network_of_its_own_and_off_unless_asked_for(weights: Path, tmp_path: Path) -> None:
     data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
-    networks = (InceptionFeatures(inception_weights=str(weights), inception_tf32=tf32) for tf32 in (False, True))
+    networks = (features_of(weights, tf32=tf32) for tf32 in (False, True))
     exact, rounded = (network.obtain(data, store) for network in networks)
     assert exact.digest != rounded.digest
     assert rounded.name == exact.name.replace(")", ", TF32)")
@@ -246,10 +257,8 @@ def test_the_published_weights_give_fid_and_sfid(
     """The names of both, where the weights are those; published numbers of the one never stand beside the other."""
     data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(tmp_path)
     monkeypatch.setattr(inception, "PUBLISHED_SHA256", inception.weights_digest(weights))
-    fid, sfid = (
-        network(inception_weights=str(weights), inception_tf32=False).obtain(data, store)
-        for network in (InceptionFeatures, InceptionSpatialFeatures)
-    )
+    spatial = InceptionSpatialFeatures(inception_weights=str(weights), inception_tf32=False)
+    fid, sfid = (network.obtain(data, store) for network in (features_of(weights), spatial))
     assert (fid.name, sfid.name) == ("FID", "sFID")
     assert fid.is_fid
     assert not sfid.is_fid
@@ -260,7 +269,7 @@ def test_the_published_weights_give_fid_and_sfid(
 
 def test_other_weights_are_not_called_fid(weights: Path, tmp_path: Path) -> None:
     data = load_data(Digits(name="digits", root=None, num_samples=10))
-    network = InceptionFeatures(inception_weights=str(weights), inception_tf32=False)
+    network = features_of(weights)
     features = network.obtain(data, Store(tmp_path))
     assert re.fullmatch(r"FD \(Inception, weights [0-9a-f]{8}\)", features.name)
     assert features.num_features == network.num_features(data.shape) == 2048

@@ -171,7 +171,7 @@ class Passes:
     @property
     def takes_levels(self) -> bool:
         """Whether the network looks at images before they were rounded, too."""
-        return bool(getattr(self._network(""), "takes_levels", True))
+        return self._network("").takes_levels
 
     def forwards(self, source: Source, protocol: Protocol) -> int:
         """Image-forwards that the samples of a protocol still need."""

@@ -74,6 +74,7 @@ class Classifier(Extractor):
     """
 
     head: nn.Module
+    takes_levels = True
 
     def __init__(self, body: nn.Module, num_classes: int, num_features: int) -> None:
         super().__init__()

@@ -22,13 +22,23 @@ class Extractor(nn.Module, ABC):
     Attributes:
         head: features [B, D] -> logits of classes [B, K], whose probabilities the Inception Score needs; None where
             the network knows no classes. Logits need no second pass over the images.
+        takes_levels: whether it takes images that were never rounded, too: float32 from 0 to 255.
     """
 
     head: nn.Module | None
+    takes_levels: bool = False
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Features, float32 [B, D], of images, uint8 [B, C, H, W]."""
+        """Features of images.
+
+        Args:
+            images: uint8 [B, C, H, W]; where `takes_levels`, also float32 with values from 0 to 255, whole or not: the
+                whole have the features of the same uint8 images.
+
+        Returns:
+            float32 [B, D].
+        """
 
 
 class Layered(Extractor):
@@ -44,14 +54,19 @@ class Layered(Extractor):
 
     @abstractmethod
     def layers(self, images: Tensor, names: Collection[str]) -> Mapping[str, Tensor]:
-        """Features [B, D] of images, uint8 [B, C, H, W], at each of the layers named, in one forward."""
+        """Features [B, D] of images, as `forward` takes them, at each of the layers named, in one forward."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images, [self.layer])[self.layer]
 
 
 def features_by(networks: Sequence[Extractor], images: Tensor) -> list[Tensor]:
-    """Features [B, D] of images, uint8 [B, C, H, W], by each of the networks; layers of one take one forward of it."""
+    """Features [B, D] of images by each of the networks; layers of one take one forward of it.
+
+    Args:
+        networks: they.
+        images: uint8 [B, C, H, W], or float32 where all of them take levels.
+    """
     wanted: dict[str, dict[str, None]] = {}
     for each in networks:
         if isinstance(each, Layered):
@@ -99,6 +114,8 @@ def _own_switches(*, tf32: bool) -> Iterator[None]:
 @final
 class Pixels(Extractor):
     """The image itself, in [-1, 1], flattened."""
+
+    takes_levels = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,7 +7,8 @@ mixed_6, which torch-fidelity's table of weights calls Mixed_6d (mixed, mixed_1,
 Mixed_6e, which some take for it by its name.
 
 The network is torchmetrics' (torch-fidelity's, that is), with TensorFlow 1's bilinear resizing to 299x299 that the
-published FIDs were taken with: no antialiasing, pixel corners aligned at the top left.
+published FIDs were taken with: no antialiasing, pixel corners aligned at the top left. How others resize for it is in
+`ddim_lab.metrics.inception_variants`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import functools
 import hashlib
 import io
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -26,13 +28,19 @@ from torch import Tensor, nn
 
 from ddim_lab.errors import ConfigError, one_line
 from ddim_lab.metrics.extractor import Layered, exact_float32, tf32_products
+from ddim_lab.metrics.resizing import tf1_bilinear
 
 __all__ = [
+    "AT_ONCE",
     "PUBLISHED_SHA256",
+    "SIDE",
     "SIZES",
     "Inception",
+    "Resize",
     "check_weights",
+    "find_in_torchs_cache",
     "find_weights",
+    "read_weights",
     "weights_digest",
 ]
 
@@ -55,6 +63,40 @@ WEIGHTS_URL: Final = f"https://github.com/toshas/torch-fidelity/releases/downloa
 AT_ONCE: Final = 64
 """Images in one forward: at 299x299 each takes megabytes of activations, whatever its own size."""
 
+SIDE: Final = 299
+"""Of the images that the network looks at, in pixels."""
+
+BLOCKS: Final = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
+)
+"""Of the network, by torch-fidelity's names, in their order: from normalised pixels to pooled features."""
+
+
+@final
+@dataclass(frozen=True)
+class Resize:
+    """How images become the pixels that the network looks at, where that is not the published way.
+
+    Attributes:
+        recipe: identifies it in keys: what is done, in words.
+        label: in names, as "antialiased resize".
+        to: images [B, 3, H, W] from 0 to 255, and a side S -> the same values at [B, 3, S, S].
+        centre: c of (x - c) / c, by which they are normalised.
+        takes_levels: whether `to` takes float32, too.
+    """
+
+    recipe: str
+    label: str
+    to: Callable[[Tensor, int], Tensor]
+    centre: float = 128.0
+    takes_levels: bool = True
+
+
+TF1: Final = Resize("299x299 TF1 bilinear", "TF1's resize", tf1_bilinear)
+"""The published way."""
+
 
 @final
 class Inception(Layered):
@@ -66,19 +108,23 @@ class Inception(Layered):
         weights: the file.
         layer: "pooled" (D = 2048), or "spatial" (D = 2023, in the evaluator's order: rows, columns, channels).
         tf32: let a GPU round what it multiplies to TF32, as torch's own setting lets convolutions; else exact float32.
+        resize: another way to its pixels; None for the published one.
 
     Raises:
         ConfigError: the file does not hold the network's weights.
     """
 
-    def __init__(self, weights: Path, layer: str = POOLED, tf32: bool = False) -> None:
+    def __init__(self, weights: Path, layer: str = POOLED, tf32: bool = False, resize: Resize | None = None) -> None:
         super().__init__()
         self.layer = layer
-        self.network = f"Inception, weights {weights_digest(weights)}{', TF32' if tf32 else ''}"
+        said = [f"Inception, weights {weights_digest(weights)}", *(["TF32"] if tf32 else [])]
+        self.network = ", ".join([*said, *([] if resize is None else [resize.recipe])])
+        self._resize: Final = resize
+        self.takes_levels = resize is None or resize.takes_levels
         self._precision: Final = tf32_products if tf32 else exact_float32
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        state = _read(weights)
+        state = read_weights(weights)
         # The constructor unpickles whatever file it is given, so it gets what was read without unpickling.
         checked = io.BytesIO()
         torch.save(state, checked)
@@ -111,13 +157,42 @@ class Inception(Layered):
                 hook = self.body.Mixed_6d.branch1x1.register_forward_hook(see)
                 stack.callback(hook.remove)
             for part in torch.split(colour, AT_ONCE):
-                pooled.append(self.body(part))
+                pooled.append(self._pooled(part))
         found = {POOLED: pooled, SPATIAL: spatial}
         return {name: torch.cat(found[name]) for name in names}
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        """Pooled features [B, 2048] of images [B, 3, H, W]."""
+        if self._resize is None and images.dtype == torch.uint8:
+            published: Tensor = self.body(images)  # which resizes by itself, and takes nothing but uint8
+            return published
+        resize = TF1 if self._resize is None else self._resize
+        found = (resize.to(images, SIDE).float() - resize.centre) / resize.centre
+        for name in BLOCKS:
+            found = self.body.get_submodule(name)(found)
+        return found.flatten(1)
 
 
 def find_weights(asked: str | None) -> Path:
     """The file of weights: the one asked for, else torch's cache, else the download.
+
+    Raises:
+        ConfigError: as `find_in_torchs_cache`.
+    """
+    wanted_by = "metrics.features=inception"
+    return find_in_torchs_cache(wanted_by, "inception_weights", asked, WEIGHTS_NAME, WEIGHTS_URL, PUBLISHED_SHA256)
+
+
+def find_in_torchs_cache(wanted_by: str, option: str, asked: str | None, name: str, url: str, sha256: str) -> Path:
+    """A file of weights: the one asked for, else torch's cache, else the download.
+
+    Args:
+        wanted_by: what needs it, in words.
+        option: of metrics, that names another file.
+        asked: its value.
+        name: of the file in torch's cache.
+        url: of the published file.
+        sha256: of its content, or the first eight digits of it or more.
 
     Raises:
         ConfigError: it is missing, and can't be downloaded, or is damaged; says what, where and what to do.
@@ -125,22 +200,23 @@ def find_weights(asked: str | None) -> Path:
     if asked is not None:
         path = Path(asked).absolute()
         if not path.is_file():
-            raise ConfigError(f"metrics.inception_weights={asked}: there is no such file")
+            raise ConfigError(f"metrics.{option}={asked}: there is no such file")
         return path
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # It is in its place only when it is whole and its checksum is the published one.
-            torch.hub.download_url_to_file(WEIGHTS_URL, str(path), hash_prefix=PUBLISHED_SHA256)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
         except (OSError, RuntimeError) as error:
             reason = one_line(error)
             raise ConfigError(
-                f"metrics.features=inception: {path} is missing, and the download failed ({reason}):"
-                f" get {WEIGHTS_URL} elsewhere, and put it there or set metrics.inception_weights"
+                f"{wanted_by}: {path} is missing, and the download failed ({reason}):"
+                f" get {url} elsewhere, and put it there or set metrics.{option}"
             ) from None
-    if weights_digest(path) != PUBLISHED_SHA256:
-        raise ConfigError(f"{path} is damaged (its SHA-256 does not begin 6726825d): delete it, to have it downloaded")
+    if not weights_digest(path).startswith(sha256):
+        begins = sha256[:8]
+        raise ConfigError(f"{path} is damaged (its SHA-256 does not begin {begins}): delete it, to have it downloaded")
     return path
 
 
@@ -171,7 +247,12 @@ def _digest(path: str, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_weights(path: Path) -> Mapping[str, Any]:
+    """The tensors of a file of torch's, read without unpickling what is no tensor.
+
+    Raises:
+        ConfigError: it is damaged or holds something else; one line.
+    """
     try:
         with warnings.catch_warnings():  # torch's, of a pickle that it then refuses
             warnings.simplefilter("ignore")

@@ -85,15 +85,24 @@ class Transformer(Extractor):
         prepare: uint8 [B, 3, H, W] -> [B, 3, S, S] of values from 0 to 255.
         pixels: what they are normalised by, once divided by 255.
         tf32: let a GPU round what it multiplies to TF32; else exact float32.
+        takes_levels: whether `prepare` takes float32 from 0 to 255, too.
     """
 
     head: None
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, prepare: Callable[[Tensor], Tensor], pixels: Pixels, tf32: bool) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        prepare: Callable[[Tensor], Tensor],
+        pixels: Pixels,
+        tf32: bool,
+        takes_levels: bool = False,
+    ) -> None:
         super().__init__()
         self.head = None
+        self.takes_levels = takes_levels
         self.body = body
         self._prepare, self._precision = prepare, tf32_products if tf32 else exact_float32
         for name, values in zip(("mean", "std"), pixels, strict=True):

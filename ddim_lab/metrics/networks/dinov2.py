@@ -5,6 +5,7 @@ Three recipes are in use, which bring images to 224x224 in three ways and give t
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ddim_lab.config.data import DataOptions
 from ddim_lab.config.options import PathOption
 from ddim_lab.data.base import DataSet
 from ddim_lab.errors import ConfigError
-from ddim_lab.metrics.features import FeatureNetwork, Features
+from ddim_lab.metrics.features import FeatureNetwork, Features, Variant
 from ddim_lab.store import Store, content_key
 
 if TYPE_CHECKING:
@@ -36,6 +37,21 @@ RESIZED: Final[dict[Recipe, str]] = {
 }
 """How images are brought to their size, by who does it so: Stein et al. 2023 and whoever follows their evaluation;
 Karras et al. 2024; torch-fidelity 0.4."""
+
+WHO: Final[dict[Recipe, tuple[str, str, Literal[1, 2, 3]]]] = {
+    "dgm_eval": (
+        "dgm-eval (Stein et al. 2023)",
+        "https://github.com/layer6ai-labs/dgm-eval/blob/master/dgm_eval/models/dinov2.py",
+        3,
+    ),
+    "edm2": ("EDM2 (Karras et al. 2024)", "https://github.com/NVlabs/edm2/blob/main/calculate_metrics.py", 2),
+    "torch_fidelity": (
+        "torch-fidelity 0.4.0",
+        "https://github.com/toshas/torch-fidelity/blob/v0.4.0/torch_fidelity/feature_extractor_dinov2.py",
+        1,
+    ),
+}
+"""Who does it so, where that can be read, and how often it is done: rarely 1, often 3."""
 
 FILES: Final[dict[Size, tuple[str, str]]] = {
     "small": (
@@ -157,10 +173,31 @@ class DINOv2Features(FeatureNetwork):
             digest=content_key(recipe),
             num_features=of.num_features,
             load=lambda: Transformer(
-                load_dinov2(path)[0], lambda images: resize(images, DINOV2_SIZE), IMAGENET_PIXELS, tf32
+                load_dinov2(path)[0],
+                lambda images: resize(images, DINOV2_SIZE),
+                IMAGENET_PIXELS,
+                tf32,
+                takes_levels=by != "dgm_eval",
             ).eval(),
             known_as=KNOWN_AS[by] if weights == FILES["large"][1] and not tf32 else None,
         )
+
+    def variants(self, data: ImageData, store: Store) -> Sequence[Variant]:
+        """The recipes of the others."""
+        return [
+            Variant(
+                name=by,
+                label=f"{RESIZED[by]} resize",
+                says=f"Images are brought to 224x224 by {RESIZED[by]}.",
+                who=(who,),
+                source=source,
+                common=common,
+                effect=None,
+                features=functools.partial(self.model_copy(update={"dinov2_recipe": by}).obtain, data, store),
+            )
+            for by, (who, source, common) in WHO.items()
+            if by != self.dinov2_recipe
+        ]
 
     def _path(self) -> Path:
         from ddim_lab.metrics.weights import find_weights
