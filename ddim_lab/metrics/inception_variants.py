@@ -105,6 +105,7 @@ def of_torchvision(features: Callable[[Preparation], Features]) -> list[Variant]
             common=1,
             effect=None,
             features=functools.partial(features, plain),
+            same_network=False,
         ),
         Variant(
             name="torcheval",
@@ -117,6 +118,7 @@ def of_torchvision(features: Callable[[Preparation], Features]) -> list[Variant]
             common=1,
             effect=75.0,
             features=functools.partial(features, pale),
+            same_network=False,
         ),
         Variant(
             name="torchvision_corners",
@@ -128,5 +130,6 @@ def of_torchvision(features: Callable[[Preparation], Features]) -> list[Variant]
             common=1,
             effect=None,
             features=functools.partial(features, corners),
+            same_network=False,
         ),
     ]
