@@ -32,7 +32,7 @@ from ddim_lab.metrics.features import FeatureNetwork, Variant
 from ddim_lab.metrics.inception import Inception
 from ddim_lab.metrics.networks.dinov2 import DINOv2Features
 from ddim_lab.metrics.torchvision_inception import check_torchvisions, find_torchvisions
-from ddim_lab.store import Store
+from ddim_lab.store import Store, content_key
 
 IMAGES = random_images(5, 2, 256)
 ONE = IMAGES[:1]
@@ -221,6 +221,9 @@ def test_no_variant_is_called_fid_and_each_has_a_name_and_key_of_its_own(
     plain = features_of(weights).obtain(data, store)
     found = {name: variant.features() for name, variant in variants.items()}
     assert plain.name == "FID"
+    digest = inception.weights_digest(weights)
+    published = {"kind": "inception", "weights": digest, "resize": "299x299 TF1 bilinear", "layer": 2048}
+    assert plain.digest == content_key(published)  # as it was before there were variants
     assert found["antialiased"].name == "FD (Inception, antialiased resize)"
     assert not any(each.is_fid for each in found.values())
     for what in ("name", "digest"):

@@ -5,6 +5,7 @@
     frechet, distances, influence                           what they compute with
     features        what a feature network is; the networks are the files of networks, one each
     extractor, classifier (trained by training), inception  what they load
+    inception_variants, torchvision_inception               how others take Inception, and whose it is
     references      real images as these features see them; their sums are in statistics
     estimates       standard errors
     significance    what is more than its error; in sequential where that was looked at before
