@@ -15,10 +15,11 @@ from ddim_lab.config.job import Config
 from ddim_lab.config.study import PublishedConfig
 from ddim_lab.console import show_progress
 from ddim_lab.conventions.explanation import explain, read_claims
-from ddim_lab.conventions.factors import Subject, of_network, scoring
+from ddim_lab.conventions.factors import SCORING, Subject, of_network, scoring
 from ddim_lab.conventions.passes import Cost, Passes, Real
 from ddim_lab.conventions.protocol import PLAIN, Factor
 from ddim_lab.conventions.records import Audited, Claim, Tried, Untried
+from ddim_lab.conventions.sampling import CONVENTIONS
 from ddim_lab.conventions.source import FileSource, Source
 from ddim_lab.conventions.trials import PAIRS_AT_LEAST, Point, Trials
 from ddim_lab.data.base import load_data
@@ -74,14 +75,16 @@ def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> A
     store, runtime = Store(Path(config.outputs_dir)), Runtime.resolve(config.runtime)
     check_outputs(store)
     data = load_data(config.data)
+    samples = None if asked.path is None else read_samples(asked.path)
+    claims = _claims(asked, configs, config.num_samples if samples is None else len(samples.images))
+    variants = feature_network(config.metrics.networks[0]).variants(data, store)
+    _check_names(asked.factors, [*SCORING, *of_network(variants, "split"), *(one.factor() for one in CONVENTIONS)])
     with working(store), ExitStack() as stack:
-        sources, subject = _sources(asked, configs, data, store, runtime)
-        claims = _claims(asked, configs, sources)
-        points = _points(sources, claims)
+        sources, subject = _sources(samples, configs, data, store, runtime)
+        points = _points(sources, claims, configs)
         networks = [obtain_features(network, data, store) for network in config.metrics.networks]
         real, features = _real(asked, config, data, networks[0]), networks[0]
         teller = next((one for one in networks if one.tells_classes), None)
-        variants = feature_network(config.metrics.networks[0]).variants(data, store)
         _check_shapes(sources[0], real, config, data)
         stack.enter_context(runtime.applied())
         passes = Passes(features, variants, teller, real, store, runtime.torch_device)
@@ -95,8 +98,9 @@ def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> A
             tells_classes=teller is not None,
         )
         factors = [*scoring(described), *of_network(variants, real.kind), *sources[0].factors()]
-        trials = Trials(points, _chosen(factors, asked.factors), passes, features.name)
-        if not variants:
+        chosen = [factor for factor in factors if asked.factors is None or factor.name in asked.factors]
+        trials = Trials(points, chosen, passes, features.name)
+        if not variants and asked.factors is None:
             trials.untried.append(
                 Untried(
                     factors=("resize",),
@@ -145,11 +149,10 @@ def _steps(asked: Asked) -> tuple[list[list[str]], list[str]]:
 
 
 def _sources(
-    asked: Asked, configs: Sequence[Config], data: ImageData, store: Store, runtime: Runtime
+    samples: Samples | None, configs: Sequence[Config], data: ImageData, store: Store, runtime: Runtime
 ) -> tuple[list[Source], str]:
     """The samples of each number of steps, or those in the file; and what they are, in words."""
-    if asked.path is not None:
-        samples = read_samples(asked.path)
+    if samples is not None:
         told = f"{samples.name}: {shape_in_words(samples.images.shape)}, SHA-256 {samples.digest[:12]}"
         return [FileSource(samples)], told
     from ddim_lab.tasks.remade import JobSource
@@ -162,14 +165,13 @@ def _sources(
     return [JobSource(job) for job in jobs], f"{named} of the {configs[0].data.name} model ({weights})"
 
 
-def _claims(asked: Asked, configs: Sequence[Config], sources: Sequence[Source]) -> tuple[Claim, ...]:
-    count = asked.claimed_samples or sources[0].count
+def _claims(asked: Asked, configs: Sequence[Config], there: int) -> tuple[Claim, ...]:
+    """What is claimed, before any work; `there` is N of ours."""
+    count = asked.claimed_samples or there
     if asked.claimed is not None:
         claims = read_claims(asked.claimed, count, "N" if asked.path is not None else "S")
-        if asked.path is not None and (many := [c for c in claims if c.at and c.num_samples > sources[0].count]):
-            raise ConfigError(
-                f"--claimed: {many[0].at} is more than the {sources[0].count:,} images of {sources[0].name}"
-            )
+        if asked.path is not None and (many := [c for c in claims if c.at and c.num_samples > there]):
+            raise ConfigError(f"--claimed: {many[0].at} is more than the {there:,} images of {asked.path.name}")
         return claims
     if asked.claimed_samples is not None:
         raise ConfigError("--claimed-samples says of how many images the claimed number is: give --claimed, too")
@@ -209,7 +211,7 @@ def _digits(value: float) -> int:
     return len(repr(float(value)).partition(".")[2].rstrip("0"))
 
 
-def _points(sources: Sequence[Source], claims: Sequence[Claim]) -> list[Point]:
+def _points(sources: Sequence[Source], claims: Sequence[Claim], configs: Sequence[Config]) -> list[Point]:
     """What is compared: the source of each number of steps, or so many images of the one."""
     if len(sources) == 1 and len(claims) > 1:
         return [Point(claim.at, sources[0], claim.num_samples, claim) for claim in claims]
@@ -220,7 +222,8 @@ def _points(sources: Sequence[Source], claims: Sequence[Claim]) -> list[Point]:
             )
             for source, claim in zip(sources, claims, strict=True)
         ]
-    return [Point("" if len(sources) == 1 else source.name, source, source.count, None) for source in sources]
+    named = [""] if len(sources) == 1 else [f"S = {config.steps}" for config in configs]
+    return [Point(at, source, source.count, None) for at, source in zip(named, sources, strict=True)]
 
 
 def _real(asked: Asked, config: Config, data: ImageData, features: Features) -> Real:
@@ -252,18 +255,14 @@ def _check_shapes(source: Source, real: Real, config: Config, data: ImageData) -
             )
 
 
-def _chosen(factors: Sequence[Factor], names: Sequence[str] | None) -> list[Factor]:
-    if names is None:
-        return list(factors)
-    known = {factor.name: factor for factor in factors}
-    for name in names:
+def _check_names(names: Sequence[str] | None, factors: Sequence[Factor]) -> None:
+    """Raise ConfigError where no convention has one of these names."""
+    known = [factor.name for factor in factors]
+    for name in names or ():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"--factors: there is no convention {name}"
-                + (f"; did you mean {near[0]}?" if near else "; --list shows them")
-            )
-    return [known[name] for name in dict.fromkeys(names)]
+            told = f"did you mean {near[0]}?" if near else "--list shows them"
+            raise ConfigError(f"--factors: there is no convention {name}; {told}")
 
 
 def _record(

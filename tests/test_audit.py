@@ -1,0 +1,235 @@
+"""`python -m ddim_lab.audit`: planted causes are named, what can't be known is said, and wrong words are one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import configure
+
+from ddim_lab.audit import audit
+from ddim_lab.audit.__main__ import main
+from ddim_lab.audit.auditing import Asked, _published, carry_out
+from ddim_lab.config.study import PublishedConfig
+from ddim_lab.conventions.records import Audited
+from ddim_lab.data.base import load_data
+from ddim_lab.errors import ConfigError
+from ddim_lab.store import read_record
+
+
+def samples(path: Path, seed: int) -> Path:
+    """Images like the digits, each set of its own: digits drawn with repeats, and noise."""
+    generator = np.random.default_rng(seed)
+    train = load_data(configure("data=digits").data).train
+    drawn = train.batch(torch.from_numpy(generator.integers(0, len(train), 700))).numpy()
+    noisy = np.clip(drawn + generator.normal(0.0, 10.0, drawn.shape), 0, 255).round().astype(np.uint8)
+    np.savez(path, arr_0=noisy.transpose(0, 2, 3, 1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], tuple[str, ...]]:
+    """Five independent sets of samples, and the options of an audit of them."""
+    folder = tmp_path_factory.mktemp("audited")
+    options = ("data=digits", "metrics.features=pixels", f"outputs_dir={folder}/outputs", "progress=none", "logger=csv")
+    return [samples(folder / f"{seed}.npz", seed) for seed in range(5)], options
+
+
+@pytest.fixture(scope="module")
+def others(drawn: tuple[list[Path], tuple[str, ...]]) -> list[Audited]:
+    """What each convention gives of the sets that claims are made of."""
+    paths, options = drawn
+    return [audit(path, options) for path in paths[1:]]
+
+
+def of(found: Audited, name: str) -> float:
+    return next(tried.measured[0].value for tried in found.tried if tried.factors == (name,))
+
+
+PLANTED = ("reference_held_out", "reference_flipped", "samples_jpeg_75")
+
+
+def test_planted_causes_are_named_from_independent_samples(
+    drawn: tuple[list[Path], tuple[str, ...]], others: list[Audited]
+) -> None:
+    """Twelve claims, each of other samples under one convention: 11 at least name it first.
+
+    A true cause misses its own claim one time in twenty.
+    """
+    paths, options = drawn
+    named = 0
+    for name in PLANTED:
+        for other in others:
+            found = audit(paths[0], options, claimed=f"{of(other, name):.4g}")
+            assert found.verdict in ("identified", "ambiguous")
+            named += found.explained[0] == (name,)
+    assert named >= 11
+
+
+def test_what_is_alike_is_called_so_and_what_is_far_is_not_explained(
+    drawn: tuple[list[Path], tuple[str, ...]], others: list[Audited]
+) -> None:
+    paths, options = drawn
+    plain = others[0].plain.measured[0].value
+    agreeing = audit(paths[0], options, claimed=f"{plain:.4g}")
+    assert agreeing.verdict == "agrees"
+    far = audit(paths[0], options, claimed=f"{10 * of(others[0], 'reference_flipped'):.4g}")
+    assert (far.verdict, far.explained) == ("unexplained", ())
+    assert "not explained by anything tried" in far.paragraph
+    one, other = (of(others[0], name) for name in ("samples_half", "reference_half"))
+    between = audit(paths[0], options, claimed=f"{(one + other) / 2:.4g}", factors=["samples_half", "reference_half"])
+    assert between.verdict in ("ambiguous", "agrees")
+    assert {("samples_half",), ("reference_half",)} <= set(between.explained)
+
+
+def test_more_numbers_over_n_narrow_it(drawn: tuple[list[Path], tuple[str, ...]]) -> None:
+    """One number between is met by several; with another N only the true one is left, and both points are told."""
+    paths, options = drawn
+    claims = []
+    for count in (350, 700):
+        cut = np.load(paths[1])["arr_0"][:count]
+        np.savez(paths[1].with_name(f"cut_{count}.npz"), arr_0=cut)
+        found = audit(paths[1].with_name(f"cut_{count}.npz"), options, factors=["reference_held_out"])
+        claims.append(f"{count}:{of(found, 'reference_held_out'):.4g}")
+    both = audit(paths[0], options, claimed=",".join(claims))
+    assert both.points == ("N = 350", "N = 700")
+    assert both.explained[0] == ("reference_held_out",)
+    assert all(len(tried.measured) == 2 for tried in both.tried)
+
+
+def test_a_budget_leaves_out_and_says_so(drawn: tuple[list[Path], tuple[str, ...]]) -> None:
+    paths, options = drawn
+    found = audit(paths[0], options, claimed="5", budget=1e-3)
+    left = [untried for untried in found.untried if untried.left]
+    assert not found.tried
+    assert len(left) >= 15
+    assert found.plain.measured
+
+
+def test_samples_of_a_model_by_steps(tmp_path: Path) -> None:
+    """An exact model with conventions of sampling changed, at two numbers of steps; then nothing is made again."""
+    options = [
+        "model=gaussian",
+        "num_samples=64",
+        "steps=4,8",
+        "metrics.features=pixels",
+        f"outputs_dir={tmp_path}",
+        "progress=none",
+    ]
+    chosen = ["spacing_quadratic", "clip_x0", "seed_plus_1", "seed_plus_2", "levels_float", "samples_jpeg_75"]
+    found = audit(None, options, factors=chosen)
+    assert found.points == ("S = 4", "S = 8")
+    names = [tried.factors[0] for tried in found.tried if len(tried.factors) == 1]
+    assert sorted(names) == sorted([*chosen, "seed_minimum"])
+    assert found.forwards == 64 * (4 + 8) * 6  # plain, float and four others
+    least = next(tried for tried in found.tried if tried.factors == ("seed_minimum",))
+    seeds = [found.plain, *(tried for tried in found.tried if tried.factors[0].startswith("seed_plus"))]
+    for point in range(2):
+        assert least.measured[point].value == min(seed.measured[point].value for seed in seeds[:3])
+    again = audit(None, options, factors=chosen)
+    assert again.forwards == 0
+    assert again.tried == found.tried
+
+
+def test_published_numbers_are_those_of_row_and_steps() -> None:
+    published = PublishedConfig.model_validate(
+        {"source": "A (2020)", "metric": "FID", "num_samples": 50_000, "rows": {"ddim": {"10": 13.36, "50": 4.7}}}
+    )
+    config = configure("steps=50", "sampler=ddim")
+    claim = _published("study", published, config, 1000)
+    assert (claim.value, claim.num_samples, claim.half_digit, claim.source) == (4.7, 50_000, 0.005, "A (2020)")
+    with pytest.raises(ConfigError, match="no number at steps=20: choose of 10, 50"):
+        _published("study", published, configure("steps=20"), 1000)
+    with pytest.raises(ConfigError, match="no row for sampler=ddim_eta1: choose one of ddim"):
+        _published("study", published, configure("sampler=ddim_eta1"), 1000)
+
+
+def test_the_plan_says_what_it_costs_and_does_nothing(drawn: tuple[list[Path], tuple[str, ...]]) -> None:
+    lines: list[str] = []
+    options = ("model=gaussian", "num_samples=50", "steps=3", *drawn[1][1:])
+    carry_out(Asked(options=options, plan_only=True, factors=("clip_x0", "samples_half")), lines.append)
+    assert "with 2 conventions changed" in lines[0]
+    assert "300 image-forwards" in lines[0]
+    assert any("predicted image clamped" in line and " 150 " in line for line in lines)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["audit", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_the_command_leaves_a_record_and_a_page(
+    drawn: tuple[list[Path], tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths, options = drawn
+    place = tmp_path / "found"
+    assert run(monkeypatch, str(paths[0]), *options, "--claimed", "1.23", "--output", str(place)) == 0
+    shown = capsys.readouterr()
+    found = Audited.read(read_record(place / "audit.json"))
+    assert found.claims[0].value == 1.23
+    assert found.command.startswith("python -m ddim_lab.audit ")
+    assert shown.err.startswith("ddim_lab: plan: ")
+    assert "FD (digits pixels)" in shown.out
+    page = (place / "report.html").read_text()
+    assert "reference with its mirror images" in page
+    assert not json.dumps(found.content()).count("NaN")
+
+
+def test_the_list_needs_no_data_and_names_every_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--list") == 0
+    text = capsys.readouterr().out
+    for name in ("reference_jpeg_75:", "antialiased:", "pillow_bicubic:", "torch_fidelity:", "loop_diffusers:"):
+        assert name in text
+    assert text.count("    Source: ") == text.count("    Who: ") > 50
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere.npz"], "there is no such folder"),
+        (["--claimed", "4,5"], "each needs its S"),
+        (["--claimed", "x"], "no number"),
+        (["--budget", "soon"], "is no time"),
+        (["--budget", "0"], "is no time"),
+        (["--claimed-samples", "1", "--claimed", "3"], "2 images at least"),
+        (["--claimed-samples", "100"], "give --claimed, too"),
+        (["--paper", "table1_digits"], "no published numbers"),
+        (["--paper", "table1_nowhere"], "table1_nowhere"),
+        (["--paper", "table1_cifar10", "--claimed", "4"], "drop --claimed"),
+        (["--claimed", "5:1.0", "steps=5"], "drop steps="),
+        (["model=gaussian", "--factors", "clip_x1", "num_samples=8"], "did you mean clip_x0"),
+        (["--claimed", "3", "--surely"], "--surely"),
+        (["a", "b"], "is no OPTION=VALUE"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["metrics.features=pixels", f"outputs_dir={tmp_path}", "progress=none"]
+    assert run(monkeypatch, *words, *options) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len([line for line in error.splitlines() if line.startswith("ddim_lab: ")]) == 1
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("claimed", ["800:1.0,300:1.2", "701:1.0"])
+def test_a_claim_of_more_images_than_there_are(claimed: str, drawn: tuple[list[Path], tuple[str, ...]]) -> None:
+    with pytest.raises(ConfigError, match="is more than the 700 images"):
+        audit(drawn[0][0], drawn[1], claimed=claimed)
