@@ -58,7 +58,7 @@ def test_planted_causes_are_named_from_independent_samples(
 ) -> None:
     """Twelve claims, each of other samples under one convention: 11 at least name it first.
 
-    A true cause misses its own claim one time in twenty.
+    A true cause misses its own claim one time in a hundred.
     """
     paths, options = drawn
     named = 0

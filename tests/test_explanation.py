@@ -208,16 +208,16 @@ def test_without_an_error_nothing_fits_and_an_error_of_zero_leaves_the_rounding(
 @pytest.mark.parametrize(
     ("points", "count", "alone"), [(1, N, False), (3, N, False), (3, N // 4, False), (3, N, True), (3, N // 4, True)]
 )
-def test_the_true_protocol_is_compatible_95_times_in_100(points: int, count: int, alone: bool) -> None:
-    """Or more often: of several claims it is not known whether they err together."""
-    draws, compatible = 400, 0
-    world = World([6.0], points, seed=points + count)
-    for _ in range(draws):
-        found = fit(world.claims(0, count, alone=alone), world.audited()[1], N)
-        assert found is not None
-        compatible += found.compatible
-    assert compatible / draws > 0.95 - 3.0 * math.sqrt(0.95 * 0.05 / draws)
-    assert points > 1 or compatible / draws < 0.98
+def test_the_true_protocol_is_compatible_99_times_in_100(points: int, count: int, alone: bool) -> None:
+    """Of one claim; of several it is not known whether they err together, which costs a little or gains it."""
+    draws, world = 400, World([6.0], points, seed=points + count)
+    found = [fit(world.claims(0, count, alone=alone), world.audited()[1], N) for _ in range(draws)]
+    fits = [one for one in found if one is not None]
+    assert len(fits) == draws
+    compatible = sum(one.compatible for one in fits) / draws
+    assert compatible > (0.99 - 3.0 * math.sqrt(0.99 * 0.01 / draws) if points == 1 else 0.95)
+    likelier = sum(one.p >= 0.05 for one in fits) / draws
+    assert points > 1 or abs(likelier - 0.95) < 3.0 * math.sqrt(0.95 * 0.05 / draws)
 
 
 # -- what follows ---------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_the_true_protocol_is_compatible_95_times_in_100(points: int, count: int
 def test_a_planted_cause_is_named_first(points: int) -> None:
     """Causes of over 5 errors that are over 3 apart from the next: 28 in 30, on independent samples.
 
-    One in twenty is not compatible with its own claim, as `COMPATIBLE_P` says; the order has it first even then.
+    One in a hundred is not compatible with its own claim, as `COMPATIBLE_P` says; the order has it first even then.
     """
     effects = [-22.0, -14.0, -9.0, -5.5, 0.2, 0.5, -0.3, 5.5, 9.5, 14.0, 19.0, 25.0]
     causes = [index for index, effect in enumerate(effects) if abs(effect) > 5.0]

@@ -35,8 +35,9 @@ __all__ = [
 Verdict = Literal["", "agrees", "identified", "ambiguous", "unexplained"]
 Matrix = NDArray[np.float64]
 
-COMPATIBLE_P: Final = 0.05
-"""p of a fit from which on a protocol is compatible with the claims: the true one is, 95 times in 100."""
+COMPATIBLE_P: Final = 0.01
+"""p of a fit from which on a protocol is compatible with the claims: the true one is, 99 times in 100. A cause that is
+wrongly left out costs more than one too many, which is said to be one of several."""
 
 TIE: Final = 4.0
 """chi^2 less the best one's, below which two fits can't be told apart: 2 errors."""
