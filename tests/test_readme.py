@@ -77,7 +77,7 @@ def test_there_are_commands_and_no_others() -> None:
     """One of an unknown kind would stand unchecked."""
     assert len(JOBS) >= 20
     assert {words[0] for words in OTHERS} == {
-        f"ddim_lab.{name}" for name in ("report", "score", "store", "dashboard", "convert")
+        f"ddim_lab.{name}" for name in ("report", "score", "store", "dashboard", "convert", "audit")
     }
     known = ("python -m ddim_lab", "python -m pytest", "python3 -m venv", ". .venv/bin/activate", "pip install -e")
     strange = [" ".join(words) for words in COMMANDS if not " ".join(words).startswith(known)]
@@ -151,7 +151,7 @@ def test_the_arguments_of_every_other_command_parse(words: tuple[str, ...], monk
         module.main()
     monkeypatch.undo()
     if overrides := getattr(asked[0], "overrides", []):
-        cells_of(overrides)
+        cells_of(["-m", *overrides])  # an audit takes a list of steps
 
 
 def test_every_extra_is_one() -> None:
