@@ -76,9 +76,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, count: int = 1) -> None:
-        """`count` more units are done."""
+    def update(self, count: int = 1, *, in_rate: bool = True) -> None:
+        """`count` more units are done; without `in_rate` the rate is of those after them."""
         self._done += count
+        if not in_rate:
+            self._before, self._started = self._done, time.monotonic()
         self._ticks = 0
         if self._bar is not None:
             self._bar.update(count)

@@ -47,6 +47,19 @@ def test_a_log_has_a_line_every_thirty_seconds_at_most(
     assert capsys.readouterr().err == ""
 
 
+def test_what_took_longer_than_all_others_will_is_left_out_of_the_rate(
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first training step compiles for minutes: by its time the rest would take days."""
+    with Progress("training", 102, "step") as progress:
+        clock.now = 150.0
+        progress.update(in_rate=False)
+        assert capsys.readouterr().err == "training: 1 of 102 steps\n"
+        clock.now = 200.0
+        progress.update(50)
+    assert capsys.readouterr().err == "training: 51 of 102 steps, 1 steps/s, 51 s left\n"
+
+
 def test_the_innermost_work_is_told(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("outer", 2, "list"), Progress("inner", 5, "walk"):
         clock.now = 40.0

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim_lab.config.job import Config
 from ddim_lab.config.model import UNetConfig
@@ -24,7 +26,7 @@ from ddim_lab.data.base import load_data
 from ddim_lab.data.images import DiskImages, ImageData, MemoryImages
 from ddim_lab.data.loaders import TrainingBatches, _StepBatches
 from ddim_lab.models.checkpoints import VerifiedCheckpoints
-from ddim_lab.models.training import READ_EVERY, DiffusionModule, train
+from ddim_lab.models.training import READ_EVERY, DiffusionModule, _Average, train
 from ddim_lab.models.unet import weights_digest
 
 DECAY = 0.9
@@ -329,6 +331,54 @@ def test_a_training_is_one_process_whatever_a_cluster_says(
     assert same(averaged, undisturbed[0])
     assert same(raw, undisturbed[1])
     assert {name: os.environ[name] for name in CLUSTERS[cluster]} == CLUSTERS[cluster]
+
+
+class Questions(TorchDispatchMode):
+    """Counts what makes the host wait for the device: each number that it reads from there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.asked += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_averaging_asks_the_device_nothing_after_the_first_step(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    update = _Average.update_parameters
+
+    def counted(self: _Average, model: torch.nn.Module) -> None:
+        with Questions() as questions:
+            update(self, model)
+        asked.append(questions.asked)
+
+    monkeypatch.setattr(_Average, "update_parameters", counted)
+    fit(settings("training.max_steps=4"), data, tmp_path)
+    assert asked[0] > 0  # torch's own update asks
+    assert asked[1:] == [0, 0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_no_training_step_waits_for_the_device(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = DiffusionModule.training_step
+
+    def watched(self: DiffusionModule, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        torch.cuda.set_sync_debug_mode("warn" if 2 <= self.global_step < 7 else "default")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", watched)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(settings("training.checkpoint_every=9"), data, tmp_path, precision="bf16", accelerator="gpu")
+    waits = [f"{each.filename}:{each.lineno}" for each in caught if "called a synchronizing" in str(each.message)]
+    assert waits == []
 
 
 def test_ema_is_the_average_of_the_weights_after_each_step(data: ImageData, tmp_path: Path) -> None:

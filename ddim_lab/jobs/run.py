@@ -188,7 +188,10 @@ def _run_on(runtime: Runtime, config: Config, place: Place, name: str, store: St
 
             @contextlib.contextmanager
             def training_mirror() -> Iterator[Mirror]:
-                log.info("training the eps-model on %s: %s steps", config.data.name, config.training.max_steps)
+                compiled = runtime.training_compiled(config.training.compile)
+                first = "; the first one compiles it, which may take minutes" if compiled else ""
+                steps = config.training.max_steps
+                log.info("training the eps-model on %s: %s steps%s", config.data.name, steps, first)
                 kept = track(
                     tracking,
                     job_type="train",

@@ -17,7 +17,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddim_lab.config.model import UNetConfig
 from ddim_lab.config.training import TrainingConfig
@@ -164,10 +164,12 @@ class _Curve(Callback):
         self._total, self._mirror = total, mirror
         self._progress: Progress | None = None
         self._started = 0.0
+        self._begun_at = 0
         self._spent = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
+        self._begun_at = trainer.global_step
         self._spent = self.rows[-1][3] if self.rows else 0.0
         shown = trainer.global_rank == 0
         self._progress = Progress("training", self._total, "step", done=trainer.global_step, shown=shown).__enter__()
@@ -179,7 +181,8 @@ class _Curve(Callback):
         seconds = self._spent + time.perf_counter() - self._started
         self._unread.append((trainer.global_step, outputs["loss"].detach(), rate, round(seconds, 3)))
         if self._progress is not None:
-            self._progress.update()
+            # The first one compiles the network and chooses kernels.
+            self._progress.update(in_rate=trainer.global_step > self._begun_at + 1)
         if trainer.global_step % READ_EVERY == 0 or trainer.global_step == self._total:
             self._read()
             step, loss, rate, _ = self.rows[-1]
@@ -221,6 +224,39 @@ class _Curve(Callback):
             writer = csv.writer(file)
             writer.writerow(["step", "loss", "learning_rate", "seconds"])
             writer.writerows(self.rows)
+
+
+@final
+class _Average(AveragedModel):
+    """torch's running average, whose updates ask the device nothing.
+
+    torch's own looks up on the device, in every update, whether it is the first one: there the host waits until the
+    step is done, and launches no part of the next one meanwhile. Here only the first update since the start is torch's.
+    The arithmetic is the same. A U-Net has no buffers, which torch would bring along.
+    """
+
+    _pairs: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def update_parameters(self, model: nn.Module) -> None:
+        if self._pairs is None:
+            super().update_parameters(model)
+            # Kept: to look up a U-Net's 300 parameters was two thirds of the host's time for an update.
+            averages, latest = ([each.detach() for each in of.parameters()] for of in (self.module, model))
+            self._pairs = averages, latest
+            return
+        assert self.multi_avg_fn is not None
+        self.multi_avg_fn(*self._pairs, self.n_averaged)
+        self.n_averaged += 1
+
+
+@final
+class _Averaging(WeightAveraging):
+    """Lightning's averaging, and its part of the checkpoints, with that average."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._average_model = _Average(pl_module, self._device, use_buffers=self._use_buffers, **self._kwargs)
 
 
 @final
@@ -281,7 +317,7 @@ def train(
     classes = data.num_classes if model.conditional else None
     network = _initialised(model, data.shape, classes, training.seed, precision, compiled)
     curve, raw = _Curve(training.max_steps, mirror), _LastRaw()
-    average = WeightAveraging(
+    average = _Averaging(
         device="cuda" if accelerator == "gpu" else "cpu",
         use_buffers=False,
         # The averaging function of EMAWeightAveraging, in its form of a few kernels for all parameters.
