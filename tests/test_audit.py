@@ -135,6 +135,16 @@ def test_samples_of_a_model_by_steps(tmp_path: Path) -> None:
     assert again.tried == found.tried
 
 
+def test_pairs_that_exclude_each_other_in_the_making_are_said(tmp_path: Path) -> None:
+    """sigma-hat is at eta 1, so that it and another eta are no pair; the others are tried together."""
+    options = ["model=gaussian", "num_samples=64", "steps=3", "metrics.features=pixels", "progress=none"]
+    chosen = ["eta_1", "variance_large", "samples_half"]
+    found = audit(None, [*options, f"outputs_dir={tmp_path}"], claimed="9999", factors=chosen)
+    why = {untried.factors: untried.why_not for untried in found.untried}
+    assert "eta is not changed together with it" in next(why[pair] for pair in why if set(pair) == set(chosen[:2]))
+    assert len([tried for tried in found.tried if len(tried.factors) == 2]) == 2
+
+
 def test_published_numbers_are_those_of_row_and_steps() -> None:
     published = PublishedConfig.model_validate(
         {"source": "A (2020)", "metric": "FID", "num_samples": 50_000, "rows": {"ddim": {"10": 13.36, "50": 4.7}}}

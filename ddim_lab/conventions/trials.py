@@ -72,11 +72,7 @@ class Trials:
         self._plain: list[Estimate] = []
         self._found: dict[tuple[str, ...], list[Estimate]] = {}
         self._factors: Final = {factor.name: factor for factor in factors}
-        self.untried: list[Untried] = [
-            Untried(factors=(factor.name,), label=factor.label, why_not=factor.why_not)
-            for factor in factors
-            if factor.why_not is not None
-        ]
+        self.untried = [_untried([factor], factor.why_not) for factor in factors if factor.why_not is not None]
         self.plain = Tried()
         self.singles: list[Tried] = []
         self.pairs: list[Tried] = []
@@ -139,13 +135,15 @@ class Trials:
         ranked = sorted(candidates, key=lambda pair: self._distance_to(claims, pair))
         for pair in ranked:
             left = budget - (time.monotonic() - began)
-            if left > 0.0 and self._pair_cost(pair).seconds <= left:
-                if (found := self._try(pair)) is not None:
-                    self.pairs.append(found)
-            else:
-                names, labels = tuple(factor.name for factor in pair), " + ".join(factor.label for factor in pair)
-                why = "the time for pairs is spent: --budget gives more"
-                self.untried.append(Untried(factors=names, label=labels, why_not=why, left=True))
+            try:
+                fits = left > 0.0 and self._pair_cost(pair).seconds <= left
+            except ValueError as error:  # the two exclude each other, as a model that makes the samples knows
+                self.untried.append(_untried(pair, one_line(error)))
+                continue
+            if not fits:
+                self.untried.append(_untried(pair, "the time for pairs is spent: --budget gives more", left=True))
+            elif (found := self._try(pair)) is not None:
+                self.pairs.append(found)
 
     def _distance_to(self, claims: Sequence[Claim], pair: Sequence[Factor]) -> float:
         """How far the pair may be from the claims, in errors, if its effects add; half of the lesser may be off."""
@@ -164,7 +162,7 @@ class Trials:
         try:
             found = self._measured(together(factors))
         except (ValueError, NonFiniteError, ConfigError) as error:
-            self.untried.append(Untried(factors=names, label=label, why_not=one_line(error)))
+            self.untried.append(_untried(factors, one_line(error)))
             return None
         self._found[names] = found
         return Tried(
@@ -230,7 +228,12 @@ class Trials:
         return () if factor is None else tuple(factor.change.get("made", ()))
 
     def _not(self, factor: Factor, why_not: str, *, left: bool = False) -> None:
-        self.untried.append(Untried(factors=(factor.name,), label=factor.label, why_not=why_not, left=left))
+        self.untried.append(_untried([factor], why_not, left=left))
+
+
+def _untried(factors: Sequence[Factor], why_not: str, *, left: bool = False) -> Untried:
+    names, label = tuple(factor.name for factor in factors), " + ".join(factor.label for factor in factors)
+    return Untried(factors=names, label=label, why_not=why_not, left=left)
 
 
 def _paired(one: Estimate, base: Estimate) -> float | None:
