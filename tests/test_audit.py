@@ -218,6 +218,7 @@ def test_the_list_needs_no_data_and_names_every_network(
         (["--paper", "table1_digits"], "no published numbers"),
         (["--paper", "table1_nowhere"], "table1_nowhere"),
         (["--paper", "table1_cifar10", "--claimed", "4"], "drop --claimed"),
+        (["--paper", "table1_cifar10", "data=digits", "model=gaussian"], "--paper=table1_cifar10 is of FID"),
         (["--claimed", "5:1.0", "steps=5"], "drop steps="),
         (["model=gaussian", "--factors", "clip_x1", "num_samples=8"], "did you mean clip_x0"),
         (["--claimed", "3", "--surely"], "--surely"),

@@ -80,9 +80,11 @@ def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> A
     variants = feature_network(config.metrics.networks[0]).variants(data, store)
     _check_names(asked.factors, [*SCORING, *of_network(variants, "split"), *(one.factor() for one in CONVENTIONS)])
     with working(store), ExitStack() as stack:
+        networks = [obtain_features(network, data, store) for network in config.metrics.networks]
+        if asked.paper is not None:
+            _check_published(asked.paper, config, networks[0])
         sources, subject = _sources(samples, configs, data, store, runtime)
         points = _points(sources, claims, configs)
-        networks = [obtain_features(network, data, store) for network in config.metrics.networks]
         real, features = _real(asked, config, data, networks[0]), networks[0]
         teller = next((one for one in networks if one.tells_classes), None)
         _check_shapes(sources[0], real, config, data)
@@ -204,6 +206,18 @@ def _published(paper: str, published: PublishedConfig, config: Config, count: in
         half_digit=0.5 * 10.0**-digits,
         source=published.source,
     )
+
+
+def _check_published(paper: str, config: Config, features: Features) -> None:
+    """Raise ConfigError where the published numbers are of something else than what is measured here."""
+    published = config.study.published
+    assert published is not None
+    if published.metric.casefold() != features.name.casefold():
+        raise ConfigError(
+            f"--paper={paper} is of {published.metric}, and this is {features.name}: choose another metrics.features"
+        )
+    if published.data not in (None, config.data.name):
+        raise ConfigError(f"--paper={paper} is of {published.data}, and this is data={config.data.name}")
 
 
 def _digits(value: float) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -208,13 +209,15 @@ class Trials:
         each = [self._plain, *(self._found[single.factors] for single in seeds)]
         least = [min(found, key=lambda one: one.value) for found in zip(*each, strict=True)]
         label = f"minimum of {'three' if len(each) == 3 else len(each)} seeds"
+        values = [found[0].value for found in each]
+        told = f"mean {statistics.fmean(values):.4g}, standard deviation {statistics.stdev(values):.2g}"
         self._found[SEEDS,] = least
         self.singles.append(
             Tried(
                 factors=(SEEDS,),
                 label=label,
                 name=f"{self._metric} variant: {label}",
-                says=f"The least of the distances of {len(each)} sets of samples is reported.",
+                says=f"The least of the distances of {len(each)} sets of samples is reported; here they have {told}.",
                 who=("NVlabs/edm, whose README gives the minimum of three",),
                 source="NVlabs/edm, README.md; NVlabs/edm#16",
                 common=2,
