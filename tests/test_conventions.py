@@ -109,6 +109,7 @@ def test_factors_that_say_something_of_the_same_exclude_each_other() -> None:
     assert together([jpeg_75, half]) == Protocol(jpeg=75, count="half")
     with pytest.raises(ValueError, match="exclude each other"):
         together([jpeg_75, jpeg_95])
+    assert not compatible([jpeg_75, factor("levels_float")])  # JPEG is of 8 bits
 
     def made(name: str, aspect: str) -> Factor:
         return Factor(name, "sampling", name, "", (), "", 1, None, {"made": ((aspect, "x"),)})
@@ -128,14 +129,16 @@ def test_every_convention_says_who_follows_it_and_where_that_stands() -> None:
 
 
 def test_what_can_t_be_tried_says_why() -> None:
-    small = Subject(128, 2, False, "statistics", None, 0, False)
+    small = Subject(128, 2, False, "statistics", None, 0, False, 64)
     why = {each.name: each.why_not for each in scoring(small)}
     assert why["reference_held_out"] == "the reference is a mean and a covariance: its images are not known"
     assert why["samples_whole_batches"] == "N = 128 is a multiple of 64"
     assert "8 bits" in (why["levels_float"] or "")
     assert "1 or 3 channels" in (why["samples_jpeg_75"] or "")
     assert why["samples_half"] is None
-    large = Subject(50_000, 3, True, "split", 50_000, 10_000, True)
+    assert why["samples_infinite"] == "an extrapolation in 64 features needs 1,280 samples"
+    assert why["covariance_n"] == "of how many images the reference is, is not known"
+    large = Subject(50_000, 3, True, "split", 50_000, 10_000, True, 2048)
     assert [each.name for each in scoring(large) if each.why_not] == []
 
 

@@ -10,6 +10,7 @@ import argparse
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -79,6 +80,8 @@ def _main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--claimed-samples={asked.claimed_samples}: a Fréchet distance is of 2 images at least")
     if asked.list:
         return _list(overrides)
+    if asked.output is not None and not asked.plan:
+        _check_output(asked.output)
     from ddim_lab.audit.auditing import Asked, carry_out
 
     found = carry_out(
@@ -102,6 +105,17 @@ def _main(arguments: Sequence[str]) -> int:
     return _leave(found, asked.output, [*named, *overrides])
 
 
+def _check_output(folder: Path) -> None:
+    """Raise ConfigError now, rather than after the work, where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"--output={folder} can't be written: {why}; give another folder") from None
+
+
 def _leave(found: Audited, output: Path | None, overrides: Sequence[str]) -> int:
     """Write audit.json and report.html, mirror them, and print what was found."""
     from ddim_lab.audit.page import page
@@ -119,7 +133,7 @@ def _leave(found: Audited, output: Path | None, overrides: Sequence[str]) -> int
         write_record(folder / "audit.json", found.content())
         write_text(folder / "report.html", page(found))
     except OSError as error:
-        raise ConfigError(f"{folder} can't be written: {error.strerror or error}; give --output") from None
+        raise ConfigError(f"{folder} can't be written: {error.strerror or error}") from None
     print(f"report: {folder / 'report.html'}")
     logger = config.logger
     tracking = TrackingConfig(logger.name, folder, logger.project, logger.entity, logger.mode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from ddim_lab.jobs.compose import quoted
 from ddim_lab.jobs.plan import check_outputs, checked_config
 from ddim_lab.jobs.run import describe, environment
 from ddim_lab.metrics.features import Features, feature_network, obtain_features
+from ddim_lab.metrics.references import fits, read_moments
 from ddim_lab.models.obtain import obtain_model, with_batch_size
 from ddim_lab.score import reference_in
 from ddim_lab.store import Store
@@ -81,13 +82,17 @@ def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> A
     _check_names(asked.factors, [*SCORING, *of_network(variants, "split"), *(one.factor() for one in CONVENTIONS)])
     with working(store), ExitStack() as stack:
         networks = [obtain_features(network, data, store) for network in config.metrics.networks]
+        features = networks[0]
         if asked.paper is not None:
-            _check_published(asked.paper, config, networks[0])
-        sources, subject = _sources(samples, configs, data, store, runtime)
+            _check_published(asked.paper, config, features)
+        real = _real(asked, config, data, networks)
+        if samples is not None:
+            _check_shape(samples.name, samples.images.shape, real, config, data)
+        if len(networks) > 1:
+            say(f"the distance in {features.sees} is audited, the first of metrics.features")
+        sources, subject = _sources(samples, configs, data, store, runtime, asked.plan_only, say)
         points = _points(sources, claims, configs)
-        real, features = _real(asked, config, data, networks[0]), networks[0]
         teller = next((one for one in networks if one.tells_classes), None)
-        _check_shapes(sources[0], real, config, data)
         stack.enter_context(runtime.applied())
         passes = Passes(features, variants, teller, real, store, runtime.torch_device)
         described = Subject(
@@ -98,10 +103,14 @@ def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> A
             reference_count=None if real.kind == "statistics" else len(real.images(PLAIN)[0]),
             held_out=len(data.held_out),
             tells_classes=teller is not None,
+            num_features=features.num_features,
         )
         factors = [*scoring(described), *of_network(variants, real.kind), *sources[0].factors()]
         chosen = [factor for factor in factors if asked.factors is None or factor.name in asked.factors]
         trials = Trials(points, chosen, passes, features.name)
+        for factor in (factor for factor in factors if factor not in chosen):
+            why = "--factors does not ask for it"
+            trials.untried.append(Untried(factors=(factor.name,), label=factor.label, why_not=why, left=True))
         if not variants and asked.factors is None:
             trials.untried.append(
                 Untried(
@@ -114,7 +123,7 @@ def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> A
         plan = trials.cost(usable)
         say(_planned(plan, len(usable), asked.budget))
         if asked.plan_only:
-            for line in _plan_table(trials, usable):
+            for line in _plan_table(trials, usable, plan):
                 say(line)
         else:
             trials.measure_plain()
@@ -151,7 +160,13 @@ def _steps(asked: Asked) -> tuple[list[list[str]], list[str]]:
 
 
 def _sources(
-    samples: Samples | None, configs: Sequence[Config], data: ImageData, store: Store, runtime: Runtime
+    samples: Samples | None,
+    configs: Sequence[Config],
+    data: ImageData,
+    store: Store,
+    runtime: Runtime,
+    plan_only: bool,
+    say: Callable[[str], None],
 ) -> tuple[list[Source], str]:
     """The samples of each number of steps, or those in the file; and what they are, in words."""
     if samples is not None:
@@ -160,7 +175,17 @@ def _sources(
     from ddim_lab.tasks.remade import JobSource
 
     configs = [with_batch_size(config, runtime) for config in configs]
-    model = obtain_model(configs[0], data, runtime, store, lambda: nullcontext(lambda values, step: None))
+
+    def training() -> AbstractContextManager[Callable[[dict[str, float], int], None]]:
+        if plan_only:
+            raise ConfigError(
+                "--plan is of samples that a model makes, and this one is not trained yet: train it by python -m"
+                " ddim_lab with these options, or leave --plan out"
+            )
+        say("the model is not stored: it is trained first, which no plan or budget counts")
+        return nullcontext(lambda values, step: None)
+
+    model = obtain_model(configs[0], data, runtime, store, training)
     jobs = [Job(config, data, model, runtime, store, f"audit {describe(config)}") for config in configs]
     weights = f"{model.weights} weights" if model.elsewhere or model.fingerprint else model.kind
     named = ", ".join(describe(config) for config in configs)
@@ -170,6 +195,8 @@ def _sources(
 def _claims(asked: Asked, configs: Sequence[Config], there: int) -> tuple[Claim, ...]:
     """What is claimed, before any work; `there` is N of ours."""
     count = asked.claimed_samples or there
+    if asked.claimed_samples is not None and asked.path is not None and ":" in (asked.claimed or ""):
+        raise ConfigError("--claimed says of how many images each number is: drop --claimed-samples")
     if asked.claimed is not None:
         claims = read_claims(asked.claimed, count, "N" if asked.path is not None else "S")
         if asked.path is not None and (many := [c for c in claims if c.at and c.num_samples > there]):
@@ -229,44 +256,56 @@ def _points(sources: Sequence[Source], claims: Sequence[Claim], configs: Sequenc
     """What is compared: the source of each number of steps, or so many images of the one."""
     if len(sources) == 1 and len(claims) > 1:
         return [Point(claim.at, sources[0], claim.num_samples, claim) for claim in claims]
-    if claims:
+    if claims:  # of fewer images than ours: FD falls with N, so that as many of ours are taken
         return [
-            Point(
-                claim.at, source, min(source.count, claim.num_samples) if claim.at[:1] == "N" else source.count, claim
-            )
+            Point(claim.at, source, min(source.count, claim.num_samples), claim)
             for source, claim in zip(sources, claims, strict=True)
         ]
     named = [""] if len(sources) == 1 else [f"S = {config.steps}" for config in configs]
     return [Point(at, source, source.count, None) for at, source in zip(named, sources, strict=True)]
 
 
-def _real(asked: Asked, config: Config, data: ImageData, features: Features) -> Real:
-    metrics = config.metrics
+def _real(asked: Asked, config: Config, data: ImageData, networks: Sequence[Features]) -> Real:
+    """What samples are compared with: statistics that fit the network before images, as `ddim_lab.score` does.
+
+    Raises:
+        ConfigError: they can't be used.
+    """
+    metrics, features = config.metrics, networks[0]
     samples: Samples | None = None
     statistics, option = None, "--reference"
     if asked.reference is not None:
         samples, statistics = reference_in(asked.reference)
-        if statistics is not None:
-            samples = None
+        if samples is not None and statistics is not None and not fits(statistics, features):
+            statistics = None
+        alike = [one for one in networks if one.statistics == features.statistics]
+        if statistics is not None and samples is None and len(alike) > 1:
+            raise ConfigError(
+                f"--reference={asked.reference}: its {' and '.join(features.statistics)} are of one network's features,"
+                f" and may be of {len(alike)} of those that metrics.features names: name one"
+            )
     elif metrics.reference_statistics is not None:
         statistics, option = Path(metrics.reference_statistics), "metrics.reference_statistics"
+    if statistics is not None:
+        samples = None
+        read_moments(statistics, features, option)
     keep = metrics.needs_vectors(metrics.networks[0].name)
-    return Real(data, metrics.reference, samples, statistics, option, keep)
+    real = Real(data, metrics.reference, samples, statistics, option, keep)
+    if samples is not None:
+        _check_shape(samples.name, samples.images.shape, real, config, data)
+    return real
 
 
-def _check_shapes(source: Source, real: Real, config: Config, data: ImageData) -> None:
+def _check_shape(name: str, shape: tuple[int, int, int], real: Real, config: Config, data: ImageData) -> None:
     """Raise ConfigError where images do not fit what they are compared with, or the network."""
     of_data = not feature_network(config.metrics.networks[0]).takes_any_images or real.kind == "split"
-    wanted = data.shape if of_data or real.samples is None else real.samples.images.shape
-    for name, shape in (
-        (source.name, source.shape),
-        *([] if real.samples is None else [(real.samples.name, real.samples.images.shape)]),
-    ):
-        if shape != wanted and real.kind != "statistics":
-            raise ConfigError(
-                f"{name} holds images of {shape_in_words(shape)}, data={data.name} of {shape_in_words(wanted)}: they"
-                " can't be compared"
-            )
+    wanted = data.shape if of_data else shape if real.samples is None else real.samples.images.shape
+    if shape != wanted:
+        what = f"data={data.name}" if of_data else "the reference"
+        raise ConfigError(
+            f"{name} holds images of {shape_in_words(shape)}, {what} of {shape_in_words(wanted)}: they can't be"
+            " compared"
+        )
 
 
 def _check_names(names: Sequence[str] | None, factors: Sequence[Factor]) -> None:
@@ -289,7 +328,7 @@ def _record(
     facts: str,
     seconds: float,
 ) -> Audited:
-    count = points[0].source.count
+    count = max(point.count for point in points)
     told = None
     if claims and not asked.plan_only:
         told = explain(
@@ -347,13 +386,21 @@ def _planned(plan: Cost, conventions: int, budget: float | None) -> str:
     return text if budget is None else f"{text}; the budget is {duration(budget)}"
 
 
-def _plan_table(trials: Trials, factors: Sequence[Factor]) -> list[str]:
-    rows = []
+def _plan_table(trials: Trials, factors: Sequence[Factor], whole: Cost) -> list[str]:
+    """What the plain distance costs, and what each convention adds to it; passes that several share count in each."""
+    plain = trials.cost(None)
+
+    def row(label: str, forwards: int, images: int, seconds: float) -> str:
+        return f"  {label:<60} {forwards:>14,} {images:>12,} {duration(seconds):>8}"
+
+    seen = sum(one.images for one in plain.passes)
+    rows = [row("as the field takes it", plain.forwards, seen, plain.seconds)]
     for factor in factors:
-        cost = trials.cost([factor], base=False)
-        images = sum(one.images for one in cost.passes)
-        rows.append(f"  {factor.label:<60} {cost.forwards:>14,} {images:>12,} {duration(cost.seconds):>8}")
-    return [f"  {'convention':<60} {'image-forwards':>14} {'images seen':>12} {'time':>8}", *rows]
+        cost = trials.cost([factor])
+        images = sum(one.images for one in cost.passes) - seen
+        rows.append(row(factor.label, cost.forwards - plain.forwards, images, cost.seconds - plain.seconds))
+    total = row("all of it, each pass once", whole.forwards, sum(one.images for one in whole.passes), whole.seconds)
+    return [f"  {'convention':<60} {'image-forwards':>14} {'images seen':>12} {'time':>8}", *rows, total]
 
 
 def duration(seconds: float) -> str:

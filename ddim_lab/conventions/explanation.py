@@ -45,6 +45,9 @@ TIE: Final = 4.0
 WEIGHTS: Final = {3: 4.0, 2: 2.0, 1: 1.0}
 """Prior weight of a convention by how often the field follows it: often, sometimes, rarely."""
 
+MOST: Final = 1e12
+"""The largest claim, and the largest of its errors."""
+
 NAMED: Final = 3
 """Protocols that the paragraph names, at most."""
 
@@ -105,7 +108,7 @@ def _rounded(text: str, what: str, example: str) -> tuple[float, float]:
     assert isinstance(exponent, int)  # it is finite
     value = float(text)
     half_digit = 0.5 * float(f"1e{exponent}")
-    if not math.isfinite(value) or not 0.0 < half_digit < math.inf:
+    if not value <= MOST or not 1.0 / MOST <= half_digit <= MOST:
         raise ConfigError(f"{what}: {text} is too large or too small a number; {example}")
     return value, half_digit
 

@@ -12,6 +12,7 @@ from typing import Final, final
 
 from ddim_lab.conventions.protocol import Factor
 from ddim_lab.metrics.features import Variant
+from ddim_lab.metrics.frechet import EXTRAPOLATED_FROM
 
 __all__ = ["SCORING", "Subject", "of_network", "scoring"]
 
@@ -269,6 +270,7 @@ class Subject:
         reference_count: how many images the reference has; None where that is not known.
         held_out: how many the data set holds out.
         tells_classes: whether a network at hand tells the classes of the data set.
+        num_features: D of the feature network.
     """
 
     count: int
@@ -278,6 +280,7 @@ class Subject:
     reference_count: int | None
     held_out: int
     tells_classes: bool
+    num_features: int
 
 
 def scoring(subject: Subject) -> list[Factor]:
@@ -303,6 +306,10 @@ def _why_not(factor: Factor, subject: Subject) -> str | None:
             return f"N = {subject.count:,} is a multiple of 64"
         if change[many] == "whole_batches" and subject.count < 128:
             return f"N = {subject.count:,} is less than two batches"
+    if change.get("infinite") and subject.count < (needed := EXTRAPOLATED_FROM * subject.num_features):
+        return f"an extrapolation in {subject.num_features:,} features needs {needed:,} samples"
+    if "divisor" in change and subject.reference == "statistics":
+        return "of how many images the reference is, is not known"
     if change.get("levels") == "float" and not subject.keeps_levels:
         return "the images have 8 bits: what they were before they were rounded is not known"
     if "jpeg" in factor.name and subject.channels not in (1, 3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from ddim_lab.metrics.references import Reference, obtain_reference, obtain_stat
 from ddim_lab.metrics.statistics import VECTORS, Moments, VectorFile, read_vectors
 from ddim_lab.store import Store, content_key
 
-__all__ = ["Cost", "Pass", "Passes", "Real", "counted"]
+__all__ = ["BEFORE_ROUNDING", "Cost", "Pass", "Passes", "Real", "counted"]
 
 VERSION: Final = 1
 """Raised whenever the same pass would give other features."""
@@ -36,8 +37,17 @@ BATCH: Final = 256
 
 WHOLE_BATCHES: Final = 64
 
+BEFORE_ROUNDING: Final[tuple[Levels, ...]] = ("float", "truncated")
+"""Levels for which samples are looked at as they were before they were rounded, where a source has these."""
+
+HELD: Final = 6
+"""References whose covariance and its root are in memory, at most: each takes 64 MB for Inception's 2,048 features."""
+
 LONG_ENOUGH: Final = 1.0
 """Seconds that a timed batch of images takes, or it is as large as a batch gets."""
+
+TELLER: Final = "teller"
+"""What the network that tells classes is called among the variants."""
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -154,9 +164,8 @@ class Passes:
         self._teller, self._real, self._store, self._device = teller, real, store, device
         self._of: dict[str, Features] = {"": features}
         self._loaded: dict[str, Extractor] = {}
-        self._distances: dict[tuple[str, str], FrechetDistance] = {}
+        self._distances: OrderedDict[tuple[str, str], FrechetDistance] = OrderedDict()
         self._seconds: dict[Any, float] = {}
-        self._moments: dict[str, Moments] = {}
 
     def by(self, variant: str) -> Features:
         """The network of a variant.
@@ -210,13 +219,16 @@ class Passes:
                 scale = (moments.count - 1) / moments.count
                 moments = Moments(moments.mean, moments.covariance * scale, moments.count)
             self._distances[key] = FrechetDistance(moments, self._device, protocol.divisor)
+            if len(self._distances) > HELD:
+                self._distances.popitem(last=False)
+        self._distances.move_to_end(key)
         return self._distances[key]
 
     def _strata(self, source: Source, protocol: Protocol, count: int) -> Strata:
         """The classes of the first samples, and their shares of the reference."""
         assert self._teller is not None
         plain = Protocol(made=protocol.made)
-        classes = self._classes(torch.from_numpy(np.array(self._vectors_by(self._teller, "teller", source, plain))))
+        classes = self._classes(torch.from_numpy(np.array(self._vectors_by(self._teller, TELLER, source, plain))))
         images, name, identity = self._real.images(protocol)
         taken = counted(protocol.reference_count, len(images))
         key = content_key({"features": self._teller.digest, "images": identity, "count": taken})
@@ -237,7 +249,7 @@ class Passes:
         return Strata(classes[:count], shares / shares.sum())
 
     def _classes(self, vectors: Tensor) -> Tensor:
-        network = self._network("teller")
+        network = self._network(TELLER)
         assert network.head is not None
         with torch.inference_mode(), exact_float32():
             parts = [network.head(part.to(self._device)).argmax(1).cpu() for part in torch.split(vectors, 4096)]
@@ -253,9 +265,11 @@ class Passes:
         key = self._samples_key(features, source, protocol)
 
         def build(folder: Path) -> None:
+            network = self._network(variant)
+            if protocol.levels == "float" and not network.takes_levels:
+                raise ValueError("this resize takes images of 8 bits alone")
             images = self._samples(source, protocol)
             file = VectorFile(folder / VECTORS, (source.count, features.num_features))
-            network = self._network(variant)
             with torch.inference_mode(), Progress(f"features of {source.name}", source.count, "image") as progress:
                 for part in images.batches(BATCH, source.count):
                     file.add(network(part.to(self._device)))
@@ -323,7 +337,7 @@ class Passes:
 
     def _network(self, variant: str) -> Extractor:
         if variant not in self._loaded:
-            features = self._teller if variant == "teller" else self.by(variant)
+            features = self._teller if variant == TELLER else self.by(variant)
             assert features is not None
             self._loaded[variant] = features.load().to(self._device)
         return self._loaded[variant]
@@ -354,6 +368,9 @@ class Passes:
         features = self.by(protocol.network)
         key = self._samples_key(features, source, protocol)
         yield Pass(key, source.count, protocol.network, protocol.levels, protocol.jpeg)
+        if protocol.classes and self._teller is not None:
+            key = self._samples_key(self._teller, source, Protocol(made=protocol.made))
+            yield Pass(key, source.count, TELLER, "rounded", None)
         if self._real.statistics is not None:
             return
         variant = protocol.network if protocol.reference_network is None else protocol.reference_network
@@ -443,7 +460,7 @@ class Passes:
 
 def _before_rounding(source: Source, protocol: Protocol) -> bool:
     """Whether a protocol looks at samples before they were rounded, where a source has these."""
-    return source.keeps_levels and protocol.levels in ("float", "truncated")
+    return source.keeps_levels and protocol.levels in BEFORE_ROUNDING
 
 
 def _said(levels: Levels, quality: int | None) -> dict[str, Any]:

@@ -91,9 +91,13 @@ class Factor:
 
 
 def compatible(factors: Sequence[Factor]) -> bool:
-    """Whether the factors can hold together: no two say something of the same entry, or aspect of the making."""
+    """Whether the factors can hold together: no two say something of the same entry, or aspect of the making.
+
+    Nor are images brought to JPEG's 8 bits and left without.
+    """
     entries = [entry for factor in factors for entry in _entries(factor)]
-    return len(entries) == len(set(entries))
+    unrounded = any(factor.change.get("levels") == "float" for factor in factors)
+    return len(entries) == len(set(entries)) and not (unrounded and "jpeg" in entries)
 
 
 def _entries(factor: Factor) -> list[str]:

@@ -14,12 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
-from ddim_lab.conventions.passes import Cost, Passes
+from ddim_lab.conventions.passes import BEFORE_ROUNDING, Cost, Passes
 from ddim_lab.conventions.protocol import PLAIN, Factor, Protocol, compatible, together
 from ddim_lab.conventions.records import Claim, Measured, Tried, Untried
 from ddim_lab.conventions.source import Source
-from ddim_lab.data.images import NonFiniteError
-from ddim_lab.errors import ConfigError, one_line
+from ddim_lab.errors import ConfigError, one_line, terminating
 from ddim_lab.metrics.estimates import Estimate
 
 __all__ = ["Point", "Trials"]
@@ -28,6 +27,9 @@ PAIRS_AT_LEAST: Final = 20.0
 """Seconds that pairs may take where no budget was given; more where the singles took more."""
 
 SEEDS: Final = "seed_minimum"
+
+MINIMUM_OF_THREE: Final = 0.748
+"""Standard deviation of the least of three standard normal numbers: sqrt(1 + sqrt(3) / (2 pi) - 9 / (4 pi))."""
 
 
 @final
@@ -87,20 +89,23 @@ class Trials:
         for factor in (factor for factor in self._factors.values() if factor.why_not is None):
             try:
                 self.cost([factor])
-            except ConfigError as error:  # weights that are not there
+            except (ConfigError, ValueError) as error:  # weights that are not there
                 self._not(factor, one_line(error))
                 continue
             usable.append(factor)
         return sorted(usable, key=self._telling)
 
     def _telling(self, factor: Factor) -> tuple[bool, float, int]:
-        """What costs no forwards, then what is known to change most, then what is done most often."""
-        return "made" in factor.change, -(factor.effect or 0.0), -factor.common
+        """What costs no forwards, then what is known to change most, then what is done most often.
 
-    def cost(self, factors: Iterable[Factor] | None, *, base: bool = True) -> Cost:
+        Whether they are still to be done does not matter: the order is the same when the command is typed again.
+        """
+        samples_anew = self._points[0].source.keeps_levels and factor.change.get("levels") in BEFORE_ROUNDING
+        return "made" in factor.change or samples_anew, -(factor.effect or 0.0), -factor.common
+
+    def cost(self, factors: Iterable[Factor] | None) -> Cost:
         """What the plain distance and those of single conventions still need; of the plain alone where None."""
-        protocols = [PLAIN] if base else []
-        protocols += [together([factor]) for factor in factors or ()]
+        protocols = [PLAIN, *(together([factor]) for factor in factors or ())]
         return self._passes.cost([(p.source, each, p.count) for each in protocols for p in self._points])
 
     def _pair_cost(self, pair: Sequence[Factor]) -> Cost:
@@ -120,9 +125,10 @@ class Trials:
         for factor in factors:
             left = None if budget is None else budget - (time.monotonic() - began)
             if left is not None:
-                cost = self.cost([factor], base=False)
+                cost = self.cost([factor])
                 if cost.seconds > left:
-                    self._not(factor, f"it takes about {_duration(cost.seconds)}, and the budget is spent", left=True)
+                    there = f"{_duration(max(0.0, left))} of the budget were left"
+                    self._not(factor, f"it takes about {_duration(cost.seconds)}, and {there}", left=True)
                     continue
             if (found := self._try([factor])) is not None:
                 self.singles.append(found)
@@ -162,7 +168,11 @@ class Trials:
         names, label = tuple(factor.name for factor in factors), " + ".join(factor.label for factor in factors)
         try:
             found = self._measured(together(factors))
-        except (ValueError, NonFiniteError, ConfigError) as error:
+        except OSError:  # a full disk is nothing of a convention's
+            raise
+        except Exception as error:  # whatever one of them leads to, what was found of the others is told
+            if terminating():
+                raise
             self.untried.append(_untried(factors, one_line(error)))
             return None
         self._found[names] = found
@@ -202,12 +212,19 @@ class Trials:
         )
 
     def _minimum_of_seeds(self) -> None:
-        """The least of three seeds, where all three were tried: it is reported in place of one."""
+        """The least of three seeds, where all three were tried: it is reported in place of one.
+
+        The least of three independent normal numbers varies by 0.748 of their standard deviation; its error here is so
+        much of that of the set that gave it.
+        """
         seeds = [single for single in self.singles if any(a == "seed" for a, _ in self._made(single))]
         if len(seeds) < 2:
             return
         each = [self._plain, *(self._found[single.factors] for single in seeds)]
-        least = [min(found, key=lambda one: one.value) for found in zip(*each, strict=True)]
+        least = [
+            _narrowed(min(found, key=lambda one: one.value), MINIMUM_OF_THREE if len(each) == 3 else 1.0)
+            for found in zip(*each, strict=True)
+        ]
         label = f"minimum of {'three' if len(each) == 3 else len(each)} seeds"
         values = [found[0].value for found in each]
         told = f"mean {statistics.fmean(values):.4g}, standard deviation {statistics.stdev(values):.2g}"
@@ -237,6 +254,12 @@ class Trials:
 def _untried(factors: Sequence[Factor], why_not: str, *, left: bool = False) -> Untried:
     names, label = tuple(factor.name for factor in factors), " + ".join(factor.label for factor in factors)
     return Untried(factors=names, label=label, why_not=why_not, left=left)
+
+
+def _narrowed(one: Estimate, by: float) -> Estimate:
+    """An estimate whose errors are so much of what they were."""
+    replicates = tuple(one.value + by * (replicate - one.value) for replicate in one.replicates)
+    return Estimate(one.value, replicates, tuple(by * each for each in one.interactions))
 
 
 def _paired(one: Estimate, base: Estimate) -> float | None:

@@ -24,13 +24,16 @@ from ddim_lab.metrics.statistics import Moments
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["FrechetDistance", "Strata", "frechet_distance"]
+__all__ = ["EXTRAPOLATED_FROM", "FrechetDistance", "Strata", "frechet_distance"]
 
 BLOCK: Final = 8192
 """Feature vectors in float64 at once."""
 
 SAMPLES_A_PART: Final = 10
 """Samples a feature, at least, in the parts that a distance is extrapolated from."""
+
+EXTRAPOLATED_FROM: Final = 2 * SAMPLES_A_PART
+"""Samples a feature from which a distance is extrapolated: of two parts."""
 
 PARTS: Final = 4
 """Into which the samples are split for it, at most."""
@@ -137,7 +140,7 @@ class FrechetDistance:
         count, size = vectors.shape
         most = min(PARTS, count // (SAMPLES_A_PART * size))
         if most < 2:
-            needed = 2 * SAMPLES_A_PART * size
+            needed = EXTRAPOLATED_FROM * size
             raise ValueError(f"an extrapolation in {size} features needs {needed:,} samples, got {count:,}")
         parts = torch.arange(1, most + 1, dtype=torch.float64)
         centred = parts - parts.mean()  # least squares: the intercept is a sum of the values with these weights

@@ -106,12 +106,14 @@ class VectorFile:
     """
 
     def __init__(self, path: Path, shape: tuple[int, int]) -> None:
-        self.path, self._left = path, shape[0]
+        self.path, self._left, self._size = path, *shape
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
     def add(self, vectors: Tensor) -> None:
-        """Append vectors [B, D]; those beyond n are left out."""
+        """Append vectors [B, D]; those beyond n are left out. Raises ValueError where D is another."""
+        if vectors.shape[1:] != (self._size,):
+            raise ValueError(f"vectors of {tuple(vectors.shape[1:])} were given, of {self._size} are kept")
         kept = vectors[: self._left].float().cpu().contiguous()
         with self.path.open("ab") as file:
             file.write(kept.numpy().astype("<f4", copy=False).tobytes())
