@@ -155,7 +155,7 @@ def test_the_console_has_every_convention_and_all_that_was_not_tried(points: int
         assert len(untried.factors) == 2 or untried.label in flat
     assert flat.count("a file has only 256 levels") == 1
     assert "12 pairs" in flat
-    assert "Left by the budget (the budget of 30 min is spent): JPEG of quality 95" in flat
+    assert "Left out (the budget of 30 min is spent): JPEG of quality 95" in flat
     antialiased = next(line for line in lines if line.startswith("  antialiased resize"))
     of = next(tried for tried in record.tried if tried.factors == ("antialiased",))
     for one in of.measured:

@@ -310,9 +310,7 @@ def test_what_the_paragraph_says() -> None:
 
     def told(*protocols: Tried, pairs: Sequence[Tried] = (), at: Claim | None = None) -> tuple[str, str]:
         found = explained([at or claim(4.16)], [plain, *protocols], pairs, untried)
-        assert found.paragraph.endswith(
-            "Not tried: 1 convention that the budget left out and 1 pair that can't be tried here."
-        )
+        assert found.paragraph.endswith("Not tried: 1 convention left out and 1 pair that can't be tried here.")
         assert found.paragraph.startswith(
             "FID is 4.670 ± 0.050 here (N = 10,000; Inception, reference CIFAR-10 train), "
         )

@@ -242,7 +242,7 @@ def _not_tried(audited: Audited) -> list[Section]:
     if lines[False]:
         blocks.append(Points("Can't be tried here", lines[False]))
     if lines[True]:
-        blocks.append(Points("Left by the budget: a longer one would try it", lines[True]))
+        blocks.append(Points("Left out: a longer --budget, or no --factors, would try it", lines[True]))
     return [Section("not-tried", "Not tried", tuple(blocks))] if blocks else []
 
 

@@ -120,7 +120,7 @@ class Reason:
 
 
 def reasons(audited: Audited) -> list[Reason]:
-    """What was not tried by why, each reason once; what the budget left out last."""
+    """What was not tried by why, each reason once; what was left out last."""
     found: dict[tuple[bool, str], list[Untried]] = {}
     for untried in audited.untried:
         found.setdefault((untried.left, untried.why_not), []).append(untried)
@@ -266,7 +266,7 @@ def _not_tried(audited: Audited) -> list[str]:
         what = list(reason.singles)
         if reason.pairs:
             what.append(f"{len(reason.pairs):,} {'pair' if len(reason.pairs) == 1 else 'pairs'}")
-        head = "Left by the budget" if reason.left else "Not tried"
+        head = "Left out" if reason.left else "Not tried"
         found.append(_wrapped(f"{head} ({reason.text}): {', '.join(what)}", "  "))
     return found
 

@@ -491,7 +491,7 @@ def _not_tried(untried: Sequence[Untried]) -> list[str]:
         return _listed(_counted(count, noun) for count, noun in kinds if count)
 
     left, impossible = [one for one in untried if one.left], [one for one in untried if not one.left]
-    parts = [f"{counted(left)} that the budget left out"] if left else []
+    parts = [f"{counted(left)} left out"] if left else []
     parts += [f"{counted(impossible)} that can't be tried here"] if impossible else []
     return [f"Not tried: {_listed(parts)}."] if parts else []
 

@@ -77,7 +77,7 @@ class Untried(Record):
     Attributes:
         factors, label: as of `Tried`.
         why_not: the reason, one line.
-        left: whether the budget left it out, so that a longer one would try it.
+        left: whether a budget or the choice of conventions left it out, so that another command would try it.
     """
 
     factors: tuple[str, ...]
