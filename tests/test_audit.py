@@ -166,13 +166,14 @@ def test_published_numbers_are_those_of_row_and_steps() -> None:
         _published("study", published, configure("sampler=ddim_eta1"), 1000)
 
 
-def test_the_plan_says_what_it_costs_and_does_nothing(drawn: tuple[list[Path], tuple[str, ...]]) -> None:
+def test_the_plan_says_what_it_costs_and_does_nothing(tmp_path: Path) -> None:
     lines: list[str] = []
-    options = ("model=gaussian", "num_samples=50", "steps=3", *drawn[1][1:])
+    options = ("model=gaussian", "num_samples=50", "steps=3", "metrics.features=pixels", f"outputs_dir={tmp_path}")
     carry_out(Asked(options=options, plan_only=True, factors=("clip_x0", "samples_half")), lines.append)
     assert "with 2 conventions changed" in lines[0]
     assert "300 image-forwards" in lines[0]
     assert any("predicted image clamped" in line and " 150 " in line for line in lines)
+    assert not any((tmp_path / "references").glob("*"))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

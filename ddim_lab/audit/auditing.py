@@ -132,8 +132,9 @@ def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> A
                 spent = time.monotonic() - began
                 left = max(PAIRS_AT_LEAST, plan.seconds) if asked.budget is None else asked.budget - spent
                 trials.try_pairs(claims, left)
-        reference = passes.reference(PLAIN).name
-        facts = f"features: {_short(features.digest)} · reference: {reference}"
+        facts = f"features: {_short(features.digest)}"
+        if not asked.plan_only:  # its name comes with its statistics, which a plan does not take
+            facts += f" · reference: {passes.reference(PLAIN).name}"
         return _record(asked, trials, claims, points, features, subject, facts, time.monotonic() - began)
 
 

@@ -23,7 +23,7 @@ from ddim_lab.metrics.estimates import Estimate
 from ddim_lab.metrics.extractor import Extractor, exact_float32
 from ddim_lab.metrics.features import Features, Variant
 from ddim_lab.metrics.frechet import FrechetDistance, Strata
-from ddim_lab.metrics.references import Reference, obtain_reference, obtain_statistics, read_moments
+from ddim_lab.metrics.references import Reference, obtain_reference, obtain_statistics, read_moments, stored_as
 from ddim_lab.metrics.statistics import VECTORS, Moments, VectorFile, read_vectors
 from ddim_lab.store import Store, content_key
 
@@ -311,12 +311,7 @@ class Passes:
                 keep_features=self._real.keep and whole,
                 device=self._device,
             )
-        if not changes:
-            key = content_key({"features": features.digest, "samples": identity, "count": taken})
-        else:
-            key = content_key(
-                {"pass": VERSION, "features": features.digest, "reference": identity, "count": taken, **changes}
-            )
+        key = self._reference_key(features, protocol, identity, taken, changes, len(images))
         shown = self._real_images(protocol, images, taken)
         said = f"{name}, n={taken}{', changed' if changes else ''}"
         return obtain_statistics(
@@ -385,8 +380,6 @@ class Passes:
         self, features: Features, protocol: Protocol, identity: str, taken: int, changes: Mapping[str, Any], total: int
     ) -> str:
         """The store's name of the object that `reference` obtains."""
-        from ddim_lab.metrics.references import stored_as
-
         if changes:
             return content_key(
                 {"pass": VERSION, "features": features.digest, "reference": identity, "count": taken, **changes}
