@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TextIO, cast, final
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["PROGRESS", "Progress", "ProgressMode", "forgiving_output", "show_progress", "tick"]
+__all__ = ["PROGRESS", "Progress", "ProgressMode", "duration", "forgiving_output", "show_progress", "tick"]
 
 # -- how far the work is ---------------------------------------------------------------------------------
 
@@ -212,3 +212,10 @@ def _encodable(text: str, encoding: str) -> str:
         except UnicodeEncodeError:
             text = text.replace(character, words)
     return text.encode(encoding, "replace").decode(encoding)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: in s, min or h."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

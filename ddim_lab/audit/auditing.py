@@ -13,7 +13,7 @@ from typing import final
 
 from ddim_lab.config.job import Config
 from ddim_lab.config.study import PublishedConfig
-from ddim_lab.console import show_progress
+from ddim_lab.console import duration, show_progress
 from ddim_lab.conventions.explanation import explain, read_claims
 from ddim_lab.conventions.factors import SCORING, Subject, of_network, scoring
 from ddim_lab.conventions.passes import Cost, Passes, Real
@@ -38,7 +38,7 @@ from ddim_lab.store import Store
 from ddim_lab.store.housekeeping import working
 from ddim_lab.tasks.base import Job
 
-__all__ = ["Asked", "carry_out", "duration"]
+__all__ = ["Asked", "carry_out"]
 
 
 @final
@@ -402,10 +402,3 @@ def _plan_table(trials: Trials, factors: Sequence[Factor], whole: Cost) -> list[
         rows.append(row(factor.label, cost.forwards - plain.forwards, images, cost.seconds - plain.seconds))
     total = row("all of it, each pass once", whole.forwards, sum(one.images for one in whole.passes), whole.seconds)
     return [f"  {'convention':<60} {'image-forwards':>14} {'images seen':>12} {'time':>8}", *rows, total]
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

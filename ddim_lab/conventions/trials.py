@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
+from ddim_lab.console import duration
 from ddim_lab.conventions.passes import BEFORE_ROUNDING, Cost, Passes
 from ddim_lab.conventions.protocol import PLAIN, Factor, Protocol, compatible, together
 from ddim_lab.conventions.records import Claim, Measured, Tried, Untried
@@ -127,8 +128,8 @@ class Trials:
             if left is not None:
                 cost = self.cost([factor])
                 if cost.seconds > left:
-                    there = f"{_duration(max(0.0, left))} of the budget were left"
-                    self._not(factor, f"it takes about {_duration(cost.seconds)}, and {there}", left=True)
+                    there = f"{duration(max(0.0, left))} of the budget were left"
+                    self._not(factor, f"it takes about {duration(cost.seconds)}, and {there}", left=True)
                     continue
             if (found := self._try([factor])) is not None:
                 self.singles.append(found)
@@ -267,7 +268,3 @@ def _paired(one: Estimate, base: Estimate) -> float | None:
     if len(one.replicates) == len(base.replicates) > 1:
         return one.paired_se(base)
     return None if one.se is None or base.se is None else math.hypot(one.se, base.se)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

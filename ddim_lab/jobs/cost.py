@@ -14,6 +14,7 @@ from torch import nn
 
 from ddim_lab.config.job import Config
 from ddim_lab.config.model import CheckpointOptions, UNetConfig
+from ddim_lab.console import duration
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.metrics.speed import ForwardTime, time_forwards
 from ddim_lab.models.obtain import with_batch_size
@@ -173,14 +174,14 @@ def describe_cost(cells: Sequence[Config]) -> str:
         return text
     each = ", ".join(f"{time.seconds * 1e3:.3g} ms each in a batch of {time.images}" for time in timed_networks)
     compiled = ", uncompiled" if runtime.compile else ""
-    text += f": about {_duration(seconds)} on {runtime.device_name} ({each}{compiled}); what is stored costs nothing"
+    text += f": about {duration(seconds)} on {runtime.device_name} ({each}{compiled}); what is stored costs nothing"
     if trainings:
         what = "training, if this model is" if len(trainings) == 1 else f"{len(trainings)} trainings, if they are"
-        text += f"; {what} not stored, about {_duration(sum(trainings.values()))}"
+        text += f"; {what} not stored, about {duration(sum(trainings.values()))}"
     if saved:
-        text += f"; runtime=fast compiles the network, and would save about {_duration(saved)}"
+        text += f"; runtime=fast compiles the network, and would save about {duration(saved)}"
     if max(config.num_samples for config in cells) > 1000:
-        text += f"; num_samples=1000 samples in {_duration(thousand)}"
+        text += f"; num_samples=1000 samples in {duration(thousand)}"
     return text
 
 
@@ -194,9 +195,3 @@ def _would_compile(config: Config, runtime: Runtime) -> bool:
     on_cpu = runtime.torch_device.type == "cpu"
     fast = config.runtime.model_copy(update={"aim": "speed"})
     return on_cpu and config.runtime.aim == "faithful" and not runtime.compile and Runtime.resolve(fast).compile
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
