@@ -69,6 +69,23 @@ def test_distance_of_shifted_gaussians_is_the_shift() -> None:
     assert distance(real, real + shift).value == pytest.approx(5.25, rel=1e-9)
 
 
+def test_images_of_one_grey_have_a_distance() -> None:
+    """Their covariance is s^2 1 1^T, so that the root's trace is s (1^T S 1)^(1/2).
+
+    At the product of such covariances a solver for matrices without symmetry may give up: MKL's does in most of these.
+    """
+    one = torch.ones(64, dtype=torch.float64)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        grey = torch.randint(0, 256, (160, 1), generator=generator) * one
+        stripes = (255 * torch.rand(40, 1, generator=generator) * torch.rand(1, 64, generator=generator)).round()
+        real, fake = (images.double() / 127.5 - 1.0 for images in (grey, stripes))
+        spread, covariance = real[:, 0].std(), torch.cov(fake.T)
+        apart = (real.mean(0) - fake.mean(0)).square().sum() + 64 * spread**2 + covariance.trace()
+        expected = float(apart - 2.0 * spread * (one @ covariance @ one).sqrt())
+        assert distance(real, fake).value == pytest.approx(expected, rel=1e-6)
+
+
 def test_fewer_than_two_samples_have_no_distance() -> None:
     with pytest.raises(ValueError, match="at least 2 samples"):
         distance(normal(0, 10, 2), normal(1, 1, 2))

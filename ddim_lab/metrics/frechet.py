@@ -3,7 +3,9 @@
     FD = |mu - m|^2 + tr(S + C - 2 (C^(1/2) S C^(1/2))^(1/2))       (Dowson & Landau 1982; Heusel et al. 2017)
 
 mu and S are mean and covariance of the samples' features, m and C those of the reference, which counts as known. Means
-and covariances come from float64 sums; the distance itself is torchmetrics'.
+and covariances come from float64 sums. The trace of the root is the sum of the roots of the eigenvalues of a symmetric
+matrix, which always converges. The eigenvalues of S C, which others take (torchmetrics), are the same in theory; but
+S C is not symmetric, and where a covariance is singular, as of fewer samples than features, MKL may give up on it.
 """
 
 from __future__ import annotations
@@ -40,13 +42,33 @@ PARTS: Final = 4
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """FD between two distributions; by the eigenvalues of S C, as torchmetrics does.
+    """FD between two distributions; NaN where they hold what is no number.
 
     Not below 0, where rounding alone would bring it.
     """
-    from torchmetrics.image.fid import _compute_fid  # seconds to import
+    moments = (first.mean, first.covariance, second.mean, second.covariance)
+    if not all(bool(part.isfinite().all()) for part in moments):
+        return math.nan
+    return _distance(first, second, _inner(_root(first.covariance), second.covariance)[0])
 
-    distance = float(_compute_fid(first.mean, first.covariance, second.mean, second.covariance))
+
+def _root(covariance: Tensor) -> Tensor:
+    """C^(1/2), symmetric; eigenvalues that rounding brought below 0 count as 0."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+    return root
+
+
+def _inner(root: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of C^(1/2) S C^(1/2)."""
+    values, vectors = torch.linalg.eigh(root @ covariance @ root)
+    return values, vectors
+
+
+def _distance(first: Moments, second: Moments, squares: Tensor) -> float:
+    """FD, by the eigenvalues of `_inner`."""
+    apart = (first.mean - second.mean).square().sum() + first.covariance.trace() + second.covariance.trace()
+    distance = float(apart - 2.0 * squares.clamp(min=0.0).sqrt().sum())
     return 0.0 if distance < 0.0 else distance  # NaN stays
 
 
@@ -99,13 +121,12 @@ class FrechetDistance:
     def __init__(
         self, reference: Moments, device: torch.device | None = None, divisor: Literal["n-1", "n"] = "n-1"
     ) -> None:
-        self._reference, self._device, self._less = reference, device, 1 if divisor == "n-1" else 0
+        self._device, self._less = device, 1 if divisor == "n-1" else 0
+        self._reference = Moments(reference.mean.to(device), reference.covariance.to(device), reference.count)
 
     @cached_property
     def _root(self) -> Tensor:
-        values, vectors = torch.linalg.eigh(self._reference.covariance.to(self._device))
-        root: Tensor = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
-        return root
+        return _root(self._reference.covariance)
 
     def of(self, vectors: np.ndarray[Any, Any] | Tensor, strata: Strata | None = None) -> Estimate:
         """The distance of feature vectors [N, D]; sample i has place i. A memory-mapped array is read in blocks.
@@ -122,7 +143,8 @@ class FrechetDistance:
 
     def value(self, vectors: np.ndarray[Any, Any] | Tensor) -> float:
         """The distance without its error."""
-        return self._between(self._moments(vectors, torch.ones(len(vectors), device=self._device)))
+        moments = self._moments(vectors, torch.ones(len(vectors), device=self._device))
+        return _distance(self._reference, moments, _inner(self._root, moments.covariance)[0])
 
     def extrapolated(self, vectors: np.ndarray[Any, Any] | Tensor, whole: Estimate) -> Estimate:
         """The distance at infinite N, by a line through FD against 1/N (Chong & Forsyth 2020, section 4).
@@ -178,10 +200,9 @@ class FrechetDistance:
         classes = classes.to(self._device)
         moments = self._moments(vectors, weights)
         groups = paired_groups(count) if pairs else 0
-        return self._between(moments), *self._expanded(vectors, moments, weights, classes, groups)
-
-    def _between(self, samples: Moments) -> float:
-        return frechet_distance(self._reference, Moments(samples.mean.cpu(), samples.covariance.cpu(), samples.count))
+        inner = _inner(self._root, moments.covariance)
+        value = _distance(self._reference, moments, inner[0])
+        return value, *self._expanded(vectors, moments, inner, weights, classes, groups)
 
     def _moments(self, vectors: np.ndarray[Any, Any] | Tensor, weights: Tensor) -> Moments:
         """Weighted mean and covariance; with the divisor n - 1 the latter is unbiased where all weights are 1."""
@@ -196,14 +217,20 @@ class FrechetDistance:
         return Moments(mean, (outer - count * torch.outer(mean, mean)) / (count - self._less), count)
 
     def _expanded(
-        self, vectors: np.ndarray[Any, Any] | Tensor, moments: Moments, weights: Tensor, classes: Tensor, groups: int
+        self,
+        vectors: np.ndarray[Any, Any] | Tensor,
+        moments: Moments,
+        inner: tuple[Tensor, Tensor],
+        weights: Tensor,
+        classes: Tensor,
+        groups: int,
     ) -> tuple[Tensor, Tensor | None]:
         count, size = len(vectors), len(moments.mean)
-        values, axes = torch.linalg.eigh(self._root @ moments.covariance @ self._root)
+        values, axes = inner
         kept = values > size * torch.finfo(values.dtype).eps * values[-1]
         roots, axes = values[kept].sqrt(), self._root @ axes[:, kept]
         slope = torch.eye(size, dtype=values.dtype, device=values.device) - (axes / roots) @ axes.T
-        shift = 2.0 * (moments.mean - self._reference.mean.to(self._device))
+        shift = 2.0 * (moments.mean - self._reference.mean)
 
         strata = int(classes.max()) + 1
         influence = torch.empty(count, dtype=torch.float64, device=values.device)

@@ -33,7 +33,7 @@ NEAREST_AT_MOST: Final = 10_000
 @final
 @dataclass(frozen=True)
 class Moments:
-    """What a Fréchet distance compares: mean [D] and covariance [D, D] of feature vectors, float64 on the CPU.
+    """What a Fréchet distance compares: mean [D] and covariance [D, D] of feature vectors, float64.
 
     Attributes:
         count: of how many vectors; None where that is not known.
