@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from ddim_lab.config.study import PublishedConfig
 from ddim_lab.conventions.records import Audited
 from ddim_lab.data.base import load_data
 from ddim_lab.errors import ConfigError
-from ddim_lab.store import read_record
+from ddim_lab.store import Store, read_record
+from ddim_lab.store.__main__ import main as list_store
+from ddim_lab.store.housekeeping import inventory, prunable
 
 
 def samples(path: Path, seed: int) -> Path:
@@ -202,6 +205,27 @@ def test_the_command_leaves_a_record_and_a_page(
     page = (place / "report.html").read_text()
     assert "reference with its mirror images" in page
     assert not json.dumps(found.content()).count("NaN")
+
+
+def test_what_an_audit_stands_on_is_kept_as_long_as_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["model=gaussian", "num_samples=16", "steps=2", "metrics.features=pixels", f"outputs_dir={tmp_path}"]
+    assert run(monkeypatch, *options, "--factors", "clip_x0", "logger=csv") == 0
+    store = Store(tmp_path)
+    assert prunable(store) == []
+    made = [item for item in inventory(store) if item.kind in ("samples", "references")]
+    assert {item.kind for item in made} == {"samples", "references"}
+    (audit,) = (tmp_path / "audits").iterdir()
+    assert all(item.users == item.audits == (str(audit),) for item in made)
+    capsys.readouterr()
+    assert list_store(["list", "--outputs-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("  1 audit(s)") == len(made)
+    (audit / "audit.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"delete {audit}"):
+        prunable(store)
+    shutil.rmtree(audit)
+    assert {item.path for item in prunable(store)} >= {item.path for item in made}
 
 
 def test_the_list_needs_no_data_and_names_every_network(

@@ -124,13 +124,14 @@ def _leave(found: Audited, output: Path | None, overrides: Sequence[str]) -> int
     from ddim_lab.jobs.plan import composed_config
     from ddim_lab.jobs.tracking import TrackingConfig
     from ddim_lab.store import write_record, write_text
+    from ddim_lab.store.housekeeping import AUDIT, AUDITS
 
     config = composed_config([quoted(text) for text in overrides if not text.startswith("steps=")])
     name = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    folder = Path(config.outputs_dir) / "audits" / name if output is None else output
+    folder = Path(config.outputs_dir) / AUDITS / name if output is None else output
     print(console(found), flush=True)
     try:
-        write_record(folder / "audit.json", found.content())
+        write_record(folder / AUDIT, found.content())
         write_text(folder / "report.html", page(found))
     except OSError as error:
         raise ConfigError(f"{folder} can't be written: {error.strerror or error}") from None

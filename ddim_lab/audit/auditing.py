@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -135,7 +135,8 @@ def carry_out(asked: Asked, say: Callable[[str], None] = lambda text: None) -> A
         facts = f"features: {_short(features.digest)}"
         if not asked.plan_only:  # its name comes with its statistics, which a plan does not take
             facts += f" · reference: {passes.reference(PLAIN).name}"
-        return _record(asked, trials, claims, points, features, subject, facts, time.monotonic() - began)
+        spent = time.monotonic() - began
+        return _record(asked, trials, claims, points, features, subject, facts, spent, store.used)
 
 
 def _steps(asked: Asked) -> tuple[list[list[str]], list[str]]:
@@ -328,6 +329,7 @@ def _record(
     subject: str,
     facts: str,
     seconds: float,
+    objects: Collection[tuple[str, str]],
 ) -> Audited:
     count = max(point.count for point in points)
     told = None
@@ -361,6 +363,7 @@ def _record(
         forwards=trials.forwards,
         seconds=round(seconds, 3),
         environment=environment(),
+        objects=tuple(sorted(objects)),
     )
 
 

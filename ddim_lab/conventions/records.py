@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ddim_lab.store.records import Record, Written
+from ddim_lab.store.records import Record, Using
 
 __all__ = ["Audited", "Claim", "Measured", "Tried", "Untried"]
 
@@ -86,7 +86,7 @@ class Untried(Record):
     left: bool = False
 
 
-class Audited(Written):
+class Audited(Using):
     """audit.json.
 
     Attributes:

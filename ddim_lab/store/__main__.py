@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--outputs-dir", type=path_argument, default=Path("outputs"), help="default: outputs")
     commands.add_parser("list", parents=[common], help="everything that is there, with size, date and users")
     commands.add_parser("verify", parents=[common], help="read all of it; set aside what is damaged")
-    prune = commands.add_parser("prune", parents=[common], help="remove what no sweep refers to")
+    prune = commands.add_parser("prune", parents=[common], help="remove what no sweep and no audit refers to")
     prune.add_argument("--unfinished", action="store_true", help="also work that could be resumed (*.partial)")
     prune.add_argument(
         "--samples", action="store_true", help="also samples that sweeps use: reports stay, growing starts anew"
@@ -102,7 +102,8 @@ def _print_items(items: Sequence[Item]) -> None:
     for item in items:
         head, _, tail = item.name.partition(".")
         name = ".".join([head[:12] if len(head) == 64 else head, *([tail] if tail else [])])
-        used = f"{len(item.users)} sweep(s)" if item.users else ""
+        counts = {"sweep(s)": len(item.users) - len(item.audits), "audit(s)": len(item.audits)}
+        used = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         size = f"{item.bytes / 1e6:.2f} MB"
         line = f"{item.kind:<10}  {item.state:<10}  {size:>12}  {item.changed:%Y-%m-%d %H:%M}  {name}  {used}".rstrip()
         if item.holds is not None:

@@ -4,6 +4,8 @@ A sweep in OUTPUTS/sweeps is found there. One that lies elsewhere (hydra.sweep.d
 
     outputs/elsewhere/<digest of its path>/sweep.json       where it lies
     outputs/elsewhere/<digest of its path>/<number>.json    what its job used: known also where the sweep can't be read
+
+An audit in OUTPUTS/audits keeps what it stands on, too; one that was written elsewhere keeps nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from typing import Final, Literal, final
 from ddim_lab.errors import ConfigError
 from ddim_lab.store.files import read_record, set_aside, write_record
 from ddim_lab.store.objects import KINDS, SAMPLES, Store, is_locked
-from ddim_lab.store.records import Pointer
+from ddim_lab.store.records import Pointer, Using
 from ddim_lab.store.samples import Contents, damaged, set_damaged_aside
 
 __all__ = [
+    "AUDIT",
+    "AUDITS",
     "RUNNING",
     "Item",
     "forget",
@@ -46,7 +50,15 @@ RUNNING: Final = "sweep"
 Users = dict[tuple[str, str], set[str]]
 """(kind, key) -> what refers to it."""
 
-State = Literal["whole", "unfinished", "damaged", "left over", "sweep", "elsewhere", "gone"]
+AUDITS: Final = "audits"
+AUDIT: Final = "audit.json"
+"""What an audit leaves in its folder, there."""
+
+State = Literal["whole", "unfinished", "damaged", "left over", "sweep", "audit", "elsewhere", "gone"]
+
+
+WRITTEN_UP: Final[dict[str, State]] = {"sweeps": "sweep", AUDITS: "audit"}
+"""Kinds of folders that refer to objects, and what one of them is called."""
 
 
 @final
@@ -58,12 +70,12 @@ class Item:
         kind: folder it is in.
         name: its name there.
         state: "whole", "unfinished" (can be resumed), "damaged" (set aside), "left over" (of a process that was
-            killed), "sweep", "elsewhere" (a sweep in another folder, which is its name) or "gone" (where that is not
-            there now).
+            killed), "sweep", "audit", "elsewhere" (a sweep in another folder, which is its name) or "gone" (where that
+            is not there now).
         path: where it is.
         bytes: what it takes.
         changed: when it was last written, in local time.
-        users: the sweeps that refer to it, by path.
+        users: the sweeps and audits that refer to it, by path.
         cells: of samples: the cells that were measured of them, by key.
         holds: of samples: what is there.
     """
@@ -77,6 +89,11 @@ class Item:
     users: tuple[str, ...]
     cells: tuple[str, ...] = ()
     holds: Contents | None = None
+
+    @property
+    def audits(self) -> tuple[str, ...]:
+        """Those of its users that are audits."""
+        return tuple(user for user in self.users if Path(user).parent.name == AUDITS)
 
 
 def inventory(store: Store) -> list[Item]:
@@ -95,10 +112,10 @@ def _inventory(store: Store, found: _Found) -> list[Item]:
                 item = replace(item, cells=cells, holds=Contents.of(path))
                 items += [_item(kind, inside, "damaged", ()) for inside in sorted(path.rglob("*.damaged-*"))]
             items.append(item)
-    for path in _children(store.root / "sweeps"):
-        items.append(_item("sweeps", path, "sweep", ()))
-        for inside in sorted(path.rglob("*.damaged-*")):
-            items.append(_item("sweeps", inside, "damaged", ()))
+    for folder, state in WRITTEN_UP.items():
+        for path in _children(store.root / folder):
+            items.append(_item(folder, path, state, ()))
+            items += [_item(folder, inside, "damaged", ()) for inside in sorted(path.rglob("*.damaged-*"))]
     linked = {path.resolve() for path in _children(store.root / "sweeps")}
     for sweep, entry in registered(store).items():
         if sweep in linked:
@@ -124,7 +141,7 @@ def verify(store: Store) -> tuple[int, list[Path]]:
             with store.growing(samples.name, waiting_for="samples that are damaged"):
                 faulty += set_damaged_aside(samples)
     sweeps = {path.resolve() for path in [*_children(store.root / "sweeps"), *registered(store)]}
-    records = sorted(store.root.glob(f"{ELSEWHERE}/*/*.json"))
+    records = sorted([*store.root.glob(f"{ELSEWHERE}/*/*.json"), *store.root.glob(f"{AUDITS}/*/{AUDIT}")])
     for sweep in sorted(sweeps):
         records += [*sweep.glob("plan.json"), *sorted(sweep.glob("jobs/*/pointer.json"))]
     for record in records:
@@ -139,7 +156,7 @@ def verify(store: Store) -> tuple[int, list[Path]]:
 def prunable(
     store: Store, *, unfinished: bool = False, samples: bool = False, forgotten: Collection[Path] = ()
 ) -> list[Item]:
-    """What no sweep refers to, and what processes that were killed left behind.
+    """What no sweep and no audit refers to, and what processes that were killed left behind.
 
     Args:
         store: the outputs folder.
@@ -271,10 +288,10 @@ def _lent_by(store: Store, kind: str) -> Path | None:
 @final
 @dataclass(frozen=True)
 class _Found:
-    """What sweeps refer to.
+    """What sweeps and audits refer to.
 
     Attributes:
-        users: paths of the sweeps that use an object.
+        users: paths of the sweeps and audits that use an object.
         cells: key of samples -> keys of the cells that were measured of them.
         unknown: what can't be read, each with the reason.
     """
@@ -285,23 +302,24 @@ class _Found:
 
 
 def _users(store: Store, forgotten: Collection[Path] = ()) -> _Found:
-    """What all sweeps refer to, but those that count no longer."""
+    """What all sweeps and audits refer to, but those that count no longer."""
     users: Users = {}
     cells: dict[str, set[str]] = {}
     unknown: dict[Path, str] = {}
 
-    def read(sweep: str, record: Path) -> None:
+    def read(user: str, record: Path, form: type[Using] = Pointer) -> None:
         try:
-            pointer = Pointer.read(read_record(record))
+            found = form.read(read_record(record))
         except OSError as error:
             unknown[record] = f"can't be read ({error.strerror})"
         except ValueError:
             unknown[record] = "is damaged"
         else:
-            for kind, key in (*pointer.objects, *([("cells", pointer.cell)] if pointer.cell else ())):
-                users.setdefault((kind, key), set()).add(sweep)
-                if kind == SAMPLES and pointer.cell is not None:
-                    cells.setdefault(key, set()).add(pointer.cell)
+            cell = found.cell if isinstance(found, Pointer) else None
+            for kind, key in (*found.objects, *([("cells", cell)] if cell else ())):
+                users.setdefault((kind, key), set()).add(user)
+                if kind == SAMPLES and cell is not None:
+                    cells.setdefault(key, set()).add(cell)
 
     def look(folder: Path) -> Sequence[Path]:
         """What is in a folder, where there is one; a link that leads nowhere can't be read."""
@@ -324,6 +342,12 @@ def _users(store: Store, forgotten: Collection[Path] = ()) -> _Found:
 
     for sweep in look(store.root / "sweeps"):
         read_jobs(sweep)
+    for audit in look(store.root / AUDITS):
+        for path in look(audit):
+            if path.name == AUDIT:
+                read(str(audit), path, Using)
+            elif path.name.startswith(f"{AUDIT}.damaged-"):
+                unknown[path] = "is damaged"
     known = {entry: sweep for sweep, entry in registered(store).items()}
     for entry in look(store.root / ELSEWHERE):
         if (place := known.get(entry)) is None:
@@ -342,6 +366,8 @@ def _way_out(store: Store, path: Path) -> str:
     if path.is_relative_to(store.root / ELSEWHERE) and path.name != ELSEWHERE:
         entry = store.root / ELSEWHERE / path.relative_to(store.root / ELSEWHERE).parts[0]
         return f"run the sweep's command again, or delete {entry}"
+    if path.name.startswith(AUDIT):
+        return f"delete {path.parent}"
     if not path.name.startswith("pointer.json"):
         return "make it readable, or delete it"
     return f"run the sweep's command again and delete {path.parents[2]}"

@@ -68,6 +68,16 @@ class Written(Record):
         return {"schema": self.SCHEMA, **self.model_dump(mode="json", exclude_unset=True)}
 
 
+class Using(Written):
+    """A record that stands on objects of the store.
+
+    Attributes:
+        objects: (kind, key) of those; not pruned as long as the record is there.
+    """
+
+    objects: tuple[tuple[str, str], ...] = ()
+
+
 def _of_schema(content: object, *known: int) -> dict[str, Any]:
     """A JSON object, of a schema that this version reads."""
     if not isinstance(content, dict):
@@ -215,7 +225,7 @@ class EarlierLook(Record):
     cell: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
 
 
-class Pointer(Written):
+class Pointer(Using):
     """pointer.json: how one job ended, and which cell it stands for.
 
     Attributes:
@@ -225,7 +235,6 @@ class Pointer(Written):
         cached: whether the cell was there already.
         seconds: the job took, at all looks; `phases` says on what, at the last.
         wandb: its runs.
-        objects: the store's objects that it used, as (kind, key); not pruned as long as the sweep exists.
         images_there: how many of the images that it measured were made before.
         num_samples: N, in a sweep where that is not fixed.
         earlier: the cells at smaller N there, ascending.
@@ -239,7 +248,6 @@ class Pointer(Written):
     seconds: float | None = None
     phases: dict[str, float] = {}
     wandb: tuple[WandbRun, ...] | None = ()
-    objects: tuple[tuple[str, str], ...] = ()
     images_there: int = 0
     num_samples: int | None = None
     earlier: tuple[EarlierLook, ...] = ()
