@@ -43,10 +43,17 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], tuple[s
 
 
 @pytest.fixture(scope="module")
-def others(drawn: tuple[list[Path], tuple[str, ...]]) -> list[Audited]:
-    """What each convention gives of the sets that claims are made of."""
+def planted(drawn: tuple[list[Path], tuple[str, ...]]) -> list[str]:
+    """Conventions whose effect on the first set is large."""
+    return large(audit(drawn[0][0], drawn[1]))
+
+
+@pytest.fixture(scope="module")
+def others(drawn: tuple[list[Path], tuple[str, ...]], planted: list[str]) -> list[Audited]:
+    """What the conventions give that claims are made of, for each of the other sets."""
     paths, options = drawn
-    return [audit(path, options) for path in paths[1:]]
+    names = {*planted, "reference_flipped", "samples_half", "reference_half"}
+    return [audit(path, options, factors=sorted(names)) for path in paths[1:]]
 
 
 def of(found: Audited, name: str) -> float:
@@ -67,11 +74,10 @@ def large(found: Audited) -> list[str]:
 
 
 def test_planted_causes_are_named_from_independent_samples(
-    drawn: tuple[list[Path], tuple[str, ...]], others: list[Audited]
+    drawn: tuple[list[Path], tuple[str, ...]], planted: list[str], others: list[Audited]
 ) -> None:
     """Claims of other samples under one convention: all but one at most name it first."""
     paths, options = drawn
-    planted = large(audit(paths[0], options))
     assert "reference_flipped" in planted
     named = []
     for name in planted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import pickle
@@ -197,16 +198,20 @@ GREY = {"mult": (1, 2), "attention": (1,), "blocks": 1}
 """A network for the digits."""
 
 
-def official(size: int = 8, **features: Any) -> dict[str, Tensor]:
+@functools.cache
+def made(make: Callable[..., Tensor], size: int, **features: Any) -> Weights:
+    """The weights that a network asks for; drawn once."""
     weights = Weights()
-    ddim_network(weights, images(1, size), TIMES, **{**GREY, **features})
-    return dict(weights)
+    make(weights, images(1, size), TIMES, **{**GREY, **features})
+    return weights
+
+
+def official(size: int = 8, **features: Any) -> dict[str, Tensor]:
+    return dict(made(ddim_network, size, **features))
 
 
 def adm(**features: Any) -> dict[str, Tensor]:
-    weights = Weights()
-    adm_network(weights, images(1, 8), TIMES, **{**GREY, "heads": 2, **features})
-    return dict(weights)
+    return dict(made(adm_network, 8, **{"heads": 2, **features}))
 
 
 def checked(path: Path, *overrides: str, kind: str = "official") -> Pretrained:

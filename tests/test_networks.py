@@ -576,7 +576,11 @@ def test_a_cell_and_a_report_have_them_all(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(clip, "SHA256", sha256(other))
     outputs, fewer = tmp_path / "outputs", ("metrics.kid=false", "metrics.precision_recall=false")
     weights = (f"metrics.dinov2_weights={dino}", f"metrics.clip_weights={other}")
-    line = ("model=gaussian", "metrics.features=[clip,dinov2,pixels]", *weights, "steps=2", "logger=csv", *fewer)
+    (images := tmp_path / "images").mkdir()
+    for number, image in enumerate(digits().train.first(80)):
+        Image.fromarray(image[0].numpy()).save(images / f"{number}.png")
+    data = ("data=image_folder", f"data.root={images}", "data.image_size=8", "data.channels=1", "model=gaussian")
+    line = (*data, "metrics.features=[clip,dinov2,pixels]", *weights, "steps=2", "logger=csv", *fewer)
     assert tiny.run(outputs, *line, settings=tiny.SMALL) == 0
     (row,) = tiny.results(tiny.sweeps(outputs)[0])
     assert row["status"] == "done"

@@ -34,8 +34,7 @@ from ddim_lab.metrics.networks.dinov2 import DINOv2Features
 from ddim_lab.metrics.torchvision_inception import check_torchvisions, find_torchvisions
 from ddim_lab.store import Store, content_key
 
-IMAGES = random_images(5, 2, 256)
-ONE = IMAGES[:1]
+ONE = random_images(5, 1, 256)
 SHRUNK = torch.randint(0, 256, (1, 3, 310, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
 """Larger than what the network sees, and no square: antialiasing shows, and which side is which."""
 
@@ -99,7 +98,7 @@ def test_the_published_way_is_torch_fidelitys_and_floats_go_through_the_same_lay
     published: Inception, torch_fidelitys: nn.Module
 ) -> None:
     """Floats don't go through the library's own forward: the same bits say that nothing of it is left out."""
-    for images in (IMAGES, SHRUNK):
+    for images in (ONE, SHRUNK):
         found = published(images)
         same(found, torch_fidelitys(images)[0])
         assert torch.equal(published(images.float()), found)
@@ -108,7 +107,7 @@ def test_the_published_way_is_torch_fidelitys_and_floats_go_through_the_same_lay
 @torch.inference_mode()
 def test_antialiased_is_what_torchmetrics_does_by_default(weights: Path, load: Callable[[str], Any]) -> None:
     theirs = FrechetInceptionDistance(feature_extractor_weights_path=str(weights)).inception
-    for images in (IMAGES, SHRUNK):
+    for images in (ONE, SHRUNK):
         same(load("antialiased")(images), theirs(images))
 
 
@@ -153,7 +152,7 @@ def test_others_resizes_are_theirs(
     load: Callable[[str], Any],
 ) -> None:
     blocks = [block for kind, block in torch_fidelitys.named_children() if kind != "fc"]
-    for images in (IMAGES, SHRUNK):
+    for images in (ONE, SHRUNK):
         same(load(name)(images), nn.Sequential(*blocks, nn.Flatten())(prepared(images)), tolerance)
 
 
@@ -271,7 +270,7 @@ def test_each_variant_says_who_and_where(variants: Mapping[str, Variant]) -> Non
 def other_networks(folder: Path) -> dict[str, Extractor]:
     found: dict[str, Extractor] = {
         "pixels": Pixels(),
-        "classifier": make_classifier(3, 10, recipe_for(IMAGES.shape[1:])).eval(),
+        "classifier": make_classifier(3, 10, recipe_for(ONE.shape[1:])).eval(),
     }
     dino = DINOv2Features(dinov2_weights=str(make_dinov2(folder)), **DINO | {"dinov2_recipe": "edm2"})
     data, store = load_data(Digits(name="digits", root=None, num_samples=10)), Store(folder)
