@@ -427,11 +427,6 @@ def test_a_signal_stops_within_seconds_and_says_how_to_go_on(
     shutil.rmtree(outputs)
 
 
-def _linger(rank: int, folder: Path) -> None:
-    (folder / f"{os.getpid()}").touch()
-    time.sleep(300)
-
-
 @pytest.mark.slow
 def test_ranks_do_not_outlive_a_command_that_is_terminated(tmp_path: Path) -> None:
     """They would be waited for at its end, however long they work."""
@@ -439,7 +434,7 @@ def test_ranks_do_not_outlive_a_command_that_is_terminated(tmp_path: Path) -> No
     def run() -> int:
         with terminable():
             try:
-                on_ranks(2, _linger, tmp_path)
+                on_ranks(2, forked.linger, tmp_path)
             except Terminated:
                 return TERMINATED
         return 0
