@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 LINE = (
     *("training.max_steps=6", "training.warmup_steps=0", "training.checkpoint_every=2", "training.batch_size=8"),
     *("model.block_out_channels=[8,8]", "model.attention=[false,false]", "metrics.features=pixels"),
-    *("metrics.kid=false", "metrics.precision_recall=false", "metrics.speed_repeats=1"),
+    *("metrics.kid=false", "metrics.precision_recall=false", "metrics.density_coverage=false"),
+    *("metrics.memorisation=false", "metrics.mmd=false", "metrics.speed_repeats=1"),
     *("num_samples=24", "batch_size=8", "checkpoint_seconds=0.000001", "sampler.eta=0.5", "steps=2,3", "-m"),
 )
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
