@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 
 def start(code: Callable[[], int], output: Path) -> int:
@@ -43,3 +48,20 @@ def run(code: Callable[[], int], output: Path) -> tuple[int, str]:
     """`start` and `wait`: exit status and what it printed."""
     status = wait(start(code, output))
     return status, output.read_text(encoding="utf-8", errors="replace")
+
+
+def ranks(patch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone, `on_ranks` forks its processes; what they are given is pickled, as for new ones."""
+    from torch.multiprocessing.spawn import start_processes
+
+    def fork(function: Callable[..., None], args: tuple[Any, ...], nprocs: int, join: bool) -> Any:
+        given = pickle.loads(pickle.dumps(args))
+        return start_processes(function, given, nprocs, join, start_method="fork")  # type: ignore[no-untyped-call]
+
+    patch.setattr("ddim_lab.device.ranks.spawn", fork)
+
+
+def linger(rank: int, folder: Path) -> None:
+    """A rank's work that does not end; a file says by its name which process it is. It imports next to nothing."""
+    (folder / f"{os.getpid()}").touch()
+    time.sleep(300)

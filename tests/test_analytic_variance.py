@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import tiny
 import torch
@@ -449,8 +450,8 @@ def test_the_walk_is_the_same_for_every_seed_and_runtime(tmp_path: Path) -> None
     assert len(kept(tmp_path)) == 1
 
 
-@pytest.mark.slow
-def test_several_processes_walk_as_one_does(tmp_path: Path) -> None:
+def test_several_processes_walk_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forked.ranks(monkeypatch)
     hashes = set()
     for count in (1, 2):
         (cell,) = cells(tmp_path / str(count), "sampler=analytic_ddim", "steps=3", f"sampling_devices={count}")

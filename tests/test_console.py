@@ -141,7 +141,7 @@ def test_outputs_that_were_closed_before(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_output_costs_a_cell(tmp_path: Path) -> None:
     """Help in ASCII; a sweep whose stderr is closed and whose stdout is full."""
     command = [sys.executable, "-m", "ddim_lab"]
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
     shown = subprocess.run([*command, "--help"], capture_output=True, env=ascii_only, check=True)
     assert b"ddim_lab: one eps-model is trained once" in shown.stdout
     assert shown.stderr == b""

@@ -187,7 +187,7 @@ for line in json.loads(sys.argv[1]):
 def answers(site: Path, *lines: Sequence[str]) -> list[tuple[int, str, str]]:
     """Several command lines in one process: exit status, stdout and stderr of each."""
     path = os.pathsep.join([str(site), str(Path(ddim_lab.__file__).parents[1])])
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-c", ANSWERS, json.dumps(lines)]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=site, check=True)
     return [tuple(json.loads(answer)) for answer in done.stdout.splitlines()]
@@ -217,15 +217,14 @@ def outputs(site: Path) -> Path:
     """Nine cells: the sampler on the data set, scored by the metric; then the task; then what task=order says of it."""
     line = ("data=stripes", "metrics=contrast", "metrics.features=pixels", "logger=csv", "batch_size=20")
     swept = ("sampler=thresholded", "sampler.quantile=0.9,0.95,0.99", "steps=3,5,8", "-m")
-    done = command(site, *line, *swept, "hydra.sweep.dir=outputs/sweeps/nine")
-    assert done.returncode == 0, done.stderr
-    done = command(
-        site, *line[:1], *line[2:], "task=brightness", "steps=3,5", "-m", "hydra.sweep.dir=outputs/sweeps/task"
-    )
-    assert done.returncode == 0, done.stderr
     instrument = ("task=order", "sampler=thresholded", "task.steps=[10,50,100,200]", "logger=csv")
-    done = command(site, *instrument, "-m", "hydra.sweep.dir=outputs/sweeps/order")
-    assert done.returncode == 0, done.stderr
+    for status, _, printed in answers(
+        site,
+        (*line, *swept, "hydra.sweep.dir=outputs/sweeps/nine"),
+        (*line[:1], *line[2:], "task=brightness", "steps=3,5", "-m", "hydra.sweep.dir=outputs/sweeps/task"),
+        (*instrument, "-m", "hydra.sweep.dir=outputs/sweeps/order"),
+    ):
+        assert status == 0, printed
     return site / "outputs"
 
 

@@ -27,9 +27,12 @@ from ddim_lab.tasks.search_timesteps import builtin_timesteps, search
 
 pytest.importorskip("optuna")
 
+TRIALS = 16
+"""The built-in spacings, a few lists at random, and some by the optimiser's model of those."""
+
 SEARCH = (
     *("task=search_timesteps", "model=gaussian", "metrics.features=pixels", "logger=csv"),
-    *("task.trials=24", "task.search_samples=40", "steps=4", "batch_size=40", "num_samples=60"),
+    *(f"task.trials={TRIALS}", "task.search_samples=40", "steps=4", "batch_size=40", "num_samples=60"),
 )
 
 
@@ -198,7 +201,7 @@ def test_lists_whose_samples_are_not_finite_do_not_stop_it() -> None:
 def test_no_spacing_is_better_where_it_searched(outputs: Path) -> None:
     with (cell(outputs) / "trials.csv").open(newline="") as file:
         trials = list(csv.DictReader(file))
-    assert len(trials) == 24
+    assert len(trials) == TRIALS
     starts = [float(row["fd"]) for row in trials if row["proposed_by"] != "search"]
     assert len(starts) == len(builtin_timesteps(4, 1000))
     best = min(trials, key=lambda row: float(row["fd"]))
@@ -220,7 +223,7 @@ def test_every_spacing_stands_beside_it_at_the_final_seed(outputs: Path) -> None
         assert row["above the found list"] == pytest.approx(row["FD"] - found["FD"])
         assert row["± (paired)"] > 0
     lowest = [row[3] for row in history["rows"]]
-    assert len(lowest) == 24
+    assert len(lowest) == TRIALS
     assert lowest == sorted(lowest, reverse=True)
     for picture in result["pictures"]:
         assert (cell(outputs) / picture["file"]).read_bytes().startswith(b"\x89PNG")
@@ -301,7 +304,7 @@ def test_an_interrupted_search_goes_on_to_the_same_list(
         file.write('{"timesteps": [1, 2')  # cut short
     calls[:] = [None] * 15
     resumed = started(tmp_path)
-    assert len(calls) - 15 <= 24 - 14 + 1 + len(builtin_timesteps(4, 1000)) + 1
+    assert len(calls) - 15 <= TRIALS - 14 + 1 + len(builtin_timesteps(4, 1000)) + 1
     assert not list((tmp_path / "references").glob("*.partial"))
     assert [int(t) for t in tiny.measured(resumed)["timesteps"].split()] == timesteps_found(cell(outputs))
 
@@ -348,7 +351,7 @@ def test_the_feature_network_is_loaded_once_for_all_lists(tmp_path: Path, monkey
             loaded.append(self)
 
     monkeypatch.setattr("ddim_lab.metrics.extractor.Pixels", Counted)
-    started(tmp_path)
+    started(tmp_path, "task.trials=8")
     assert len(loaded) == 2  # for the reference, and for the samples
 
 

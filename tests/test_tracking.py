@@ -372,6 +372,7 @@ def test_the_agent_runs_one_job_and_finds_its_metrics(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parents[2]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # the agent sets them in its own process, too
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))

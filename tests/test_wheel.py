@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*command: str, cwd: Path, path: Path | None = None) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
@@ -33,6 +33,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("conf/config.yaml", "conf/sampler/ddpm_large.yaml", "conf/experiments/table1_digits.yaml"):
         assert f"ddim_lab/{name}" in names
+    code = {file.relative_to(ROOT).as_posix() for file in (ROOT / "ddim_lab").rglob("*.py")}
+    assert code <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "outputs/", "conf/"))]
     site = folder / "site"
     run(
