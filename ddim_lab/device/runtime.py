@@ -25,7 +25,7 @@ from ddim_lab.config.runtime import RuntimeConfig
 from ddim_lab.device.allocator import keep_freed_memory
 from ddim_lab.device.engine import Engine
 from ddim_lab.device.precision import Part, lower_precision
-from ddim_lab.device.switches import switches_kept
+from ddim_lab.device.switches import only_deterministic, switches_kept
 from ddim_lab.errors import ConfigError
 from ddim_lab.noise import NamedNoise
 
@@ -246,7 +246,7 @@ class Runtime:
         with switches_kept():
             matmul.allow_tf32, cudnn.allow_tf32 = tf32, tf32
             cudnn.benchmark, cudnn.deterministic = self.cudnn_benchmark, self.deterministic
-            torch.use_deterministic_algorithms(self.deterministic)
+            only_deterministic(self.deterministic)
             yield
 
     def wrap(self, network: nn.Module, batch_size: int) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["switches_kept"]
+__all__ = ["only_deterministic", "switches_kept"]
 
 
 @contextlib.contextmanager
@@ -24,4 +24,11 @@ def switches_kept() -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
-        torch.use_deterministic_algorithms(only, warn_only=warn)
+        only_deterministic(only, warn_only=warn)
+
+
+def only_deterministic(only: bool, *, warn_only: bool = False) -> None:
+    """`torch.use_deterministic_algorithms`, where that changes anything: it imports the compiler, for a second."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if before != (only, warn_only):
+        torch.use_deterministic_algorithms(only, warn_only=warn_only)

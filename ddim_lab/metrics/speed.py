@@ -12,7 +12,6 @@ from typing import Any, Final, Self, TypeVar, final
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddim_lab.device.allocator import malloc_settings
 from ddim_lab.device.cores import allowed_cores
@@ -224,6 +223,8 @@ class StepClock:
 
 def forward_flops(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
     """Floating-point operations of one image's forward, by torch's counter: 2 a multiply-add, nothing for the rest."""
+    from torch.utils.flop_counter import FlopCounterMode  # it imports Triton
+
     x, t = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     # Attention is counted as the products that it is: a CPU's fused kernel is one that the counter does not know.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

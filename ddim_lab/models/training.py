@@ -9,11 +9,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import pytorch_lightning as pl
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -31,8 +30,10 @@ from ddim_lab.device.switches import switches_kept
 from ddim_lab.diffusion import eps_loss, q_sample, timestep_shares, timesteps_by_share
 from ddim_lab.errors import ConfigError
 from ddim_lab.models.checkpoints import VerifiedCheckpoints, usable
-from ddim_lab.models.unet import build_unet
 from ddim_lab.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
 __all__ = ["DiffusionModule", "train"]
 
@@ -353,6 +354,8 @@ def _initialised(
     model: UNetConfig, shape: tuple[int, int, int], classes: int | None, seed: int, precision: str, compiled: bool
 ) -> UNet2DModel:
     """The network before its first step, named by the seed; prepared for bf16, or for the compiler, where asked."""
+    from ddim_lab.models.unet import build_unet  # diffusers takes half a second, and who only samples has no need of it
+
     torch.manual_seed(_step_seed(seed, -1, 0))
     network = build_unet(model, shape, classes)
     if precision == "bf16":
