@@ -58,7 +58,7 @@ FEWER = {
     "solver_orders": ("sampler=ddim,unipc,dpmpp_2m_sde", "sampler.spacing=logsnr"),
     "solvers_digits": ("sampler=ddim_logsnr,heun,unipc",),
     "scheduler_orders": ("sampler.scheduler=DDIMScheduler timestep_spacing:trailing,DDPMScheduler clip_sample:false",),
-    "solvers_cifar10": ("sampler=ddim,analytic_ddim,unipc,diffusers_unipc",),
+    "solvers_cifar10": ("sampler=ddim,analytic_ddim,unipc,diffusers_unipc", "variance_images=44"),
     "solvers_fashion_mnist": ("sampler=ddim_trailing,unipc,pndm",),
     "schedulers_digits": ("sampler.scheduler=DDIMScheduler,SASolverScheduler,HeunDiscreteScheduler",),
 }
