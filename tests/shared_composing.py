@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.defaults_list import DefaultsList, Overrides
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
 from ddim_lab.config.folders import config_folder
 
+Plugins.instance()  # imports the modules of its sources once more: what their files define now is what is used
+FileConfigSource = SourcesRegistry.instance().resolve("file")
 _load = FileConfigSource.load_config
 _list = config_loader_impl.create_defaults_list
 _merge = ConfigLoaderImpl._compose_config_from_defaults_list
@@ -55,7 +58,7 @@ def _never_changes(repo: Any) -> bool:
     return all(source.scheme() != "file" or _is_ours(source) for source in repo.get_sources())
 
 
-def _shared_load(source: FileConfigSource, config_path: str) -> ConfigResult:
+def _shared_load(source: ConfigSource, config_path: str) -> ConfigResult:
     if not _is_ours(source):
         return _load(source, config_path)
     key = source.full_path(), config_path

@@ -34,8 +34,13 @@ PAPER = {
     "figure6_interpolation",
 }
 """Their images or checkpoints are seldom where a test runs."""
-SHORT = PAPER | {"table1_fashion_mnist", "table2_digits", "table2_fashion_mnist", "figure3_digits", "figure4_digits"}
-"""What differs from another experiment in data and settings alone starts at one number of steps."""
+SHORT = PAPER | {
+    *("table1_fashion_mnist", "table2_digits", "table2_fashion_mnist", "figure3_digits", "figure4_digits"),
+    *("solvers_cifar10", "solvers_fashion_mnist", "solver_orders", "scheduler_orders"),
+    *("guidance_digits", "metric_power"),
+}
+"""What differs from another experiment in data and settings alone, or is about something else than numbers of steps,
+starts at one of them."""
 LESSONS = {
     "eta_effect": ("steps=10",),
     "step_counts": ("steps=50,20,5", "task.many_steps=50"),
@@ -51,8 +56,9 @@ LESSONS = {
 
 FEWER = {
     "solver_orders": ("sampler=ddim,unipc,dpmpp_2m_sde", "sampler.spacing=logsnr"),
+    "solvers_digits": ("sampler=ddim_logsnr,heun,unipc",),
     "scheduler_orders": ("sampler.scheduler=DDIMScheduler timestep_spacing:trailing,DDPMScheduler clip_sample:false",),
-    "solvers_cifar10": ("sampler=ddim,analytic_ddim,unipc,diffusers_unipc",),
+    "solvers_cifar10": ("sampler=ddim,analytic_ddim,unipc,diffusers_unipc", "variance_images=44"),
     "solvers_fashion_mnist": ("sampler=ddim_trailing,unipc,pndm",),
     "schedulers_digits": ("sampler.scheduler=DDIMScheduler,SASolverScheduler,HeunDiscreteScheduler",),
 }
@@ -64,7 +70,7 @@ TRAINED = {
             "training.max_steps=12",
             "training.warmup_steps=2",
             "training.batch_size=16",
-            "model.block_out_channels=[8,8]",
+            *("model.block_out_channels=[8]", "model.attention=[false]"),
         ),
         *("model.norm_num_groups=4", "sampler.guidance=1,2"),
     )
@@ -104,8 +110,10 @@ def starts(outputs: Path, name: str, *more: str) -> Path:
         base = compose(arguments, hydra_too=True)
     arguments += [*tiny.SMALL, "metrics.features=pixels", "metrics.noise_seeds=3", "metrics.speed_repeats=1"]
     if base.task.name in SPEED:  # no images are read, and the network is a U-Net that others can run, too
-        arguments = [text for text in arguments if not text.startswith(("model=", "metrics.features"))]
-        arguments += ["model=digits", "model.block_out_channels=[8,8]", "task.rounds=3"]
+        (outputs / "none").mkdir(exist_ok=True)
+        arguments = [text for text in arguments if not text.startswith(("data=", "model=", "metrics.features"))]
+        arguments += ["data=image_folder", f"data.root={outputs / 'none'}", "data.image_size=8", "data.channels=1"]
+        arguments += ["model=digits", "model.block_out_channels=[8]", "model.attention=[false]", "task.rounds=3"]
     if base.task.name == "benchmark":
         arguments += ["task.batch_sizes=[1]", "task.fitted_steps=[1,2,3]", "task.fitted_batches=3"]
     if base.task.name == "consistency":
@@ -309,6 +317,16 @@ def test_it_starts_and_ends_in_a_table_and_a_picture(name: str, sweep_of: Callab
         file = sweep.parents[1] / "cells" / row["cell"] / "result.json"
         values = Result.read(json.loads(file.read_text())).values
         assert {value.name for value in values if value.value is not None} <= set(rows[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["speed", "speed_peers"])
+def test_speed_is_that_of_an_untrained_network_and_no_data_set(name: str, sweep_of: Callable[[str], Path]) -> None:
+    """data.root names an empty folder: any other task is refused there."""
+    for row in tiny.results(sweep_of(name)):
+        assert (row["data"], row["weights"]) == ("image_folder", "random")
+        assert float(row["images_per_second"]) > 0
+        assert float(row["one_image_seconds"]) > 0
 
 
 # what each lesson shows

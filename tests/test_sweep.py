@@ -233,7 +233,7 @@ def test_report_is_rebuilt_from_the_files(outputs: Path) -> None:
 def test_saved_samples_are_the_cells_images(outputs: Path, table: list[dict[str, str]]) -> None:
     import hashlib
 
-    assert tiny.run(outputs, "steps=5", "save_samples=true") == 0
+    assert tiny.run(outputs, "steps=5", "save_samples=true", "logger=csv") == 0
     row = tiny.results(tiny.sweeps(outputs)[-1])[0]
     with np.load(outputs / "cells" / row["cell"] / "samples.npz", allow_pickle=False) as file:
         images = file["arr_0"]
@@ -255,19 +255,19 @@ def test_a_cell_that_can_not_be_reproduced_is_refused_not_replaced(
         busy.append(Store(outputs).busy(f"{platform.node()}-cpu"))
         return original(*arguments) ^ 1
 
-    assert tiny.run(outputs, "steps=7") == 0
+    assert tiny.run(outputs, "steps=7", "logger=csv") == 0
     cell = tiny.results(tiny.sweeps(outputs)[-1])[0]["cell"]
     before = (outputs / "cells" / cell / "result.json").read_bytes()
     monkeypatch.setattr(task, "sample_uint8", others)
     shutil.rmtree(outputs / "samples")  # else its images are taken from there
-    assert tiny.run(outputs, "steps=7", "save_samples=true") == 1
+    assert tiny.run(outputs, "steps=7", "save_samples=true", "logger=csv") == 1
     assert "sampling again gave other images" in tiny.results(tiny.sweeps(outputs)[-1])[0]["error"]
     assert (outputs / "cells" / cell / "result.json").read_bytes() == before
     assert busy == [True] * 3  # who is timed meanwhile knows
 
 
 def test_two_names_of_one_sampler_are_one_cell(outputs: Path) -> None:
-    assert tiny.run(outputs, "sampler=ddpm,ddim_eta1", "steps=3", "-m") == 0
+    assert tiny.run(outputs, "sampler=ddpm,ddim_eta1", "steps=3", "logger=csv", "-m") == 0
     first, second = tiny.results(tiny.sweeps(outputs)[-1])
     assert first["cell"] == second["cell"]
     assert (first["sampler"], second["sampler"]) == ("ddpm", "ddim_eta1")
@@ -286,7 +286,7 @@ def test_two_names_of_one_sampler_are_one_cell(outputs: Path) -> None:
     ],
 )
 def test_what_changes_a_number_changes_the_cell(outputs: Path, table: list[dict[str, str]], change: str) -> None:
-    assert tiny.run(outputs, "steps=5", change) == 0
+    assert tiny.run(outputs, "steps=5", "logger=csv", change) == 0
     assert tiny.results(tiny.sweeps(outputs)[-1])[0]["cell"] not in {row["cell"] for row in table}
 
 
