@@ -7,6 +7,7 @@ Hydra composes, pydantic checks. An unknown option, a value out of range or an i
 from __future__ import annotations
 
 import bisect
+import functools
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -306,6 +307,7 @@ class Config(Options):
         if self.sampler.timesteps is not None:
             raise ConfigError(f"nfe={nfe} chooses how many steps are taken, and sampler.timesteps lists them: drop one")
 
+        @functools.cache
         def cost(steps: int) -> int | None:
             """None where the sampler can't take so many, or so few."""
             try:
@@ -320,7 +322,10 @@ class Config(Options):
             found = cost(steps)
             return (0 if steps <= nfe else most + 1) if found is None else found
 
-        above = bisect.bisect_right(range(1, most + 1), nfe, key=ordered)
+        end = min(nfe, most)  # only a spacing that drops repeats costs less than its steps
+        while end < most and ordered(end) <= nfe:
+            end = min(2 * end, most)
+        above = bisect.bisect_right(range(1, end + 1), nfe, key=ordered)
         for steps in range(above, 0, -1):
             if (found := cost(steps)) is not None and found <= nfe:
                 asked = min(nfe, most)
