@@ -25,6 +25,7 @@ from ddim_lab.config.job import Config
 from ddim_lab.config.options import user_path
 from ddim_lab.config.trust import check_secrets
 from ddim_lab.console import show_progress
+from ddim_lab.device.imports import large_imports
 from ddim_lab.errors import ConfigError
 from ddim_lab.jobs.compose import compose, composer, explain, split_cells
 from ddim_lab.jobs.tracking import check_mode
@@ -146,9 +147,10 @@ def _rule(config: Config) -> dict[str, Any]:
 def _import_what_checks() -> float:
     """The imports of `_check_further`, torch above all; their seconds, told apart from composing."""
     started = time.perf_counter()
-    from ddim_lab.data import images  # noqa: F401
-    from ddim_lab.jobs import cost  # noqa: F401
-    from ddim_lab.models import obtain  # noqa: F401
+    with large_imports():
+        from ddim_lab.data import images  # noqa: F401
+        from ddim_lab.jobs import cost  # noqa: F401
+        from ddim_lab.models import obtain  # noqa: F401
 
     return time.perf_counter() - started
 

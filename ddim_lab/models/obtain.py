@@ -19,6 +19,7 @@ from ddim_lab.config.job import AUTO, EXACT, Config
 from ddim_lab.config.model import CheckpointOptions, EmpiricalConfig, Labels, UNetConfig
 from ddim_lab.data.base import load_data
 from ddim_lab.data.images import ImageData, ImageSet, MemoryImages, from_uint8
+from ddim_lab.device.imports import large_imports
 from ddim_lab.device.ranks import devices_of_ranks, on_ranks
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.diffusion import Prediction
@@ -411,7 +412,8 @@ def _train(
     rank: int = 0,
 ) -> None:
     """Train, and write both networks and the curve into `folder`; of several ranks, a device each, the first does."""
-    from ddim_lab.models.training import train
+    with large_imports():
+        from ddim_lab.models.training import train
 
     assert isinstance(config.model, UNetConfig)
     indices = [torch.device(device).index for device in devices or [runtime.device]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ddim_lab.console import Progress
 from ddim_lab.data.images import NonFiniteError, to_uint8
+from ddim_lab.device.imports import large_imports
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.noise import NamedNoise
@@ -81,10 +82,10 @@ def evaluate(batches: Batches, each: Callable[[Tensor], None], network: nn.Modul
         network: on the job's device; Lightning leaves it on the CPU.
         job: names schedule and device.
     """
-    # Lightning takes seconds to import: only here.
-    from ddim_lab.data.loaders import SampleIndices
-    from ddim_lab.device.lightning import interruptible, trainer
-    from ddim_lab.models.training import DiffusionModule
+    with large_imports():  # Lightning takes seconds to import: only here
+        from ddim_lab.data.loaders import SampleIndices
+        from ddim_lab.device.lightning import interruptible, trainer
+        from ddim_lab.models.training import DiffusionModule
 
     index = job.runtime.torch_device.index
     tester = trainer(
