@@ -381,6 +381,7 @@ def kept(outputs: Path) -> list[Path]:
     return sorted((outputs / "references").glob("*/second_moments.json"))
 
 
+@pytest.mark.slow
 def test_it_is_estimated_once_and_costs_what_was_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,6 +460,7 @@ def test_several_processes_walk_as_one_does(tmp_path: Path, monkeypatch: pytest.
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_a_network_is_estimated_as_it_is_sampled(tmp_path: Path) -> None:
     """A U-Net, trained for a few steps: the job's Gamma is that of its eps."""
     settings = [text for text in tiny.TINY if not text.startswith("num_samples")]
@@ -472,6 +474,7 @@ def test_a_network_is_estimated_as_it_is_sampled(tmp_path: Path) -> None:
     assert job.sampler.sample(network, torch.randn(2, 1, 8, 8)).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["analytic_ddpm", "analytic_ddim"])
 def test_task_order_knows_gamma_of_its_own_models(preset: str, tmp_path: Path) -> None:
     line = ("task=order", f"sampler={preset}", "sampler.clip=none", "steps=10", "task.steps=[10,50,100,200]")

@@ -73,6 +73,7 @@ def large(found: Audited) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_planted_causes_are_named_from_independent_samples(
     drawn: tuple[list[Path], tuple[str, ...]], planted: list[str], others: list[Audited]
 ) -> None:
@@ -87,6 +88,7 @@ def test_planted_causes_are_named_from_independent_samples(
     assert sum(named) >= len(named) - 1
 
 
+@pytest.mark.slow
 def test_what_is_alike_is_called_so_and_what_is_far_is_not_explained(
     drawn: tuple[list[Path], tuple[str, ...]], others: list[Audited]
 ) -> None:
@@ -103,6 +105,7 @@ def test_what_is_alike_is_called_so_and_what_is_far_is_not_explained(
     assert {("samples_half",), ("reference_half",)} <= set(between.explained)
 
 
+@pytest.mark.slow
 def test_more_numbers_over_n_narrow_it(drawn: tuple[list[Path], tuple[str, ...]]) -> None:
     """One number between is met by several; with another N only the true one is left, and both points are told."""
     paths, options = drawn

@@ -225,12 +225,14 @@ class Told(nn.Module):
         return found
 
 
+@pytest.mark.slow
 def test_a_unet_that_is_told_labels_compiles_whole() -> None:
     network, told = unet(), (torch.randn(2, 1, 8, 8), torch.full((2,), 10), torch.tensor([3, 10]))
     traced = torch.compile(network, backend="eager", dynamic=False, fullgraph=True)
     assert torch.equal(traced(*told).sample, network(*told).sample)
 
 
+@pytest.mark.slow
 @tiny.needs_compiler
 def test_labels_go_with_their_images_through_parts_and_copies() -> None:
     """A batch of 5 in compiled forwards of 2, the last filled up; and in halves."""
@@ -362,6 +364,7 @@ def test_what_does_not_go_together_is_one_line(
     assert re.fullmatch(rf"(ddim_lab: |.* failed: ){REFUSED[tuple(words)]}.*", told[-1]), told
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_classes_and_a_learned_variance_is_sampled(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

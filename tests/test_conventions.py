@@ -194,6 +194,7 @@ def audited(scored: tuple[Path, Path]) -> Audited:
     return audit(path, ["data=digits", "metrics.features=pixels", f"outputs_dir={outputs}", "progress=none"])
 
 
+@pytest.mark.slow
 def test_each_convention_gives_what_it_says(scored: tuple[Path, Path], audited: Audited) -> None:
     data, samples = load_data(configure("data=digits").data), read_samples(scored[0]).images.first(300)
     train, held_out = data.train.first(2000), data.held_out.first(2000)

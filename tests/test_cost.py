@@ -29,6 +29,7 @@ from ddim_lab.tasks.generate import Generate
 EXACT = ("data=digits", "model=gaussian", "training=digits", "metrics.features=pixels", *tiny.SMALL)
 
 
+@pytest.mark.slow
 def test_the_papers_tables_cost_what_arithmetic_says() -> None:
     # quadratic visits 49 timesteps of 50, 96 of 100, 187 of 200, 422 of 500, 688 of 1000
     assert image_forwards(composed("table1_cifar10")) == 50_000 * 5 * (10 + 20 + 49 + 96)
@@ -198,6 +199,7 @@ def test_compiling_is_recommended_where_it_pays(
     assert ("runtime=fast" in line) == (saved is not None)
 
 
+@pytest.mark.slow
 def test_a_forward_is_timed_on_the_cells_own_network() -> None:
     (small, *_) = composed("table1_digits", "batch_size=8")
     (large, *_) = composed("table1_digits", "batch_size=8", "model.block_out_channels=[128,128]")

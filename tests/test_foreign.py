@@ -421,6 +421,7 @@ def convert(*arguments: str | Path) -> int:
     return stop.value.code
 
 
+@pytest.mark.slow
 def test_a_converted_folder_gives_the_same_images_bit_by_bit(tmp_path: Path) -> None:
     """From the command line to the digests of the images; diffusers' pipeline loads the folder, too."""
     file, out, outputs = saved(tmp_path / "a=b file.ckpt", official()), tmp_path / "out", tmp_path / "outputs"

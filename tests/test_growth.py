@@ -43,6 +43,7 @@ def chunks_in(outputs: Path) -> list[str]:
     return sorted(path.name[:19] for path in samples_of(outputs).glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_grown_cell_equals_one_made_at_once(
     tmp_path: Path, digits: Callable[[Path], Path], walked: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_images_of_a_finished_cell_are_written_from_what_is_there(tmp_path: Path
     assert np.array_equal(np.load(file)["arr_0"], kept)
 
 
+@pytest.mark.slow
 def test_what_makes_other_images_has_other_samples(tmp_path: Path, walked: list[int]) -> None:
     measured(tmp_path, 20, *EXACT)
     for count, others in enumerate(

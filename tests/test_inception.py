@@ -147,6 +147,7 @@ def evaluators_layer(weights: Path, images: Tensor) -> Tensor:
     return found.permute(0, 2, 3, 1)[..., :7].reshape(len(images), -1)
 
 
+@pytest.mark.slow
 def test_the_spatial_layer_is_the_evaluators_and_comes_of_the_same_forward(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,7 @@ def loaded_by(*codes: str) -> list[set[str]]:
     return [{name.partition(".")[0] for name in line.split()} for line in run.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_no_import_brings_what_it_does_not_need() -> None:
     """One process, from the mathematics up: what is not there at the end was not there before."""
     schedule, mathematics, command = loaded_by(
@@ -192,6 +193,7 @@ for command in {[list(command) for command in commands]!r}:
     return statuses, {name.partition(".")[0] for name in run.stdout.rpartition("loaded:")[2].split()}
 
 
+@pytest.mark.slow
 def test_help_and_a_wrong_option_are_answered_without_torch(tmp_path: Path) -> None:
     shown = (["--help"], ["--info", "config"], ["--cfg", "job"])
     wrong = (["sampler.etta=1"], ["data=nothing"], ["steps=abc"], ["sampler.eta=2"], ["steps=10,1200", "-m"])

@@ -77,6 +77,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_rows_are_paired_by_what_was_asked_and_say_what_was_done(outputs: Path) -> None:
     (sweep,) = tiny.sweeps(outputs)
     rows = tiny.results(sweep)
@@ -94,6 +95,7 @@ def test_rows_are_paired_by_what_was_asked_and_say_what_was_done(outputs: Path) 
     assert "S = " not in table
 
 
+@pytest.mark.slow
 def test_solvers_are_paired_with_ddim_on_their_grid_and_on_its_best(tmp_path: Path) -> None:
     line = (*LINE, "sampler=ddim,ddim_trailing,heun", "nfe=5,9", "-m")
     assert tiny.run(tmp_path / "outputs", *line, settings=tiny.SMALL) == 0
@@ -117,6 +119,7 @@ def test_solvers_are_paired_with_ddim_on_their_grid_and_on_its_best(tmp_path: Pa
     assert "so nothing is settled there" in page
 
 
+@pytest.mark.slow
 def test_solvers_are_paired_with_ddim_on_the_same_network_alone(tmp_path: Path) -> None:
     line = ("training.seed=0,1", "sampler=ddim_trailing,dpmpp_2m", "nfe=3", "-m", "metrics.features=pixels")
     assert tiny.run(tmp_path / "outputs", *line, "logger=csv") == 0
@@ -131,6 +134,7 @@ def test_solvers_are_paired_with_ddim_on_the_same_network_alone(tmp_path: Path) 
         assert value == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_null_takes_it_back(tmp_path: Path) -> None:
     line = ("+experiments=spacings", "model=gaussian", "metrics.features=pixels", "sampler.spacing=uniform", "nfe=null")
     assert tiny.run(tmp_path / "outputs", *line, "logger=csv", settings=tiny.SMALL) == 0
@@ -159,6 +163,7 @@ def test_charts_go_by_the_forwards_done(outputs: Path) -> None:
     assert [point["steps"] for point in points if point["series"] == "heun"] == [5, 9]
 
 
+@pytest.mark.slow
 def test_the_command_line_says_the_axis_of_a_study(tmp_path: Path) -> None:
     """A study that sweeps one of nfe and steps is asked for the other."""
     line = ("+experiments=solvers_digits", "model=gaussian", "sampler=ddim,heun", "task=generate", "logger=csv")

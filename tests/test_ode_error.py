@@ -36,6 +36,7 @@ def exact(config: Config) -> tuple[GaussianEps, torch.Tensor]:
     return model, model.ode_map(x_T.double(), 999)
 
 
+@pytest.mark.slow
 def test_it_is_the_distance_to_the_closed_form(outputs: Path) -> None:
     rows = tiny.results(tiny.sweeps(outputs)[0])
     for row in rows:

@@ -216,6 +216,7 @@ def fine(formula: Formula | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return verdicts(measured(formula))
 
 
+@pytest.mark.slow
 def test_an_order_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fine(None, monkeypatch)["order_reached"] == "holds"
     assert fine(Heun(), monkeypatch)["order_reached"] == "holds"
@@ -244,6 +245,7 @@ class TooNoisy(Formula):
         return {"name": "too noisy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formula", [None, TooNoisy()])
 def test_moments_of_samplers_with_noise(formula: Formula | None) -> None:
     outcome = measured(formula, "sampler.eta=1")
@@ -257,6 +259,7 @@ def test_moments_of_samplers_with_noise(formula: Formula | None) -> None:
 # -- as a cell -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_of_it_needs_no_model_and_shows_its_tables(tmp_path: Path) -> None:
     line = ("task=order", "sampler=ddim,heun,ddim_eta1", "logger=csv", "task.steps=[10,50,100,200]", "-m")
     assert tiny.run(tmp_path / "outputs", *line, settings=tiny.SMALL) == 0
@@ -279,6 +282,7 @@ def test_a_sweep_of_it_needs_no_model_and_shows_its_tables(tmp_path: Path) -> No
     assert {row["cached"] for row in tiny.results(tiny.sweeps(tmp_path / "outputs")[1])} == {"True"}
 
 
+@pytest.mark.slow
 def test_cells_of_one_step_are_told_apart_by_their_other_walks(tmp_path: Path) -> None:
     """At one step there is no noise at any eta; what the task walks is other."""
     line = ("task=order", "steps=1", "task.steps=[10,50,100,200]", "sampler=ddim,ddim_eta1", "logger=csv", "-m")

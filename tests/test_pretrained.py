@@ -619,6 +619,7 @@ def model_folder(outputs: Path) -> Path:
     return file.parent
 
 
+@pytest.mark.slow
 def test_diffusers_pipeline_on_our_folder_gives_our_images(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leading spacing, S | T, no clip, the same x_T: the images of samples.npz, and of our sampler to 1e-5."""
     pipeline = DDIMPipeline.from_pretrained(model_folder(trained), local_files_only=True)

@@ -422,6 +422,7 @@ def test_a_cell_has_them_in_its_result_and_row(tmp_path: Path) -> None:
     assert not list((tmp_path / "cells").glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_several_networks_look_at_the_same_images_in_one_pass(
     tmp_path: Path, digits: Callable[[Path], Path], walked: list[int]
 ) -> None:

@@ -259,6 +259,7 @@ def test_the_test_command_stands_where_it_is_looked_for() -> None:
     assert marked.endswith("python -m pytest")
 
 
+@pytest.mark.slow
 def test_what_a_sweep_of_wandb_runs_composes() -> None:
     """Each value that its YAML lists, and both ends of a range, in a command as W&B's agent writes it."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args

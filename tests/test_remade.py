@@ -69,6 +69,7 @@ def cells(outputs: Path) -> list[Tensor]:
     return [torch.from_numpy(file).permute(0, 3, 1, 2) for file in files]
 
 
+@pytest.mark.slow
 def test_what_a_configuration_has_is_taken_from_its_cell(outputs: Path, source: JobSource, walked: list[int]) -> None:
     plain, raw, trailing, both = cells(outputs)
     for made, images in (

@@ -366,6 +366,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.sweeps(outputs)[0]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_schedulers(sweep: Path) -> None:
     rows = tiny.results(sweep)
     assert [row["nfe"] for row in rows] == ["5", "10"] * 3

@@ -96,6 +96,7 @@ def at_looks(cells: np.ndarray, rule: StopRule) -> list[list[ValueTable]]:
 RULE = StopRule(counts=(200, 400, 600, 800, 1000), reached=1000, ended="samples")
 
 
+@pytest.mark.slow
 def test_false_findings_are_rare_whenever_one_stops() -> None:
     """Of 500 sweeps of nine equal samplers at most 34 have settled anything at any of five looks.
 
@@ -182,6 +183,7 @@ def files_of(sweep: Path) -> dict[str, bytes]:
     return {name: (sweep / name).read_bytes() for name in ("table.md", "table.tex", "results.csv", "report.html")}
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_where_all_is_settled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its cells are those of that N; earlier ones stay as long as the sweep; the report is of files alone."""
     sweep, plan = swept(tmp_path, "steps=5", "sampler.eta=0,1", "stop.samples=450")
@@ -237,6 +239,7 @@ def test_what_else_ends_a_sweep(
     assert (" more need no more samples" in shown.err) == (given == ("stop.se=1e6",))
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_shows_its_last_whole_look_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,6 +283,7 @@ def test_the_others_go_on_without_a_cell_that_failed(tmp_path: Path, monkeypatch
     assert all(2 not in side for f in found.findings.all for side in f.difference.of)
 
 
+@pytest.mark.slow
 def test_a_growing_sweep_leaves_one_run_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     sweep, _ = swept(tmp_path, "steps=2", "sampler.eta=0,0.001", "stop.samples=100", "stop.looks=2", logger="wandb")

@@ -372,6 +372,7 @@ def test_a_standard_error_needs_three_samples() -> None:
         tiny.configure("task=precision", "num_samples=2")
 
 
+@pytest.mark.slow
 def test_both_runtimes_are_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample, held = Sampler.sample, []
 

@@ -39,6 +39,7 @@ def table(outputs: Path) -> list[dict[str, str]]:
     return tiny.results(tiny.sweeps(outputs)[0])
 
 
+@pytest.mark.slow
 def test_nine_cells_and_one_training(outputs: Path, table: list[dict[str, str]]) -> None:
     assert len(table) == 9
     assert {row["status"] for row in table} == {"done"}

@@ -230,6 +230,7 @@ def test_when_skipping_the_cumulative_form_alone_is_the_sampler(spacing: str) ->
     assert float((wrong.var(0) / right.var(0)).min()) > 1.5
 
 
+@pytest.mark.slow
 def test_the_lesson_in_the_harness(tmp_path: Path) -> None:
     settings = ("task=cannot_skip", "sampler=ddpm", "schedule.num_timesteps=40", "schedule.beta_end=0.4")
     found = measured(tmp_path, *settings, "task.alphas=per_step,cumulative", "steps=40,10", "-m")

@@ -140,6 +140,7 @@ def test_no_key_lands_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not [path for path in files if key.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_nothing_in_the_package_unpickles_or_evaluates() -> None:
     """Every call that could: torch.load has weights_only=True, numpy.load allow_pickle=False, the rest is not there."""
     package = Path(ddim_lab.__file__).parent

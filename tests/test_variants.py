@@ -93,6 +93,7 @@ def same(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
 # -- the network of 2015 --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_the_published_way_is_torch_fidelitys_and_floats_go_through_the_same_layers(
     published: Inception, torch_fidelitys: nn.Module
@@ -104,6 +105,7 @@ def test_the_published_way_is_torch_fidelitys_and_floats_go_through_the_same_lay
         assert torch.equal(published(images.float()), found)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_antialiased_is_what_torchmetrics_does_by_default(weights: Path, load: Callable[[str], Any]) -> None:
     theirs = FrechetInceptionDistance(feature_extractor_weights_path=str(weights)).inception
@@ -159,6 +161,7 @@ def test_others_resizes_are_theirs(
 # -- torchvision's --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_torchvisions_network_is_its_own_forward(torchvisions: Path, load: Callable[[str], Any]) -> None:
     """As `inception_v3` with pretrained weights is built: it undoes the normalisation by itself."""
@@ -173,6 +176,7 @@ def test_torchvisions_network_is_its_own_forward(torchvisions: Path, load: Calla
         same(load(name)(ONE), theirs(pixels))
 
 
+@pytest.mark.slow
 def test_torchvisions_weights_are_found_and_checked(
     weights: Path, torchvisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +283,7 @@ def other_networks(folder: Path) -> dict[str, Extractor]:
     return found
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_whole_levels_are_the_uint8_images_and_others_are_not(
     published: Inception, load: Callable[[str], Any], tmp_path: Path
