@@ -23,6 +23,7 @@ from ddim_lab.config.runtime import RuntimeConfig
 from ddim_lab.device.engine import Engine
 from ddim_lab.device.memory import Halving
 from ddim_lab.device.precision import Part, ends_without_autocast, lower_precision
+from ddim_lab.device.reuse import reuse_memory
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
 from ddim_lab.metrics.speed import device_seconds
@@ -74,6 +75,89 @@ def network() -> nn.Module:
     return small_unet()
 
 
+# -- memory that is written over -------------------------------------------------------------------------
+
+
+class Fresh(TorchDispatchMode):
+    """Names the operations on whole layers that take memory where their input could be written over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("silu", "div", "add") and args[0].ndim == 4:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("keep", [None, (), ("edges",), ("edges", "norms", "stream")])
+@pytest.mark.parametrize("count", [1, 3, 64])  # from 64 on diffusers lays out anew what it enlarges
+def test_a_network_that_writes_over_its_own_memory_gives_the_same_bits(
+    network: nn.Module, layout: str, keep: Sequence[Part] | None, count: int
+) -> None:
+    plain = copy.deepcopy(network).to(memory_format=LAYOUTS[layout])
+    if keep is not None:
+        lower_precision(plain, torch.bfloat16, keep)
+    x, t = inputs(count)
+    x = x.contiguous(memory_format=LAYOUTS[layout])
+    given = x.clone()
+    spared = copy.deepcopy(plain)
+    reuse_memory(spared)
+    with torch.inference_mode():
+        expected = plain(x, t).sample
+        for _ in range(2):
+            assert torch.equal(spared(x, t).sample, expected)
+    assert torch.equal(x, given)
+    assert spared.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_uncompiled_a_cpu_writes_over_what_a_block_is_done_with(network: nn.Module) -> None:
+    x, t = inputs(2)
+    with torch.inference_mode(), Fresh() as as_it_comes:
+        network(x, t)
+    with torch.inference_mode(), Fresh() as left:
+        runtime().wrap(copy.deepcopy(network), 2)(x, t)
+    # What is left are sums of tensors that differ in their layout, after attention.
+    assert set(left.found) <= {"add"}
+    assert len(left.found) < len(as_it_comes.found) / 8
+
+
+def test_where_gradients_are_asked_for_nothing_is_written_over(network: nn.Module) -> None:
+    x, t = inputs(2)
+    spared = copy.deepcopy(network)
+    reuse_memory(spared)
+    found = []
+    for each in (network, spared):
+        own = x.clone().requires_grad_()
+        found.append(torch.autograd.grad(each(own, t).sample.square().sum(), own)[0])
+    assert torch.equal(*found)
+
+
+def test_blocks_of_another_kind_are_left_alone() -> None:
+    torch.manual_seed(0)
+    blocks = ("ResnetDownsampleBlock2D", "DownBlock2D"), ("UpBlock2D", "ResnetUpsampleBlock2D")
+    other = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=blocks[0],
+        up_block_types=blocks[1],
+        layers_per_block=1,
+        norm_num_groups=8,
+        resnet_time_scale_shift="scale_shift",
+    )
+    spared = copy.deepcopy(other.eval())
+    reuse_memory(spared)
+    x, t = inputs(2)
+    with torch.inference_mode():
+        assert torch.equal(spared(x, t).sample, other(x, t).sample)
+
+
 # -- what "auto" is --------------------------------------------------------------------------------------
 
 
@@ -81,7 +165,8 @@ def test_the_default_on_a_cpu_leaves_the_network_alone(network: nn.Module) -> No
     settled = runtime()
     assert settled.precision == "fp32"
     assert not any((settled.channels_last, settled.compile, settled.cuda_graphs, settled.cudnn_benchmark))
-    assert settled.wrap(network, 4) is network
+    own = copy.deepcopy(network)
+    assert settled.wrap(own, 4) is own
     assert not settled.noise(0).compiled
 
 

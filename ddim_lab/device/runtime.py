@@ -25,6 +25,7 @@ from ddim_lab.config.runtime import RuntimeConfig
 from ddim_lab.device.allocator import keep_freed_memory
 from ddim_lab.device.engine import Engine
 from ddim_lab.device.precision import Part, lower_precision
+from ddim_lab.device.reuse import reuse_memory
 from ddim_lab.device.switches import only_deterministic, switches_kept
 from ddim_lab.errors import ConfigError
 from ddim_lab.noise import NamedNoise
@@ -258,6 +259,8 @@ class Runtime:
         """
         if self.precision in LOW:
             lower_precision(network, LOW[self.precision], self.keep_fp32)
+        if not (self.compile or self._on_gpu):
+            reuse_memory(network)
         if not (self.precision in LOW or self.channels_last or self.compile or self.cuda_graphs):
             return network
         parts = -(-batch_size // MOST_COMPILED) if self.compile and not self._on_gpu else 1
