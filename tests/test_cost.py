@@ -189,6 +189,7 @@ def test_the_hours_are_those_of_each_network(monkeypatch: pytest.MonkeyPatch) ->
 def test_compiling_is_recommended_where_it_pays(
     each: float, arguments: tuple[str, ...], saved: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ddim_lab.device.runtime.multiplies_bf16", lambda: False)
     monkeypatch.setattr("ddim_lab.jobs.cost.forward_time", lambda config, runtime: ForwardTime(each, 1))
     monkeypatch.setattr(Generate, "measuring_forwards", lambda self, config: 0)
     cells = composed("table1_digits", "runtime.device=cpu", *arguments)
@@ -197,6 +198,21 @@ def test_compiling_is_recommended_where_it_pays(
     assert saved in (None, f"{sum(seconds - 70 for seconds in gained if seconds > 210) / 3600:.1f} h")
     assert (f"; runtime=fast compiles the network, and would save about {saved}" in line) == (saved is not None)
     assert ("runtime=fast" in line) == (saved is not None)
+
+
+@tiny.needs_compiler
+def test_what_a_low_precision_would_save_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the CPU has units for bf16: by the network in it, which is there without compiling."""
+    monkeypatch.setattr("ddim_lab.device.runtime.multiplies_bf16", lambda: True)
+    monkeypatch.setattr(
+        "ddim_lab.jobs.cost.forward_time",
+        lambda config, runtime: ForwardTime({"fp32": 1e-1, "bf16": 4e-2}[runtime.precision], 1),
+    )
+    monkeypatch.setattr(Generate, "measuring_forwards", lambda self, config: 0)
+    cells = composed("table1_digits", "runtime.device=cpu")
+    gained = [config.num_samples * config.forwards * (1e-1 - 4e-2 / 1.1) for config in cells]
+    saved = sum(seconds - 70 for seconds in gained if seconds > 210) / 3600
+    assert f"; runtime=fast compiles the network, and would save about {saved:.1f} h" in describe_cost(cells)
 
 
 @pytest.mark.slow

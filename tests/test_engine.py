@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim_lab.config.model import UNetConfig
-from ddim_lab.config.runtime import RuntimeConfig
+from ddim_lab.config.runtime import Part, RuntimeConfig
 from ddim_lab.device.engine import Engine
 from ddim_lab.device.memory import Halving
-from ddim_lab.device.precision import Part, ends_without_autocast, lower_precision
+from ddim_lab.device.precision import ends_without_autocast, lower_precision
 from ddim_lab.device.reuse import reuse_memory
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
@@ -171,12 +171,18 @@ def test_the_default_on_a_cpu_leaves_the_network_alone(network: nn.Module) -> No
 
 
 @tiny.needs_compiler
-def test_for_speed_a_cpu_compiles_and_stays_in_fp32() -> None:
+@pytest.mark.parametrize(("units", "precision"), [(False, "fp32"), (True, "bf16")])
+def test_for_speed_a_cpu_compiles_in_the_precision_that_it_has_units_for(
+    units: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddim_lab.device.runtime.multiplies_bf16", lambda: units)
     settled = runtime(aim="speed")
-    assert (settled.precision, settled.compile, settled.channels_last) == ("fp32", True, True)
+    assert (settled.precision, settled.compile, settled.channels_last) == (precision, True, True)
     assert not settled.noise(0).compiled
-    assert settled.recipe() == runtime(compile=True).recipe(), "what it aims at is no part of what it is"
+    asked = runtime(compile=True, precision=precision)
+    assert settled.recipe() == asked.recipe(), "what it aims at is no part of what it is"
     assert not runtime(aim="speed", deterministic=True).compile
+    assert runtime().precision == "fp32"
 
 
 def test_a_runtime_leaves_determinism_as_it_was() -> None:
@@ -487,6 +493,10 @@ def test_what_is_kept_computes_in_fp32_and_the_rest_does_not(network: nn.Module)
     assert {"conv_in", "conv_norm_out", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"} <= edges
     assert all(name.startswith(("conv_", "time_")) or name.endswith("time_emb_proj") for name in edges)
     assert set(of_edges.values()) == {(torch.float32,) * 2, (torch.bfloat16,) * 2}
+    of_outer = spied(lowered(network, torch.bfloat16, ("edges", "outer")), x, t)
+    outer = {name for name, dtypes in of_outer.items() if dtypes == (torch.float32, torch.float32)} - edges
+    ends = ("down_blocks.0.", "up_blocks.1.")
+    assert outer == {name for name in of_outer if name.startswith(ends)} - edges
     with_norms = spied(lowered(network, torch.bfloat16, ("edges", "norms")), x, t)
     norms = {name for name in with_norms if "norm" in name}
     assert {name for name in with_norms if with_norms[name] != of_edges[name]} == norms - {"conv_norm_out"}
@@ -504,7 +514,19 @@ def test_the_stream_is_added_in_fp32(network: nn.Module) -> None:
     assert set(seen) == {torch.float32}
 
 
-@pytest.mark.parametrize("keep", [keep for n in range(4) for keep in itertools.combinations(get_args(Part), n)])
+def test_the_outer_stream_is_fp32_from_the_image_to_half_its_resolution_and_back(network: nn.Module) -> None:
+    other: Any = lowered(network, torch.bfloat16, ("edges", "outer"))
+    parts = [other.conv_in, other.down_blocks[0].resnets[0], other.down_blocks[0].downsamplers[0]]
+    parts += [other.down_blocks[1].resnets[0], other.up_blocks[0].upsamplers[0], *other.up_blocks[1].resnets]
+    seen: list[torch.dtype] = []
+    for part in parts:
+        part.register_forward_hook(lambda _module, _given, output: seen.append(output.dtype))
+    other(*inputs(2))
+    full, low = torch.float32, torch.bfloat16
+    assert seen == [full, full, low, low, low, *[full] * len(other.up_blocks[1].resnets)]
+
+
+@pytest.mark.parametrize("keep", [keep for n in range(5) for keep in itertools.combinations(get_args(Part), n)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_choice_runs_near_fp32(keep: tuple[Part, ...], dtype: torch.dtype, network: nn.Module) -> None:
     x, t = inputs(2)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import StrictBool, StrictStr
+from pydantic import BeforeValidator, StrictBool, StrictStr
+from pydantic_core import PydanticCustomError
 
 from ddim_lab.config.options import (
     Options,
     Switch,
 )
 
-__all__ = ["RuntimeConfig"]
+__all__ = ["Part", "RuntimeConfig"]
+
+Part = Literal["edges", "outer", "norms", "stream"]
+"""Of a U-Net, what may stay fp32 in 16 bits; `ddim_lab.device.precision` says what each is."""
+
+PARTS: Final = get_args(Part)
+
+
+def _parts(given: Any) -> Any:
+    listed = isinstance(given, list | tuple) and all(part in PARTS for part in given)
+    if given == "auto" or listed:
+        return given
+    raise PydanticCustomError("parts", "must be auto or a list of {parts}", {"parts": ", ".join(PARTS)})
 
 
 class RuntimeConfig(Options):
@@ -20,7 +33,7 @@ class RuntimeConfig(Options):
     device: StrictStr
     aim: Literal["faithful", "speed"]
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-    keep_fp32: tuple[Literal["edges", "norms", "stream"], ...]
+    keep_fp32: Annotated[Literal["auto"] | tuple[Part, ...], BeforeValidator(_parts)]
     channels_last: Switch
     compile: Switch
     cuda_graphs: Switch

@@ -150,6 +150,7 @@ def describe_cost(cells: Sequence[Config]) -> str:
     if total + sum(estimating) + sum(measuring) < WORTH_MEASURING:
         return text
     times: dict[tuple[object, ...], ForwardTime | None] = {}
+    faster: dict[tuple[object, ...], float | None] = {}
     trainings: dict[tuple[object, ...], float] = {}
     seconds, thousand, saved = 0.0, 0.0, 0.0
     for config, cost, estimated, beside in zip(cells, costs, estimating, measuring, strict=True):
@@ -161,8 +162,10 @@ def describe_cost(cells: Sequence[Config]) -> str:
         if (time := times[network]) is None:
             continue
         seconds += (cost + estimated + beside) * time.seconds
-        if _would_compile(config, runtimes[config.runtime]):
-            gained = (cost + beside) * time.seconds * (1.0 - 1.0 / COMPILED_GAIN)
+        if network not in faster:
+            faster[network] = _if_fast(config, runtimes[config.runtime], time)
+        if (fast := faster[network]) is not None:
+            gained = (cost + beside) * (time.seconds - fast)
             saved += gained - COMPILING if gained > REPAID * COMPILING else 0.0
         thousand += (cost * min(1.0, 1000 / config.num_samples) + estimated + beside) * time.seconds
         training = config.training
@@ -190,8 +193,16 @@ def _made_again(config: Config) -> int:
     return config.forwards * sum(look.num_samples % config.batch_size for look in config.looks[:-1])
 
 
-def _would_compile(config: Config, runtime: Runtime) -> bool:
-    """Whether `runtime=fast` would compile the network: on a CPU that can, where it is not done already."""
-    on_cpu = runtime.torch_device.type == "cpu"
-    fast = config.runtime.model_copy(update={"aim": "speed"})
-    return on_cpu and config.runtime.aim == "faithful" and not runtime.compile and Runtime.resolve(fast).compile
+def _if_fast(config: Config, runtime: Runtime, time: ForwardTime) -> float | None:
+    """Seconds of an image-forward under `runtime=fast`, on a CPU that it compiles for; None where it would not.
+
+    Args:
+        config: a cell.
+        runtime: the cell's.
+        time: a forward's under it.
+    """
+    fast = Runtime.resolve(config.runtime.model_copy(update={"aim": "speed"}))
+    if fast.torch_device.type != "cpu" or config.runtime.aim == "speed" or runtime.compile or not fast.compile:
+        return None
+    uncompiled = time if fast.precision == runtime.precision else forward_time(config, fast)
+    return None if uncompiled is None else uncompiled.seconds / COMPILED_GAIN
