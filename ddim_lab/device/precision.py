@@ -7,7 +7,7 @@ given is rounded here, layer by layer; what else is rounded is a choice:
     edges   the first and the last convolution (with the norm before it), others that are given the image, and the time
             embedding: they are small
     outer   the blocks of the image's own resolution, the first on the way down and the last on the way up, with their
-            norms and sums
+            norms and sums; where blocks are named otherwise than diffusers' (down_blocks, up_blocks), none
     norms   the other group norms: their scale and shift, and what they are given if `stream` is kept
     stream  the sums that run through the network: residual branches and skip connections are added in fp32
 

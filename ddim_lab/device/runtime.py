@@ -118,7 +118,7 @@ class Runtime:
         if precision == "auto":
             low = config.aim == "speed" and (on_gpu or multiplies_bf16())
             precision = "bf16" if low else "tf32" if on_gpu else "fp32"
-        # On a CPU the outer blocks are worth their time: FD moves without them by more than 0.5 %.
+        # On a CPU with edges alone FD moved by up to 1.1 % (experiments/README.md); a GPU's was not measured so far.
         automatic: tuple[Part, ...] = ("edges",) if on_gpu else ("edges", "norms", "outer")
         keep = automatic if config.keep_fp32 == "auto" else config.keep_fp32
         if precision == "tf32" and not on_gpu:
