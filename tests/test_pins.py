@@ -215,7 +215,7 @@ CELLS: dict[str, tuple[str, ...]] = {
     "benchmark, pretrained": ("model=pretrained", "model.path={checkpoint}", "task=benchmark"),
     "speed_peers": (*BARE, "task=speed_peers"),
     "precision": (*EXACT, "task=precision"),
-    "precision, bf16": (*EXACT, "task=precision", "runtime.precision=bf16"),
+    "precision, bf16": (*EXACT, "task=precision", "runtime.precision=bf16", "runtime.keep_fp32=[edges]"),
 }
 
 TRAININGS: dict[str, tuple[str, ...]] = {
