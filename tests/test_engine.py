@@ -78,19 +78,23 @@ def network() -> nn.Module:
 # -- memory that is written over -------------------------------------------------------------------------
 
 
-class Fresh(TorchDispatchMode):
-    """Names the operations on whole layers that take memory where their input could be written over."""
+class OnLayers(TorchDispatchMode):
+    """Which of some operations are called on whole layers, each time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *names: str) -> None:
         super().__init__()
+        self._names = names
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in ("silu", "div", "add") and args[0].ndim == 4:
+        if name in self._names and args[0].ndim == 4:
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 
+
+FRESH = ("silu", "div", "add")
+"""What takes memory where an input could be written over."""
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -119,13 +123,28 @@ def test_a_network_that_writes_over_its_own_memory_gives_the_same_bits(
 
 def test_uncompiled_a_cpu_writes_over_what_a_block_is_done_with(network: nn.Module) -> None:
     x, t = inputs(2)
-    with torch.inference_mode(), Fresh() as as_it_comes:
+    with torch.inference_mode(), OnLayers(*FRESH) as as_it_comes:
         network(x, t)
-    with torch.inference_mode(), Fresh() as left:
+    with torch.inference_mode(), OnLayers(*FRESH) as left:
         runtime().wrap(copy.deepcopy(network), 2)(x, t)
     # What is left are sums of tensors that differ in their layout, after attention.
     assert set(left.found) <= {"add"}
     assert len(left.found) < len(as_it_comes.found) / 8
+
+
+@pytest.mark.parametrize(
+    ("layout", "count", "left"), [("contiguous", 64, 0), ("contiguous", 3, 1), ("channels_last", 3, 1)]
+)
+def test_images_that_lie_channel_by_channel_are_enlarged_by_rows(
+    network: nn.Module, layout: str, count: int, left: int
+) -> None:
+    x, t = inputs(count)
+    spared = copy.deepcopy(network).to(memory_format=LAYOUTS[layout])
+    reuse_memory(spared)
+    with torch.inference_mode(), OnLayers("upsample_nearest2d") as enlarged:
+        spared(x.contiguous(memory_format=LAYOUTS[layout]), t)
+    # Below 64 images what comes from attention lies pixel by pixel.
+    assert len(enlarged.found) == left
 
 
 def test_where_gradients_are_asked_for_nothing_is_written_over(network: nn.Module) -> None:

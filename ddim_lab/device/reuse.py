@@ -1,9 +1,12 @@
-"""Blocks of diffusers' U-Net that write over tensors which they are done with.
+"""Blocks of diffusers' U-Net that write over tensors which they are done with, and enlarge images by whole rows.
 
 Uncompiled, each of a block's steps from one convolution to the next (SiLU, two sums, a division by 1) takes fresh
 memory of a whole layer's size, which has to be fetched and written once more. Written in place they give the same bits.
 On two cores of a Xeon (AVX-512, torch 2.14, fp32, 2026-11-28) a forward is 1.06 times as fast for that: of 64 images
-by the Fashion-MNIST U-Net, and of 16 by CIFAR-10's. A compiler fuses these steps by itself.
+by the Fashion-MNIST U-Net, and of 16 by CIFAR-10's. On the way up, torch takes images that lie channel by channel
+through the other layout and back to double their size; repeated along one axis after the other they take 3.6 ms
+instead of 15 (64 images of 128 channels, 16 x 16, there), and a Fashion-MNIST forward of 64 or 256 images is 1.02 or
+1.03 times as fast for that. A compiler fuses these steps by itself.
 """
 
 from __future__ import annotations
@@ -33,12 +36,15 @@ def reuse_memory(network: nn.Module) -> None:
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.models.upsampling import Upsample2D
 
     for part in network.modules():
         if type(part) is ResnetBlock2D and _is_plain_residual(part):
             part.forward = MethodType(_residual, part)  # a method, so that a copy of the block has its own
         elif type(part) is Attention and _is_plain_attention(part):
             part.forward = MethodType(_attention, part)
+        elif type(part) is Upsample2D and _is_plain_upsampling(part):
+            part.forward = MethodType(_upsampling, part)
         elif isinstance(part, UNet2DModel) and type(part.conv_act) is nn.SiLU:
             part.conv_act = nn.SiLU(inplace=True)  # of what its norm has just made
 
@@ -62,6 +68,16 @@ def _is_plain_attention(block: Any) -> bool:
         and block.group_norm is not None
         and block.residual_connection
         and not any(getattr(block, name, None) for name in extra)
+    )
+
+
+def _is_plain_upsampling(block: Any) -> bool:
+    return (
+        block.norm is None
+        and block.interpolate
+        and block.use_conv
+        and not block.use_conv_transpose
+        and block.name == "conv"
     )
 
 
@@ -93,6 +109,18 @@ def _attention(block: Any, x: Tensor, *others: Any, **named: Any) -> Tensor:
     seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(count, height * width, -1)
     hidden = block.to_out[0](seen).transpose(1, 2).reshape(count, channels, height, width)
     return _divided(_added(hidden, x), block.rescale_output_factor)
+
+
+def _upsampling(block: Any, x: Tensor, output_size: Any = None, *others: Any, **named: Any) -> Tensor:
+    """conv(u), u[.., i, j] = x[.., i // 2, j // 2]."""
+    known = output_size is None and not others and not named
+    if known and len(x) >= 64:
+        x = x.contiguous()  # as diffusers does from there on; the convolution's layout, and its last digits, follow
+    in_rows = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+    known = known and in_rows  # pixel by pixel torch is fast enough
+    if torch.is_grad_enabled() or block.training or not known:
+        return type(block).forward(block, x, output_size, *others, **named)  # type: ignore[no-any-return]
+    return block.conv(x.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2))  # type: ignore[no-any-return]
 
 
 def _added(done: Tensor, other: Tensor) -> Tensor:
