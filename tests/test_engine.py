@@ -545,7 +545,7 @@ def test_the_outer_stream_is_fp32_from_the_image_to_half_its_resolution_and_back
     assert seen == [full, full, low, low, low, *[full] * len(other.up_blocks[1].resnets)]
 
 
-@pytest.mark.parametrize("keep", [keep for n in range(5) for keep in itertools.combinations(get_args(Part), n)])
+@pytest.mark.parametrize("keep", [keep for n in range(6) for keep in itertools.combinations(get_args(Part), n)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_choice_runs_near_fp32(keep: tuple[Part, ...], dtype: torch.dtype, network: nn.Module) -> None:
     x, t = inputs(2)
@@ -568,6 +568,30 @@ def test_fp32_edges_bring_eps_nearer_to_fp32(network: nn.Module) -> None:
 
     assert error(torch.bfloat16, ("edges",)) < 0.9 * error(torch.bfloat16, ())
     assert error(torch.float16, ("edges",)) < 0.2 * error(torch.bfloat16, ("edges",))
+
+
+def test_weights_of_two_numbers_have_twice_the_bits(network: nn.Module) -> None:
+    other = lowered(network, torch.bfloat16, ("weights",))
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            cast: Any = other.get_submodule(name)
+            for found, rest, expected in zip(
+                cast.layer.parameters(), cast.rest.parameters(), layer.parameters(), strict=True
+            ):
+                assert found.dtype == rest.dtype == torch.bfloat16
+                assert ((found.double() + rest.double() - expected).abs() <= 2**-17 * expected.abs()).all()
+
+
+def test_weights_of_two_numbers_leave_little_error_that_all_images_share(network: nn.Module) -> None:
+    """Rounded inputs err one way in one image and the other way in the next; rounded weights err alike in all."""
+    x, t = inputs(512)
+
+    def shared(keep: tuple[Part, ...]) -> float:
+        error = lowered(network, torch.bfloat16, keep)(x, t).sample - network(x, t).sample
+        return float(error.mean(0).square().mean())
+
+    with torch.inference_mode():
+        assert shared(("edges", "weights")) < 0.5 * shared(("edges",))
 
 
 def test_16_bits_leave_an_exact_model_alone() -> None:
