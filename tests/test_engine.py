@@ -50,11 +50,11 @@ def runtime(**asked: Any) -> Runtime:
     return Runtime.resolve(RuntimeConfig(**{**DEFAULTS, "device": "cpu", **asked}))
 
 
-def small_unet() -> nn.Module:
+def small_unet(*channels: int) -> nn.Module:
     config = UNetConfig(
         kind="unet",
         weights="ema",
-        block_out_channels=(16, 32),
+        block_out_channels=channels or (16, 32),
         attention=(False, True),
         layers_per_block=1,
         norm_num_groups=8,
@@ -551,7 +551,7 @@ def test_every_choice_runs_near_fp32(keep: tuple[Part, ...], dtype: torch.dtype,
     x, t = inputs(2)
     expected = network(x, t).sample
     found = lowered(network, dtype, keep)(x, t).sample
-    assert found.dtype == (torch.float32 if "edges" in keep else dtype)
+    assert found.dtype == (torch.float32 if {"edges", "narrow"} & set(keep) else dtype)
     assert (found.float() - expected).square().mean() < 1e-3 * expected.square().mean()
 
 
@@ -568,6 +568,15 @@ def test_fp32_edges_bring_eps_nearer_to_fp32(network: nn.Module) -> None:
 
     assert error(torch.bfloat16, ("edges",)) < 0.9 * error(torch.bfloat16, ())
     assert error(torch.float16, ("edges",)) < 0.2 * error(torch.bfloat16, ("edges",))
+
+
+def test_a_narrow_network_stays_fp32_and_a_wide_one_does_not(network: nn.Module) -> None:
+    x, t = inputs(2)
+    assert torch.equal(lowered(network, torch.bfloat16, ("narrow",))(x, t).sample, network(x, t).sample)
+    wide = small_unet(16, 64)
+    expected = lowered(wide, torch.bfloat16, ("edges",))(x, t).sample
+    assert torch.equal(lowered(wide, torch.bfloat16, ("edges", "narrow"))(x, t).sample, expected)
+    assert not torch.equal(wide(x, t).sample, expected)
 
 
 def test_weights_of_two_numbers_have_twice_the_bits(network: nn.Module) -> None:

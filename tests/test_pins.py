@@ -216,6 +216,7 @@ CELLS: dict[str, tuple[str, ...]] = {
     "speed_peers": (*BARE, "task=speed_peers"),
     "precision": (*EXACT, "task=precision"),
     "precision, bf16": (*EXACT, "task=precision", "runtime.precision=bf16", "runtime.keep_fp32=[edges]"),
+    "precision, bf16 as a CPU has it": (*EXACT, "task=precision", "runtime.precision=bf16"),
 }
 
 TRAININGS: dict[str, tuple[str, ...]] = {
