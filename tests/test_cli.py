@@ -66,7 +66,8 @@ WRONG = {
     "seed=-1": r"seed=-1: must be at least 0",
     "runtime.device=abacus": r"runtime.device=abacus",
     "runtime.precision=fp8": r"runtime.precision=fp8: must be ",
-    "runtime.keep_fp32=[inner]": r"runtime.keep_fp32=\[.inner.\]: must be auto or a list of edges, outer, norms",
+    "runtime.keep_fp32=[inner]": r"runtime.keep_fp32=\[.inner.\]: must be auto or a list of edges, outer,"
+    r" norms, narrow, stream, weights",
     "metrics.features=inseption": r"metrics.features=inseption: must be ",
     "training.learning_rate=0": r"training.learning_rate=0: must be above 0",
     "training.compile=maybe": r"training.compile=maybe: must be true, false or auto",

@@ -15,7 +15,7 @@ from ddim_lab.config.options import (
 __all__ = ["Part", "RuntimeConfig"]
 
 Part = Literal["edges", "outer", "norms", "narrow", "stream", "weights"]
-"""Of a U-Net, what may stay fp32 in 16 bits; `ddim_lab.device.precision` says what each is."""
+"""Of a U-Net, what may stay fp32, or near it, in 16 bits; `ddim_lab.device.precision` says what each is."""
 
 PARTS: Final = get_args(Part)
 

@@ -20,7 +20,7 @@ def allowed_cores() -> int:
 def multiplies_bf16() -> bool:
     """Whether the cores have units for matrix products in bf16 (AMX: Intel's Xeons from 2023 on).
 
-    With them compiled U-Nets in bf16, with what `runtime.keep_fp32=auto` keeps, were 1.2 to 2.1 times as fast as in
+    With them compiled U-Nets in bf16, with what `runtime.keep_fp32=auto` keeps, were 1.4 to 1.5 times as fast as in
     fp32 ("Batches, memory and compiling" in ddim_lab/README.md); with AVX-512's bf16 alone U-Nets took as long as in
     fp32 or longer.
     """

@@ -25,7 +25,7 @@ from ddim_lab.config.runtime import Part, RuntimeConfig
 from ddim_lab.device.allocator import keep_freed_memory
 from ddim_lab.device.cores import multiplies_bf16
 from ddim_lab.device.engine import Engine
-from ddim_lab.device.precision import lower_precision
+from ddim_lab.device.precision import is_narrow, lower_precision
 from ddim_lab.device.reuse import reuse_memory
 from ddim_lab.device.switches import only_deterministic, switches_kept
 from ddim_lab.errors import ConfigError
@@ -51,9 +51,6 @@ MOST_AT_ONCE: Final = {"cpu": 512, "cuda": 2048}
 EXACT_AT_ONCE: Final = 256
 """Images at once of a model that is no network."""
 
-MOST_COMPILED: Final = 128
-"""Images of a forward that is compiled for a CPU: as fast as 256 there, with less to fill up in a partial batch."""
-
 LOW: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,7 +64,8 @@ class Runtime:
         device_name: the hardware's name.
         precision: fp32; tf32 (matrix products and convolutions on tensor cores); bf16 or fp16 (a U-Net's layers but for
             `keep_fp32`, whose products are tf32 on a GPU). The state is fp32 in all of them.
-        keep_fp32: parts that stay fp32 in 16 bits, see `ddim_lab.device.precision`; empty in fp32 and tf32.
+        keep_fp32: parts that stay fp32, or near it, in 16 bits, see `ddim_lab.device.precision`; empty in fp32 and
+            tf32.
         channels_last: the network's memory layout is [B, H, W, C].
         compile: the network goes through torch.compile, and on a GPU the noise.
         cuda_graphs: the network's kernels are recorded once for each batch size, and launched together.
@@ -238,10 +236,11 @@ class Runtime:
             deterministic=True,
         )
 
-    @property
-    def product_dtype(self) -> torch.dtype:
-        """What its matrix products are given."""
-        return LOW.get(self.precision, torch.float32)
+    def product_dtype(self, network: nn.Module) -> torch.dtype:
+        """What the matrix products of this network, as it was before `wrap`, are given."""
+        if self.precision not in LOW or ("narrow" in self.keep_fp32 and is_narrow(network)):
+            return torch.float32
+        return LOW[self.precision]
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -267,7 +266,7 @@ class Runtime:
             reuse_memory(network)
         if not (self.precision in LOW or self.channels_last or self.compile or self.cuda_graphs):
             return network
-        parts = -(-batch_size // MOST_COMPILED) if self.compile and not self._on_gpu else 1
+        parts = -(-batch_size // MOST_AT_ONCE["cpu"]) if self.compile and not self._on_gpu else 1
         at_once = -(-batch_size // parts)  # equal parts: none is filled up but in the last, partial batch
         return Engine(
             network, at_once, channels_last=self.channels_last, compiled=self.compile, graphs=self.cuda_graphs

@@ -92,8 +92,10 @@ class Benchmark(Task):
         sizes = sorted({*self.batch_sizes, job.config.batch_size})
         phases: dict[str, float] = {}
         with runtime.applied(), job.timed_alone("times") as meanwhile, torch.inference_mode():
-            flops = forward_flops(job.model.load().to(device), job.data.shape, device)
-            ceiling = product_ceiling(runtime.product_dtype, device)
+            network = job.model.load().to(device)
+            flops = forward_flops(network, job.data.shape, device)
+            ceiling = product_ceiling(runtime.product_dtype(network), device)
+            del network  # it would count as memory of the first size
             rows: list[dict[str, Any]] = []
             timing: _Timing | None = None
             for size in sizes:
