@@ -307,7 +307,7 @@ def test_a_fixed_batch_size_gives_every_image_its_own(
     assert set(noted.sizes) == {8}
 
 
-@pytest.mark.parametrize(("batch_size", "parts"), [(100, [100]), (129, [65, 65]), (200, [100, 100]), (256, [128, 128])])
+@pytest.mark.parametrize(("batch_size", "parts"), [(100, [100]), (512, [512]), (513, [257, 257]), (1024, [512, 512])])
 def test_a_cpu_compiles_for_batches_of_a_size_that_wastes_little(
     batch_size: int, parts: list[int], network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
