@@ -575,8 +575,12 @@ def test_fp32_edges_bring_eps_nearer_to_fp32(network: nn.Module) -> None:
     assert error(torch.float16, ("edges",)) < 0.2 * error(torch.bfloat16, ("edges",))
 
 
-def test_a_cpu_keeps_more_in_16_bits_than_a_gpu() -> None:
-    assert set(runtime(precision="bf16", keep_fp32="auto").keep_fp32) == {*ON_A_CPU, "narrow"}
+def test_a_cpu_keeps_more_in_16_bits_than_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(runtime(precision="bf16", keep_fp32="auto").keep_fp32) == set(ON_A_CPU)
+    monkeypatch.setattr("ddim_lab.device.runtime.multiplies_bf16", lambda: True)
+    chosen = runtime(aim="speed", compile=False, keep_fp32="auto")
+    assert chosen.precision == "bf16"
+    assert set(chosen.keep_fp32) == {*ON_A_CPU, "narrow"}
 
 
 def test_a_narrow_network_stays_fp32_and_a_wide_one_does_not(network: nn.Module) -> None:

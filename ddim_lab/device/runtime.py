@@ -117,7 +117,9 @@ class Runtime:
             low = config.aim == "speed" and (on_gpu or multiplies_bf16())
             precision = "bf16" if low else "tf32" if on_gpu else "fp32"
         # On a CPU with edges alone FD moved by up to 1.1 % (experiments/README.md); a GPU's was not measured so far.
-        automatic: tuple[Part, ...] = ("edges",) if on_gpu else ("edges", "narrow", "norms", "outer", "weights")
+        automatic: tuple[Part, ...] = ("edges",) if on_gpu else ("edges", "norms", "outer", "weights")
+        if config.precision == "auto" and not on_gpu:
+            automatic += ("narrow",)  # who asks for 16 bits by name gets them
         keep = automatic if config.keep_fp32 == "auto" else config.keep_fp32
         if precision == "tf32" and not on_gpu:
             raise ConfigError("runtime.precision=tf32 needs a CUDA device; use fp32 here")
