@@ -139,8 +139,9 @@ class Runtime:
             device_name=hardware,
             precision=precision,
             keep_fp32=tuple(sorted(set(keep))) if precision in LOW else (),
-            # Uncompiled, a GPU's group norm takes [B, C, H, W] alone: each would be turned over and back.
-            channels_last=_settle(config.channels_last, compiled),
+            # On a CPU convolutions are faster in it. Uncompiled, a GPU's group norm takes [B, C, H, W] alone: each would
+            # be turned over and back.
+            channels_last=_settle(config.channels_last, compiled or not (on_gpu or config.deterministic)),
             compile=compiled,
             cuda_graphs=_settle(config.cuda_graphs, free),
             cudnn_benchmark=_settle(config.cudnn_benchmark, free),
@@ -265,7 +266,7 @@ class Runtime:
         if self.precision in LOW:
             lower_precision(network, LOW[self.precision], self.keep_fp32)
         if not (self.compile or self._on_gpu):
-            reuse_memory(network)
+            reuse_memory(network, channels_last=self.channels_last)
         if not (self.precision in LOW or self.channels_last or self.compile or self.cuda_graphs):
             return network
         parts = -(-batch_size // MOST_AT_ONCE["cpu"]) if self.compile and not self._on_gpu else 1
