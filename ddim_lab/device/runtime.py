@@ -139,8 +139,8 @@ class Runtime:
             device_name=hardware,
             precision=precision,
             keep_fp32=tuple(sorted(set(keep))) if precision in LOW else (),
-            # On a CPU convolutions are faster in it. Uncompiled, a GPU's group norm takes [B, C, H, W] alone: each would
-            # be turned over and back.
+            # On a CPU convolutions are faster in it. Uncompiled, a GPU's group norm takes [B, C, H, W] alone: each
+            # would be turned over and back.
             channels_last=_settle(config.channels_last, compiled or not (on_gpu or config.deterministic)),
             compile=compiled,
             cuda_graphs=_settle(config.cuda_graphs, free),
