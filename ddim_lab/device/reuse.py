@@ -126,8 +126,7 @@ def _is_known_attention(block: Any, x: Tensor, others: tuple[Any, ...], named: d
 def _seen(block: Any, places: Tensor) -> Tensor:
     """What each place gets from all of them: [B, H W, C] -> [B, H W, C]."""
     query, key, value = (
-        made(places).unflatten(2, (block.heads, -1)).transpose(1, 2)
-        for made in (block.to_q, block.to_k, block.to_v)
+        made(places).unflatten(2, (block.heads, -1)).transpose(1, 2) for made in (block.to_q, block.to_k, block.to_v)
     )
     seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     return block.to_out[0](seen)  # type: ignore[no-any-return]
