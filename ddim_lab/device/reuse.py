@@ -145,7 +145,10 @@ def _upsampling(block: Any, x: Tensor, output_size: Any = None, *others: Any, **
 
 
 def _upsampling_in_pixels(block: Any, x: Tensor, output_size: Any = None, *others: Any, **named: Any) -> Tensor:
-    """`_upsampling` of images whose channels lie together."""
+    """`_upsampling` of images whose channels lie together.
+
+    What diffusers turns 64 of them over for are faults of CUDA's kernels (its issue 984); this is for a CPU.
+    """
     if torch.is_grad_enabled() or block.training or output_size is not None or others or named:
         return type(block).forward(block, x, output_size, *others, **named)  # type: ignore[no-any-return]
     return block.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
