@@ -1,4 +1,4 @@
-"""Blocks of diffusers' U-Net that write over tensors which they are done with, and leave images in one layout.
+"""Blocks of diffusers' U-Net that write over tensors which they are done with, and spare turning images over.
 
 Uncompiled, each of a block's steps from one convolution to the next (SiLU, two sums, a division by 1) takes fresh
 memory of a whole layer's size, which has to be fetched and written once more. Written in place they give the same bits.
@@ -33,7 +33,7 @@ def reuse_memory(network: nn.Module, *, channels_last: bool) -> None:
     Args:
         network: a U-Net, be it inside another module; changed in place, its state dict stays. Any other is left alone.
         channels_last: its convolutions' weights are, or will be, [C', H, W, C] in memory. What diffusers would turn to
-            the other layout then stays as it is: the same bits but in attention, whose norm adds up in another order.
+            the other layout then stays as it is: the same bits but in attention, whose norm then rounds as the others.
     """
     if "diffusers" not in sys.modules:  # then none of its blocks is in there, and importing it takes a second
         return
