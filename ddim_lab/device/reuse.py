@@ -110,7 +110,7 @@ def _attention(block: Any, x: Tensor, *others: Any, **named: Any) -> Tensor:
 
 
 def _attention_in_pixels(block: Any, x: Tensor, *others: Any, **named: Any) -> Tensor:
-    """`_attention` of images whose channels lie together, as those of what it attends to do: nothing is turned over."""
+    """`_attention` of images whose channels lie together, as its layers want them: nothing is turned over."""
     if not _is_known_attention(block, x, others, named):
         return type(block).forward(block, x, *others, **named)  # type: ignore[no-any-return]
     seen = _seen(block, block.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2))

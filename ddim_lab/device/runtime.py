@@ -66,9 +66,9 @@ class Runtime:
             `keep_fp32`, whose products are tf32 on a GPU). The state is fp32 in all of them.
         keep_fp32: parts that stay fp32, or near it, in 16 bits, see `ddim_lab.device.precision`; empty in fp32 and
             tf32.
-        channels_last: the network's memory layout is [B, H, W, C]. There torch takes a group's variance on a CPU as
-            E[x^2] - E[x]^2, which rounds more (`ddim_lab/README.md` has what was measured), and from 32 x 32 places on
-            an image's last bits depend on how its batch is divided among the threads.
+        channels_last: the network's memory layout is [B, H, W, C]. Uncompiled on a CPU, torch takes a group's variance
+            there as E[x^2] - E[x]^2, which rounds more (`ddim_lab/README.md` has what was measured), and from 32 x 32
+            places on an image's last bits depend on how its batch is divided among the threads.
         compile: the network goes through torch.compile, and on a GPU the noise.
         cuda_graphs: the network's kernels are recorded once for each batch size, and launched together.
         cudnn_benchmark: cuDNN tries its algorithms at the first batch of a shape and keeps the fastest.
