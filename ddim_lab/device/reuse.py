@@ -114,7 +114,8 @@ def _attention_in_pixels(block: Any, x: Tensor, *others: Any, **named: Any) -> T
     if not _is_known_attention(block, x, others, named):
         return type(block).forward(block, x, *others, **named)  # type: ignore[no-any-return]
     seen = _seen(block, block.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2))
-    hidden = seen.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    count, _, height, width = x.shape
+    hidden = seen.view(count, height, width, -1).permute(0, 3, 1, 2)
     return _divided(_added(hidden, x), block.rescale_output_factor)
 
 
