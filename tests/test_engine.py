@@ -245,37 +245,46 @@ def test_blocks_of_another_kind_are_left_alone(channels_last: bool) -> None:
 # -- what "auto" is --------------------------------------------------------------------------------------
 
 
-def test_the_default_on_a_cpu_changes_the_layout_alone(network: nn.Module) -> None:
+def test_the_default_on_a_cpu_leaves_the_network_alone(network: nn.Module) -> None:
     settled = runtime()
     assert settled.precision == "fp32"
-    assert settled.channels_last
-    assert not any((settled.compile, settled.cuda_graphs, settled.cudnn_benchmark))
+    assert not any((settled.channels_last, settled.compile, settled.cuda_graphs, settled.cudnn_benchmark))
     assert not settled.noise(0).compiled
+    own = copy.deepcopy(network)
+    assert settled.wrap(own, 4) is own
+
+
+@pytest.mark.parametrize("count", [3, 64])
+def test_the_default_on_a_cpu_gives_the_bits_of_diffusers(count: int, network: nn.Module) -> None:
+    x, t = inputs(count)
+    with torch.inference_mode():
+        expected = network(x, t).sample
+        assert torch.equal(runtime().wrap(copy.deepcopy(network), count)(x, t).sample, expected)
+
+
+def test_channels_last_on_a_cpu_turns_eps_alone_over(network: nn.Module) -> None:
     x, t = inputs(64)
-    wrapped = settled.wrap(copy.deepcopy(network), 64)
+    wrapped = runtime(channels_last=True).wrap(copy.deepcopy(network), 64)
     with torch.inference_mode(), TurnedOver() as turned:
         found = wrapped(x, t)
-    assert turned.found == ["contiguous"], "eps alone is turned over, into the layout of x_t"
+    assert turned.found == ["contiguous"], "into the layout of x_t"
     torch.testing.assert_close(found, network(x, t).sample, rtol=1e-4, atol=1e-5)
 
 
-def test_the_default_on_a_cpu_rounds_as_fp32_does(network: nn.Module) -> None:
-    """In channels-last torch takes a norm's variance as E[x^2] - E[x]^2, which rounds more."""
+def test_channels_last_on_a_cpu_rounds_as_fp32_does(network: nn.Module) -> None:
+    """Torch takes a norm's variance as E[x^2] - E[x]^2 there, which rounds more: hence it is no default."""
     x, t = inputs(16)
     with torch.inference_mode():
         exact = copy.deepcopy(network).double()(x.double(), t).sample
         errors = [
             (found - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-            for found in (network(x, t).sample, runtime().wrap(copy.deepcopy(network), 16)(x, t))
+            for found in (
+                network(x, t).sample,
+                runtime(channels_last=True).wrap(copy.deepcopy(network), 16)(x, t),
+            )
         ]
     assert errors[0] < 1e-6
     assert errors[1] < 2e-6
-
-
-@pytest.mark.parametrize("asked", [{"channels_last": False}, {"deterministic": True}])
-def test_a_cpu_leaves_the_network_alone_where_nothing_is_asked_for(asked: dict[str, Any], network: nn.Module) -> None:
-    own = copy.deepcopy(network)
-    assert runtime(**asked).wrap(own, 4) is own
 
 
 @tiny.needs_compiler

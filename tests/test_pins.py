@@ -34,9 +34,6 @@ from ddim_lab.metrics.speed import OF_STEPS
 PINS = Path(__file__).parent / "pins"
 KEYS = json.loads((PINS / "keys.json").read_text())
 SWEEPS = ("quality", "tasks", "holes", "speed", "search")
-LAYOUT_THEN = "runtime.channels_last=false"
-"""What a CPU's default was when cells were pinned and the outputs written."""
-
 LIBRARIES = {"torch": "pinned", "cuda": None, "cudnn": None}
 
 # -- the project, as it is now: all that moves with its modules ------------------------------------------
@@ -84,7 +81,7 @@ def job_of(outputs: Path, overrides: Sequence[str]) -> Any:
     from ddim_lab.store import Store
     from ddim_lab.tasks.base import Job
 
-    config = tiny.configure("runtime.device=cpu", LAYOUT_THEN, f"outputs_dir={outputs}", *overrides)
+    config = tiny.configure("runtime.device=cpu", f"outputs_dir={outputs}", *overrides)
     data = load_data(config.data) if config.needs_images else without_images(config.data)
     runtime, store = Runtime.resolve(config.runtime), Store(outputs)
     model = obtain_model(config, data, runtime, store, lambda: contextlib.nullcontext(lambda values, step: None))
@@ -179,7 +176,6 @@ CELLS: dict[str, tuple[str, ...]] = {
     "generate, pretrained": ("model=pretrained", "model.path={checkpoint}", "metrics.features=pixels"),
     "generate, classifier": ("model=gaussian", "metrics.features=classifier"),
     "generate, two networks": ("model=gaussian",),
-    "generate, as a CPU lays images out": (*EXACT, "runtime.channels_last=auto"),
     "generate, ddpm": (*EXACT, "sampler=ddpm", "steps=10"),
     "generate, ddpm_large": (*EXACT, "sampler=ddpm_large", "steps=10"),
     "generate, eta 0.5": (*EXACT, "sampler.eta=0.5", "steps=20"),
@@ -413,7 +409,7 @@ def again(outputs: Path, name: str, *more: str) -> Path:
     words = shlex.split(record(outputs / "sweeps" / name / "plan.json")["command"])[3:]
     kept = [word for word in words if not word.startswith(("outputs_dir=", "hydra.sweep.dir="))]
     before = set((outputs / "sweeps").iterdir())
-    assert tiny.run(outputs, *kept, LAYOUT_THEN, *more, settings=()) == 0
+    assert tiny.run(outputs, *kept, *more, settings=()) == 0
     (sweep,) = set((outputs / "sweeps").iterdir()) - before
     return sweep
 

@@ -37,8 +37,8 @@ TRAINING_FORWARDS: Final = 3
 """Cost of one image in one training step, in forwards: the backward pass is about two."""
 
 COMPILED_GAIN: Final = 1.1
-"""How many times as fast a compiled U-Net is on a CPU, in the same precision and layout: 0.95 to 1.11 in "Batches,
-memory and compiling" of ddim_lab/README.md, where it was measured."""
+"""How many times as fast a compiled U-Net is on a CPU, in the same precision: 1.0 to 1.3 in "Batches, memory and
+compiling" of ddim_lab/README.md, where it was measured."""
 
 COMPILING: Final = 70.0
 """Seconds that it took at most to compile one of them there; it is done again for each cell."""
