@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -190,6 +191,21 @@ def test_diffusers_pipeline_walks_as_the_sampler_does(
     expected = job.sampler.sample(job.model.load(), x_T).add(1).div(2).clamp(0, 1).mul(255).round()
     found = torch.stack([torch.tensor(np.array(image)).view(1, 8, 8) for image in images])
     assert (found - expected).abs().max() <= 1
+
+
+def test_what_others_make_in_one_batch_ours_makes_in_its_own(job: Job) -> None:
+    images, sizes = {}, {}
+    for batch in (2, 5):
+        smaller = dataclasses.replace(job, config=job.config.model_copy(update={"batch_size": batch}))
+        with pytest.MonkeyPatch.context() as patch:
+            seen: list[int] = []
+            network = job.model.load()
+            network.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))  # type: ignore[misc]
+            patch.setattr(Job, "network", lambda *_, network=network: network)
+            images[batch] = speed_peers._ours(smaller, 5)(5)
+        sizes[batch] = seen
+    assert sizes == {2: [2] * 8 + [1] * 4, 5: [5] * 4}
+    assert (images[2].int() - images[5].int()).abs().max() <= 1
 
 
 @pytest.mark.slow

@@ -35,7 +35,13 @@ MEASURED_VERSION: Final = 2
 
 @final
 class SpeedPeers(Task):
-    """conf/task/speed_peers: other people's loops around the same network, in turns with ours."""
+    """conf/task/speed_peers: other people's loops around the same network, in turns with ours.
+
+    Attributes:
+        rounds: of everybody, in turns.
+        images: how many are made in a round, by others in one batch and by ours in batches of `batch_size`; None is one
+            batch of that size for everybody.
+    """
 
     any_formula: ClassVar[bool] = False
     eps_alone: ClassVar[bool] = True
@@ -43,6 +49,7 @@ class SpeedPeers(Task):
 
     name: Literal["speed_peers"]
     rounds: Annotated[StrictInt, Field(ge=3)]
+    images: Annotated[StrictInt, Field(ge=2)] | None
 
     def check(self, config: Config) -> None:
         sampler = config.sampler
@@ -71,15 +78,16 @@ class SpeedPeers(Task):
         return {"version": MEASURED_VERSION, "diffusers": __version__, "libraries": timed_libraries()}
 
     def measure(self, job: Job, folder: Path, work: Path) -> Outcome:
-        """Seconds of everyone for a full batch and for one image; ratios to ours, round by round."""
+        """Seconds of everyone for `images` and for one image; ratios to ours, round by round."""
         config, device = job.config, job.runtime.torch_device
+        images = self.images or config.batch_size
         phases: dict[str, float] = {}
         seconds: dict[int, dict[str, list[float]]] = {}
         first: dict[int, dict[str, float]] = {}
         contended = False
         given = Given(job.model.load(), job.sampler, job.data.shape, device, job.runtime.compile)
         with job.timed_alone("times") as meanwhile, peers(given) as others:
-            for size in sorted({1, config.batch_size}):
+            for size in sorted({1, images}):
                 clock = time.perf_counter()
                 run = _ours(job, size)
                 runs = {peer.name: peer.seconds for peer in others}
@@ -111,6 +119,7 @@ class SpeedPeers(Task):
         ours = seconds[largest][OURS]
         low, median, high = np.quantile(ours, (0.25, 0.5, 0.75)).tolist()
         ratio, optimised = found[largest][DIFFUSERS], found[largest].get(OPTIMISED)
+        in_batches = f", ours in batches of {config.batch_size:,}" if config.batch_size < images else ""
         return Outcome(
             nfe=job.sampler.nfe,
             headline=f"{ratio.median:.2f} × diffusers ({ratio.low:.2f} – {ratio.high:.2f}),"
@@ -120,8 +129,9 @@ class SpeedPeers(Task):
                     name="times_diffusers",
                     value=ratio.median,
                     heading="Times diffusers' pipeline",
-                    facts="how many times as long diffusers' DDIMPipeline took for the same weights, steps and batch,"
-                    " in a process of its own; median over rounds in turns; the cell's table has the others, too",
+                    facts="how many times as long diffusers' DDIMPipeline took for the same weights, steps and number"
+                    f" of images, in one batch{in_batches}, in a process of its own; median over rounds in turns; the"
+                    " cell's table has the others, too",
                 ),
                 Value(
                     name="one_image_times_diffusers",
@@ -150,19 +160,33 @@ class SpeedPeers(Task):
                 ),
             ],
             phases=phases,
-            tables=[_table(size, seconds[size], found[size], first[size], self.rounds) for size in seconds],
+            tables=[
+                _table(
+                    f"1 image, {self.rounds} rounds in turns"
+                    if size == 1
+                    else f"{size:,} images at once{in_batches}, {self.rounds} rounds in turns",
+                    size,
+                    seconds[size],
+                    found[size],
+                    first[size],
+                )
+                for size in seconds
+            ],
         )
 
 
 def _ours(job: Job, size: int) -> Callable[[int], Tensor]:
-    """What we do for a batch: call it with a number of images."""
-    sampler, engine, noise = job.sampler, job.network(size), job.runtime.noise(job.config.seed)
+    """What we do for as many images: call it with their number, or with a smaller one."""
+    batch = min(size, job.config.batch_size)
+    sampler, engine, noise = job.sampler, job.network(batch), job.runtime.noise(job.config.seed)
 
     def ours(count: int) -> Tensor:
         with job.runtime.applied(), torch.inference_mode():
-            indices = torch.arange(count, device=job.runtime.torch_device)
-            x_0 = sampler.sample(engine, start(job, indices), indices=indices, noise=noise)
-            return to_uint8(x_0).cpu()
+            made = []
+            for indices in torch.split(torch.arange(count, device=job.runtime.torch_device), batch):
+                x_0 = sampler.sample(engine, start(job, indices), indices=indices, noise=noise)
+                made.append(to_uint8(x_0).cpu())
+            return torch.cat(made)
 
     return ours
 
@@ -191,7 +215,7 @@ def _ratio(peer: list[float], ours: list[float]) -> _Ratio:
 
 
 def _table(
-    size: int, seconds: dict[str, list[float]], found: dict[str, _Ratio], first: dict[str, float], rounds: int
+    title: str, size: int, seconds: dict[str, list[float]], found: dict[str, _Ratio], first: dict[str, float]
 ) -> Tabled:
     rows = []
     coverage = found[DIFFUSERS].coverage
@@ -208,7 +232,7 @@ def _table(
             )
         )
     return Tabled(
-        title=f"{size:,} image{'s' if size > 1 else ''} at once, {rounds} rounds in turns",
+        title=title,
         columns=("who", "images/s", "seconds (quartiles)", f"times ours ({coverage:.0%})", "first call, s"),
         rows=tuple(rows),
     )
