@@ -245,13 +245,14 @@ def test_blocks_of_another_kind_are_left_alone(channels_last: bool) -> None:
 # -- what "auto" is --------------------------------------------------------------------------------------
 
 
-def test_the_default_on_a_cpu_leaves_the_network_alone(network: nn.Module) -> None:
+def test_the_default_on_a_cpu_wraps_nothing_around_the_network(network: nn.Module) -> None:
     settled = runtime()
     assert settled.precision == "fp32"
     assert not any((settled.channels_last, settled.compile, settled.cuda_graphs, settled.cudnn_benchmark))
     assert not settled.noise(0).compiled
-    own = copy.deepcopy(network)
-    assert settled.wrap(own, 4) is own
+    for each in (settled, runtime(deterministic=True)):
+        own = copy.deepcopy(network)
+        assert each.wrap(own, 4) is own
 
 
 @pytest.mark.parametrize("count", [3, 64])
@@ -272,7 +273,7 @@ def test_channels_last_on_a_cpu_turns_eps_alone_over(network: nn.Module) -> None
 
 
 def test_channels_last_on_a_cpu_rounds_as_fp32_does(network: nn.Module) -> None:
-    """Torch takes a norm's variance as E[x^2] - E[x]^2 there, which rounds more: hence it is no default."""
+    """Torch takes a norm's variance as E[x^2] - E[x]^2 there, which rounds more."""
     x, t = inputs(16)
     with torch.inference_mode():
         exact = copy.deepcopy(network).double()(x.double(), t).sample
@@ -350,6 +351,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
     assert not runtime(aim="speed").compile
+    assert not runtime(aim="speed").channels_last
     with pytest.raises(ConfigError, match=r"C\+\+ compiler"):
         runtime(compile=True)
 

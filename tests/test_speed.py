@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ddim_lab.data.base import without_images
+from ddim_lab.data.images import to_uint8
 from ddim_lab.device import allocator
 from ddim_lab.device.runtime import Runtime
 from ddim_lab.errors import ConfigError
@@ -40,6 +41,7 @@ from ddim_lab.store import Store
 from ddim_lab.store.objects import is_locked
 from ddim_lab.tasks import benchmark, peers, speed_peers
 from ddim_lab.tasks.base import Job
+from ddim_lab.tasks.walks import start
 
 SMALL = ("model.block_out_channels=[8,8]", "model.weights=random", "logger=csv", "steps=4")
 
@@ -193,19 +195,70 @@ def test_diffusers_pipeline_walks_as_the_sampler_does(
     assert (found - expected).abs().max() <= 1
 
 
-def test_what_others_make_in_one_batch_ours_makes_in_its_own(job: Job) -> None:
-    images, sizes = {}, {}
-    for batch in (2, 5):
-        smaller = dataclasses.replace(job, config=job.config.model_copy(update={"batch_size": batch}))
-        with pytest.MonkeyPatch.context() as patch:
-            seen: list[int] = []
-            network = job.model.load()
-            network.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))  # type: ignore[misc]
-            patch.setattr(Job, "network", lambda *_, network=network: network)
-            images[batch] = speed_peers._ours(smaller, 5)(5)
-        sizes[batch] = seen
-    assert sizes == {2: [2] * 8 + [1] * 4, 5: [5] * 4}
-    assert (images[2].int() - images[5].int()).abs().max() <= 1
+@pytest.mark.parametrize(("batch", "parts"), [(2, [2, 2, 1]), (5, [5]), (8, [5])])
+def test_what_others_make_in_one_batch_ours_makes_in_its_own(
+    batch: int, parts: list[int], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[int] = []
+    forwards: list[int] = []
+
+    def network(of: Job, size: int) -> nn.Module:
+        engines.append(size)
+        found: nn.Module = of.model.load()
+        found.register_forward_pre_hook(lambda _, given: forwards.append(len(given[0])))
+        return found
+
+    monkeypatch.setattr(Job, "network", network)
+    smaller = dataclasses.replace(job, config=job.config.model_copy(update={"batch_size": batch}))
+    images = speed_peers._ours(smaller, 5)(5)
+    assert engines == [parts[0]], "of a fixed size, smaller batches would be filled up"
+    assert forwards == [part for part in parts for _ in range(job.sampler.nfe)]
+    whole = job.sampler.sample(
+        job.model.load(), start(job, torch.arange(5)), indices=torch.arange(5), noise=job.runtime.noise(job.config.seed)
+    )
+    assert (images.int() - to_uint8(whole).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("asked", "made"), [(None, 4), (6, 6), (3, 3)])
+def test_everybody_makes_as_many_images_as_are_asked_for(
+    asked: int | None, made: int, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: dict[str, set[int]] = {}
+
+    class Noting:
+        contended = False
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def seconds(self, count: int) -> float:
+            counts.setdefault(self.name, set()).add(count)
+            return 1.0
+
+        def forget(self) -> None:
+            pass
+
+    names = (peers.DIFFUSERS, peers.OPTIMISED, peers.PAPER)
+    monkeypatch.setattr(speed_peers, "peers", lambda given: contextlib.nullcontext([Noting(name) for name in names]))
+    task = job.task.model_copy(update={"images": asked, "rounds": 3})
+    its = dataclasses.replace(job, config=job.config.model_copy(update={"batch_size": 4, "task": task}))
+    found = task.measure(its, tmp_path, tmp_path)
+    assert counts == {peers.DIFFUSERS: {1, made}, peers.OPTIMISED: {made}, peers.PAPER: {1, made}}
+    values = {value.name: value for value in found.values}
+    assert values["speed_images"].value == made
+    assert values["times_diffusers"].count == made
+    assert values["seconds_per_image"].count == min(4, made), "times of cells compare where as many are made at once"
+    how = " in one batch, ours in batches of 4" if made > 4 else " at once"
+    assert [table.title for table in found.tables] == [
+        "1 image at once, 3 rounds in turns",
+        f"{made} images{how}, 3 rounds in turns",
+    ]
+
+
+@pytest.mark.parametrize("asked", ["1", "0", "true", "2.5"])
+def test_a_batch_of_others_is_two_images_or_more(asked: str) -> None:
+    with pytest.raises(ConfigError, match=r"task\.images"):
+        tiny.configure("task=speed_peers", f"task.images={asked}")
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ TRAINING_FORWARDS: Final = 3
 """Cost of one image in one training step, in forwards: the backward pass is about two."""
 
 COMPILED_GAIN: Final = 1.1
-"""How many times as fast a compiled U-Net is on a CPU, in the same precision: 1.0 to 1.3 in "Batches, memory and
+"""How many times as fast a compiled U-Net is on a CPU, in the same precision: 0.9 to 1.5 in "Batches, memory and
 compiling" of ddim_lab/README.md, where it was measured."""
 
 COMPILING: Final = 70.0

@@ -274,6 +274,8 @@ class PeakMemory:
 
 WHOLE: Final = "Median of the repeats over one batch; quartiles in brackets."
 
+OF_BATCHES: Final = "Of several batches in a row: the median of the repeats over all of them, with its quartiles."
+
 OF_STEPS: Final = (
     "A cell with too few full batches has S times the median of its steps there, warm ones, with their quartiles."
 )
@@ -302,10 +304,10 @@ def speed_values(found: Mapping[str, Any]) -> list[Value]:
     """The speed of a batch as a report shows it, in a table with a row a cell.
 
     Args:
-        found: `images` of the batch; `seconds_median`, `seconds_q1` and `seconds_q3` of it over `repeats`;
-            `images_per_second`, `seconds_per_image`; whether it was `contended`; and what else was taken of it:
-            `forward_share`, `peak_memory_bytes`, `forward_images`, `warmup_seconds`; whether it is put together
-            `of_steps`.
+        found: `images` of the batch, or of several, with those that were `at_once`; `seconds_median`, `seconds_q1` and
+            `seconds_q3` of it over `repeats`; `images_per_second`, `seconds_per_image`; whether it was `contended`; and
+            what else was taken of it: `forward_share`, `peak_memory_bytes`, `forward_images`, `warmup_seconds`; whether
+            it is put together `of_steps`.
     """
     images, fair = found["images"], not found["contended"]
     timing: dict[str, Any] = {"section": "Speed", "table": "Timing", "fair": fair}
@@ -315,8 +317,11 @@ def speed_values(found: Mapping[str, Any]) -> list[Value]:
         unit="s/image",
         column="an image",
         quartiles=(found["seconds_q1"] / images, found["seconds_q3"] / images),
-        count=images,
-        notes=(WHOLE, *([OF_STEPS] if found.get("of_steps") else [])),
+        count=found.get("at_once", images),
+        notes=(
+            WHOLE if found.get("at_once", images) == images else OF_BATCHES,
+            *([OF_STEPS] if found.get("of_steps") else []),
+        ),
         **timing,
     )
     beside = [

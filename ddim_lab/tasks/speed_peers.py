@@ -39,8 +39,8 @@ class SpeedPeers(Task):
 
     Attributes:
         rounds: of everybody, in turns.
-        images: how many are made in a round, by others in one batch and by ours in batches of `batch_size`; None is one
-            batch of that size for everybody.
+        images: how many are made in a round, by others in one batch and by ours in batches of `batch_size` at most;
+            None is one batch of that size for everybody.
     """
 
     any_formula: ClassVar[bool] = False
@@ -119,7 +119,9 @@ class SpeedPeers(Task):
         ours = seconds[largest][OURS]
         low, median, high = np.quantile(ours, (0.25, 0.5, 0.75)).tolist()
         ratio, optimised = found[largest][DIFFUSERS], found[largest].get(OPTIMISED)
-        in_batches = f", ours in batches of {config.batch_size:,}" if config.batch_size < images else ""
+        in_batches = (
+            f" in one batch, ours in batches of {config.batch_size:,}" if config.batch_size < images else " at once"
+        )
         return Outcome(
             nfe=job.sampler.nfe,
             headline=f"{ratio.median:.2f} × diffusers ({ratio.low:.2f} – {ratio.high:.2f}),"
@@ -130,8 +132,9 @@ class SpeedPeers(Task):
                     value=ratio.median,
                     heading="Times diffusers' pipeline",
                     facts="how many times as long diffusers' DDIMPipeline took for the same weights, steps and number"
-                    f" of images, in one batch{in_batches}, in a process of its own; median over rounds in turns; the"
+                    " of images, which it makes in one batch, in a process of its own; median over rounds in turns; the"
                     " cell's table has the others, too",
+                    count=images,
                 ),
                 Value(
                     name="one_image_times_diffusers",
@@ -148,6 +151,7 @@ class SpeedPeers(Task):
                 *speed_values(
                     {
                         "images": largest,
+                        "at_once": min(largest, config.batch_size),
                         "repeats": self.rounds,
                         "seconds_median": median,
                         "seconds_q1": low,
@@ -162,9 +166,9 @@ class SpeedPeers(Task):
             phases=phases,
             tables=[
                 _table(
-                    f"1 image, {self.rounds} rounds in turns"
+                    f"1 image at once, {self.rounds} rounds in turns"
                     if size == 1
-                    else f"{size:,} images at once{in_batches}, {self.rounds} rounds in turns",
+                    else f"{size:,} images{in_batches}, {self.rounds} rounds in turns",
                     size,
                     seconds[size],
                     found[size],
