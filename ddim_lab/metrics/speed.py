@@ -310,6 +310,7 @@ def speed_values(found: Mapping[str, Any]) -> list[Value]:
             it is put together `of_steps`.
     """
     images, fair = found["images"], not found["contended"]
+    at_once = found.get("at_once", images)
     timing: dict[str, Any] = {"section": "Speed", "table": "Timing", "fair": fair}
     each = Value(
         name="seconds_per_image",
@@ -317,11 +318,8 @@ def speed_values(found: Mapping[str, Any]) -> list[Value]:
         unit="s/image",
         column="an image",
         quartiles=(found["seconds_q1"] / images, found["seconds_q3"] / images),
-        count=found.get("at_once", images),
-        notes=(
-            WHOLE if found.get("at_once", images) == images else OF_BATCHES,
-            *([OF_STEPS] if found.get("of_steps") else []),
-        ),
+        count=at_once,
+        notes=(WHOLE if at_once == images else OF_BATCHES, *([OF_STEPS] if found.get("of_steps") else [])),
         **timing,
     )
     beside = [

@@ -112,13 +112,12 @@ class SpeedPeers(Task):
                         seconds[size][name].append(take(size))
                 contended = contended or meanwhile.seen or any(peer.contended for peer in others)
                 phases[f"batch {size}"] = time.perf_counter() - clock
-        largest = max(seconds)
         found = {
             size: {name: _ratio(of[name], of[OURS]) for name in of if name != OURS} for size, of in seconds.items()
         }
-        ours = seconds[largest][OURS]
+        ours = seconds[images][OURS]
         low, median, high = np.quantile(ours, (0.25, 0.5, 0.75)).tolist()
-        ratio, optimised = found[largest][DIFFUSERS], found[largest].get(OPTIMISED)
+        ratio, optimised = found[images][DIFFUSERS], found[images].get(OPTIMISED)
         in_batches = (
             f" in one batch, ours in batches of {config.batch_size:,}" if config.batch_size < images else " at once"
         )
@@ -146,19 +145,19 @@ class SpeedPeers(Task):
                 Value(name="times_diffusers_high", value=ratio.high),
                 Value(name="times_diffusers_coverage", value=ratio.coverage),
                 Value(name="times_diffusers_optimised", value=optimised.median if optimised else None),
-                Value(name="times_papers_code", value=found[largest][PAPER].median),
+                Value(name="times_papers_code", value=found[images][PAPER].median),
                 Value(name="one_image_seconds", value=float(np.median(seconds[1][OURS])), unit="s"),
                 *speed_values(
                     {
-                        "images": largest,
-                        "at_once": min(largest, config.batch_size),
+                        "images": images,
+                        "at_once": min(images, config.batch_size),
                         "repeats": self.rounds,
                         "seconds_median": median,
                         "seconds_q1": low,
                         "seconds_q3": high,
-                        "images_per_second": largest / median,
-                        "seconds_per_image": median / largest,
-                        "warmup_seconds": first[largest][OURS],
+                        "images_per_second": images / median,
+                        "seconds_per_image": median / images,
+                        "warmup_seconds": first[images][OURS],
                         "contended": contended,
                     }
                 ),
